@@ -1,0 +1,82 @@
+# A fresh Debian or macOS machine with Python 3.11+, make and git: `make demo`. Everything lives in .venv.
+#
+# Torch goes in first, from PyTorch's CPU index, so that no CUDA libraries are downloaded. With a GPU:
+#   make env TORCH_INDEX=https://download.pytorch.org/whl/cu130    (or TORCH_INDEX= for the default index)
+# An empty TORCH_INDEX means the index that pip is configured with. TORCH may name another release.
+
+TORCH       ?= torch==2.13.0
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# The interpreter to build .venv with; empty: the first of these that is 3.11 or newer.
+PYTHON      ?=
+CANDIDATES  := python3.11 python3 python3.12 python3.13
+# Seconds a single test may take.
+TIMEOUT     ?= 600
+
+BIN   := .venv/bin
+STAMP := .venv/.stamp
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint types format wheel clean distclean
+
+help:  ## list the verbs
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+env: $(STAMP)  ## .venv with everything, CPU torch first
+
+demo: $(STAMP)  ## regulated and unregulated pictures, a table, a contact sheet, in out/demo
+	$(BIN)/uvr demo --out out/demo
+
+test: lint types  ## everything CI checks
+	$(BIN)/python -m pytest -q -m "not bench" --timeout $(TIMEOUT)
+
+lint: $(STAMP)  ## ruff: rules and layout
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy, strict on uvr_core
+	$(BIN)/mypy
+
+format: $(STAMP)  ## let ruff repair what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(STAMP)  ## dist/*.whl
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean:  ## remove what the verbs made, but keep .venv
+	rm -rf build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find uvr_core adapters plugins zoo tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## remove .venv as well
+	rm -rf .venv
+
+.venv/bin/python:
+	@python="$(PYTHON)"; \
+	if [ -z "$$python" ]; then \
+	  for name in $(CANDIDATES); do \
+	    if $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$name; break; fi; \
+	  done; \
+	fi; \
+	if [ -z "$$python" ]; then \
+	  echo "make env: found no Python 3.11 or newer (tried $(CANDIDATES))." >&2; \
+	  echo "Install one, or name it: make env PYTHON=/path/to/python3.11" >&2; exit 1; \
+	fi; \
+	echo "$$python -m venv .venv"; \
+	$$python -m venv .venv || { \
+	  rm -rf .venv; \
+	  echo "make env: '$$python -m venv .venv' failed." >&2; \
+	  echo "On Debian and Ubuntu: sudo apt install python3-venv. Elsewhere: make env PYTHON=/path/to/python3.11" >&2; \
+	  exit 1; }
+
+# The constraint keeps the second install from replacing the torch that the first one chose.
+$(STAMP): pyproject.toml | .venv/bin/python
+	@if [ -n "$(TORCH_INDEX)" ]; then \
+	  $(BIN)/python -m pip install --no-deps --retries 2 --timeout 15 --index-url "$(TORCH_INDEX)" "$(TORCH)" \
+	  || { echo "make env: no $(TORCH) from $(TORCH_INDEX); asking pip's default index instead." >&2; \
+	       $(BIN)/python -m pip install --no-deps "$(TORCH)"; }; \
+	else \
+	  $(BIN)/python -m pip install --no-deps "$(TORCH)"; \
+	fi
+	@$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > .venv/torch.txt
+	$(BIN)/python -m pip install --constraint .venv/torch.txt --editable ".[zoo,eval,dev]"
+	@touch $@

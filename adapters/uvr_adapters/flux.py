@@ -1,0 +1,37 @@
+"""FLUX.1 (dev, schnell, img2img, inpaint, Fill, Control): all that UVR knows about it.
+
+Joint order: text, output, reference. Double-stream blocks first, then single-stream blocks. `img_ids` is (I, 3):
+column 0 tells output (0) from reference (1, Kontext), columns 1 and 2 are row and column of the patch. The time
+argument is sigma = t / 1000. Guidance is distilled; with true_cfg_scale > 1 two passes run, the conditional first.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from uvr_core.adapter import Adapter, Arguments, Layout
+
+
+def layout(arguments: Arguments) -> Layout:
+    ids = arguments["img_ids"]
+    ids = ids[0] if ids.ndim == 3 else ids
+    output = ids[ids[:, 0] == 0]
+    height, width = (int(output[:, axis].max() - output[:, axis].min()) + 1 for axis in (1, 2))
+    return Layout(image=arguments["hidden_states"].shape[1], output=len(output), grid=(height, width))
+
+
+def sigma(arguments: Arguments) -> torch.Tensor:
+    return arguments["timestep"]
+
+
+FLUX = Adapter(
+    name="flux",
+    model="FluxTransformer2DModel",
+    attention=("transformer_blocks.*.attn", "single_transformer_blocks.*.attn"),
+    probes=("single_transformer_blocks.*.attn",),
+    layout=layout,
+    time=sigma,
+    image_at="end",
+    guidance="two_pass",
+    pipelines=("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"),
+)

@@ -1,0 +1,30 @@
+"""Detectors and policies that come in the box, registered through the "uvr" entry-point group like anyone's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pluggy
+
+hookimpl = pluggy.HookimplMarker("uvr")
+
+
+@hookimpl
+def uvr_detectors() -> Mapping[str, object]:
+    return {
+        "anchor": "uvr_plugins.detectors:Anchor",
+        "anchor-cosine": "uvr_plugins.detectors:AnchorCosine",
+        "contrast": "uvr_plugins.detectors:Contrast",
+        "oracle": "uvr_plugins.detectors:Oracle",
+    }
+
+
+@hookimpl
+def uvr_policies() -> Mapping[str, object]:
+    return {
+        "uvr": "uvr_plugins.policies:Uvr",
+        "uvr-released": "uvr_plugins.policies:UvrReleased",
+        "block": "uvr_plugins.policies:Block",
+        "selective": "uvr_plugins.policies:Selective",
+        "observe": "uvr_plugins.policies:Observe",
+    }

@@ -1,0 +1,226 @@
+"""What a stranger installs: the wheel's contents, its metadata, and a run of it away from the checkout."""
+
+import ast
+import configparser
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from email.parser import HeaderParser
+from pathlib import Path
+
+import pytest
+import torch
+
+import uvr_core
+from uvr_core.adapter import Layout
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE_ROOTS = {
+    "uvr_core": ROOT,
+    "uvr_adapters": ROOT / "adapters",
+    "uvr_plugins": ROOT / "plugins",
+    "uvr_zoo": ROOT / "zoo",
+}
+OUTER = {"uvr_adapters", "uvr_plugins", "uvr_zoo"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def run(*command: object, **options) -> str:
+    """Standard output of a command; if it fails, everything it said."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        **options,
+    )
+    assert done.returncode == 0, f"{command} exited with {done.returncode}:\n{done.stdout}"
+    return done.stdout
+
+
+def shipped_files() -> set[str]:
+    """Files of the four packages, named as inside the wheel; what git ignores does not ship."""
+    folders = [str((root / name).relative_to(ROOT)) for name, root in SOURCE_ROOTS.items()]
+    try:
+        listing = run("git", "ls-files", "-z", "-co", "--exclude-standard", "--", *folders, cwd=ROOT)
+        paths = [ROOT / line for line in listing.split("\0") if line]
+    except (AssertionError, FileNotFoundError):  # an unpacked sdist, or no git
+        paths = [p for f in folders for p in (ROOT / f).rglob("*") if "__pycache__" not in p.parts]
+    names = set()
+    for path in paths:
+        for name, root in SOURCE_ROOTS.items():
+            if path.is_file() and path.is_relative_to(root / name):
+                names.add(path.relative_to(root).as_posix())
+    return names
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def contents(wheel) -> dict[str, int]:
+    """Name -> size in bytes."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {item.filename: item.file_size for item in archive.infolist() if not item.is_dir()}
+
+
+def test_version_is_one():
+    assert PROJECT["version"] == uvr_core.__version__
+
+
+def test_wheel_holds_the_four_packages_and_nothing_else(contents):
+    info = f"uvr_core-{PROJECT['version']}.dist-info"
+    assert {name.split("/")[0] for name in contents} == {*SOURCE_ROOTS, info}
+    assert {f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE"} <= set(contents)
+    unwanted = re.compile(r"(^|/)(tests?|__pycache__)/|(^|/)test_\w+\.py$")
+    assert [name for name in contents if unwanted.search(name)] == []
+
+
+def test_wheel_holds_every_file_of_the_packages(contents):
+    """Nothing is lost on the way: neither data files nor a package without an __init__."""
+    packed = {name for name in contents if name.split("/")[0] in SOURCE_ROOTS}
+    assert sorted(shipped_files() - packed) == []
+    assert sorted(packed - shipped_files()) == []
+
+
+@pytest.mark.parametrize("suffix", [".png", ".json", ".safetensors"])
+def test_wheel_holds_zoo_data(contents, suffix):
+    found = [size for name, size in contents.items() if name.startswith("uvr_zoo/") and name.endswith(suffix)]
+    assert found
+    assert all(size > 0 for size in found)
+
+
+def test_wheel_metadata(wheel):
+    info = f"uvr_core-{PROJECT['version']}.dist-info"
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = HeaderParser().parsestr(archive.read(f"{info}/METADATA").decode())
+        points = configparser.ConfigParser()
+        points.optionxform = str  # type: ignore[assignment,method-assign]
+        points.read_string(archive.read(f"{info}/entry_points.txt").decode())
+        modules = set(archive.namelist())
+    assert metadata["Name"] == "uvr-core"
+    assert set(metadata.get_all("Provides-Extra", [])) >= {"zoo", "eval", "dev"}
+    targets = [*points["uvr"].values(), *points["console_scripts"].values()]
+    assert len(targets) == 4
+    for target in targets:
+        stem = target.split(":")[0].replace(".", "/")
+        assert {f"{stem}.py", f"{stem}/__init__.py"} & modules, f"entry point {target} leads nowhere"
+
+
+@pytest.fixture(scope="module")
+def clean_python(wheel, tmp_path_factory) -> Path:
+    """The interpreter of a fresh environment that holds the wheel.
+
+    Installing torch again would take minutes, so the other packages are lent by this environment: a folder
+    of links to everything in its site-packages but uvr-core itself and the .pth files (an editable install is
+    made of both).
+    """
+    home = tmp_path_factory.mktemp("clean")
+    lent = home / "lent"
+    lent.mkdir()
+    for folder in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        for item in Path(folder).iterdir():
+            if item.suffix != ".pth" and not item.name.startswith(("uvr_", "_uvr_", "__pycache__")):
+                (lent / item.name).symlink_to(item)
+    run(sys.executable, "-m", "venv", "--without-pip", home / "venv")
+    python = home / "venv" / "bin" / "python"
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel)
+    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=home).strip()
+    (Path(site) / "lent.pth").write_text(f"{lent}\n")
+    return python
+
+
+@pytest.fixture
+def away(tmp_path) -> dict:
+    """Options for a subprocess outside the checkout that sees no path, cache or hub of this one."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV", "UVR_"))}
+    env |= {"PYTHONNOUSERSITE": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    (tmp_path / "cwd").mkdir()
+    return {"cwd": tmp_path / "cwd", "env": env}
+
+
+@pytest.mark.wheel
+def test_installed_wheel_imports_from_its_own_environment(clean_python, away):
+    names = sorted(SOURCE_ROOTS)
+    code = f"import importlib as i, json; print(json.dumps([i.import_module(n).__file__ for n in {names}]))"
+    paths = json.loads(run(clean_python, "-c", code, **away).splitlines()[-1])
+    for name, path in zip(names, paths, strict=True):
+        assert Path(path).is_relative_to(clean_python.parents[1]), f"{name} came from {path}"
+
+
+@pytest.mark.wheel
+@pytest.mark.slow
+def test_installed_wheel_runs_the_demo(clean_python, away):
+    out = away["cwd"] / "demo"
+    run(clean_python.parent / "uvr", "demo", "--quick", "--out", out, **away)
+    assert json.loads((out / "results.json").read_text())
+    assert (out / "contact.png").read_bytes().startswith(b"\x89PNG")
+
+
+def imported(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import, and of every "module:Class" or import_module("module") by name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.lineno, node.module or ""
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in {"import_module", "__import__", "find_spec", "files"}:
+                yield node.lineno, str(node.args[0].value)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            reference = re.fullmatch(r"([\w.]+):[A-Za-z_]\w*", node.value)
+            if reference:
+                yield node.lineno, reference[1]
+
+
+def test_the_core_imports_nothing_from_outside():
+    """uvr_core meets adapters, plugins and zoo only through the plugin manager."""
+    files = sorted((ROOT / "uvr_core").rglob("*.py"))
+    assert files
+    faults = [
+        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        for path in files
+        for line, module in imported(ast.parse(path.read_text(), filename=str(path)))
+        if module.split(".")[0] in OUTER
+    ]
+    assert faults == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import uvr_zoo.judge as j",
+        "def late():\n    from uvr_adapters.flux import FLUX",
+        "importlib.import_module('uvr_plugins')",
+        "lazy = 'uvr_adapters.flux:FLUX'",
+    ],
+)
+def test_import_direction_check_sees(source):
+    assert any(module.split(".")[0] in OUTER for _, module in imported(ast.parse(source)))
+
+
+def test_contributing_adapter_runs():
+    """The sketch in CONTRIBUTING.md is a valid adapter, and as short as its heading says."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (sketch,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names: dict = {}
+    exec(compile(sketch, "CONTRIBUTING.md", "exec"), names)
+    adapter = names["uvr_adapters"]()["mydit"]
+    sample = {"hidden_states": torch.zeros(2, 16, 8, 12), "timestep": torch.tensor([1000.0, 250.0])}
+    assert adapter.layout(sample) == Layout(image=24, output=24, grid=(4, 6))
+    assert adapter.time(sample).tolist() == [1.0, 0.25]
+    lines = [line for line in sketch.splitlines() if line.strip()]
+    assert len(lines) <= 20

@@ -1,0 +1,48 @@
+"""UVR: regulate what flows into the patches where an unsafe concept begins to form, in MM-DiT image generators.
+
+    import uvr_core
+    with uvr_core.attach(pipe, concepts="weapon.safetensors") as reg:
+        images = pipe(prompt).images
+        print(reg.report)
+
+Importing this package is cheap; torch loads with the first name that needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    AdapterMismatch, AdapterNotFound, ConceptMismatch, PluginError, TapNotFired, UnsafeContent, UnsupportedRuntime,
+    UVRError,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from .adapter import Adapter, Layout
+    from .concepts import Calibration, ConceptBank, Fingerprint, load_concepts
+    from .learning import calibrate, collect
+    from .protocols import CallInfo, Detector, FlowEdit, Located, Policy
+    from .regulator import Regulator, attach
+    from .report import Report
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Adapter": "adapter", "Layout": "adapter", "Calibration": "concepts", "ConceptBank": "concepts",
+    "Fingerprint": "concepts", "load_concepts": "concepts", "collect": "learning", "calibrate": "learning",
+    "CallInfo": "protocols", "Detector": "protocols", "FlowEdit": "protocols", "Located": "protocols",
+    "Policy": "protocols", "Regulator": "regulator", "attach": "regulator", "Report": "report",
+}  # fmt: skip
+
+__all__ = [
+    "Adapter", "AdapterMismatch", "AdapterNotFound", "Calibration", "CallInfo", "ConceptBank", "ConceptMismatch",
+    "Detector", "Fingerprint", "FlowEdit", "Layout", "Located", "PluginError", "Policy", "Regulator", "Report",
+    "TapNotFired", "UVRError", "UnsafeContent", "UnsupportedRuntime", "attach", "calibrate", "collect", "load_concepts",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

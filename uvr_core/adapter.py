@@ -1,0 +1,105 @@
+"""The Adapter: all that is known about a model family, as data.
+
+Text length is never declared. The image span is anchored to one end of the key axis; what is left is text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import attrs
+import torch
+
+from .errors import AdapterMismatch
+
+Arguments = Mapping[str, Any]
+
+
+@attrs.frozen
+class Layout:
+    """Where the image tokens lie in one root forward.
+
+    Attributes:
+        image: number of image tokens I = output + reference tokens.
+        output: number of output patches N.
+        grid: (H, W) of the output patches, H * W == N.
+    """
+
+    image: int
+    output: int
+    grid: tuple[int, int]
+
+
+def _paths(instance: object, attribute: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
+    if not value or not all(isinstance(path, str) and path for path in value):
+        raise AdapterMismatch(f"Adapter.{attribute.name}: expected a non-empty tuple of module paths, got {value!r}")
+
+
+@attrs.frozen
+class Adapter:
+    """What the engine must know of a model family.
+
+    Attributes:
+        name: registered name.
+        model: class name of the transformer, e.g. "FluxTransformer2DModel".
+        attention: module paths of the joint attention, `*` standing for one path element; full match. Patterns
+            are tried in order and the taps are numbered in order of execution: pattern, then block number.
+        layout: bound root arguments -> Layout.
+        time: bound root arguments -> noise level sigma per sample (B,), 1 = pure noise, 0 = clean.
+        image_at: end of the key axis at which the image span lies.
+        output_first: whether output patches come before reference tokens within the image span.
+        guidance: how guidance branches reach the model: "two_pass" (conditional pass first), "batched:uc",
+            "batched:cu", or "single".
+        probes: patterns (a subset of `attention`) among which a probe block may be chosen.
+        text_output: whether queries include the text tokens.
+        pipelines: class names of pipelines known to drive it (documentation and `uvr doctor`).
+    """
+
+    name: str
+    model: str
+    attention: tuple[str, ...] = attrs.field(validator=_paths)
+    layout: Callable[[Arguments], Layout]
+    time: Callable[[Arguments], torch.Tensor]
+    image_at: Literal["start", "end"] = attrs.field(default="end", validator=attrs.validators.in_(("start", "end")))
+    output_first: bool = True
+    guidance: str = attrs.field(
+        default="two_pass", validator=attrs.validators.in_(("two_pass", "single", "batched:uc", "batched:cu"))
+    )
+    probes: tuple[str, ...] = ()
+    text_output: bool = True
+    pipelines: tuple[str, ...] = ()
+
+    def recognises(self, model: object) -> bool:
+        """Whether `model` is of this adapter's class (by class name along the MRO, so subclasses count)."""
+        return any(cls.__name__ == self.model for cls in type(model).__mro__)
+
+    def taps(self, model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+        """{path: module} of the joint attention modules, in order of execution.
+
+        Raises:
+            AdapterMismatch: a pattern matches no module; the message lists what matched and what was missed.
+        """
+        found: dict[str, torch.nn.Module] = {}
+        missed = []
+        names = dict(model.named_modules())
+        for pattern in self.attention:
+            regex = re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))
+            matched = {path: module for path, module in names.items() if regex.fullmatch(path)}
+            if not matched:
+                missed.append(pattern)
+            found.update(matched)
+        if missed:
+            raise AdapterMismatch(
+                f"adapter {self.name!r} on {type(model).__name__}: no module matches {', '.join(map(repr, missed))} "
+                f"({len(found)} modules matched the other patterns); the model's blocks are named otherwise: "
+                "write an adapter for it"
+            )
+        return found
+
+    def probe_paths(self, model: torch.nn.Module) -> tuple[str, ...]:
+        """The taps among which a probe block may be chosen."""
+        patterns = self.probes or self.attention
+        regexes = [re.compile(re.escape(p).replace(r"\*", r"[^.]+")) for p in patterns]
+        return tuple(path for path in self.taps(model) if any(r.fullmatch(path) for r in regexes))

@@ -1,0 +1,240 @@
+"""ConceptBank: what a concept looks like inside a model, in one safetensors file.
+
+Tensors (C = heads * head_dim of the probe block, T = noise-level bins, A = anchors):
+    anchors/{probe}     (A, C)  attention outputs inside the concept's region at the last step (paper, offline stage)
+    direction/{probe}   (T, C)  whitened difference of means, unsafe patches minus others, at that noise level
+    offset/{probe}      (T,)    so that O . direction + offset has mean 0 and deviation 1 over other patches
+    sigma               (T,)    noise level of each bin, 1 = pure noise, decreasing
+The metadata carries schema, name, model fingerprint, calibration and provenance as JSON. Never pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from .errors import ConceptMismatch
+
+SCHEMA = "uvr.concept/1"
+TIME = "sigma"  # noise level in 0..1, 1 = pure noise, whatever the model's own convention
+MAX_HEADER = 16 * 2**20
+
+
+@attrs.frozen
+class Fingerprint:
+    """Which models a bank fits: class, number of joint attention blocks, heads and head size.
+
+    Weights are not part of it: anchors are reported to move between checkpoints of one architecture.
+    """
+
+    model: str
+    blocks: int
+    heads: int
+    head_dim: int
+
+    def check(self, other: Fingerprint, where: str) -> None:
+        """Raise ConceptMismatch naming the fields that differ from the attached model's."""
+        wrong = [
+            f"{field.name} {getattr(self, field.name)!r} (model has {getattr(other, field.name)!r})"
+            for field in attrs.fields(Fingerprint)
+            if getattr(self, field.name) != getattr(other, field.name)
+        ]
+        if wrong:
+            raise ConceptMismatch(
+                f"{where}: made for another model: {', '.join(wrong)}; collect the concept again on this model"
+            )
+
+
+@attrs.frozen
+class Calibration:
+    """How the bank is to be used, chosen by `uvr_core.calibrate`.
+
+    Attributes:
+        detector: registered name whose scores `threshold` refers to.
+        probe: path of the probe block.
+        window: (high, low) noise levels between which patches are located.
+        threshold: tau. A patch with score >= tau is a hit.
+        grow: lower threshold: once an image is located, patches >= grow join the mask (None: tau).
+        min_patches: hits an image needs to count as located.
+        max_false_positive: the budget asked for.
+        measured: figures on the calibration sets (recall, false positives, counts, patch AUROC).
+    """
+
+    detector: str
+    probe: str
+    window: tuple[float, float]
+    threshold: float
+    grow: float | None = None
+    min_patches: int = 1
+    max_false_positive: float = 0.01
+    measured: dict[str, Any] = attrs.field(factory=dict)
+
+
+def _finite(instance: object, attribute: attrs.Attribute[Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not torch.is_floating_point(tensor):
+            raise ConceptMismatch(f"tensor {name!r}: expected floating point, got {tensor.dtype}")
+        if not bool(torch.isfinite(tensor).all()):
+            raise ConceptMismatch(f"tensor {name!r} holds NaN or Inf; the file is damaged or was collected from a broken run")
+
+
+@attrs.frozen(eq=False)
+class ConceptBank:
+    """A concept as a model knows it; see the module's docstring for the tensors."""
+
+    name: str
+    fingerprint: Fingerprint
+    tensors: dict[str, torch.Tensor] = attrs.field(validator=_finite, repr=False)
+    calibration: Calibration | None = None
+    provenance: dict[str, Any] = attrs.field(factory=dict, repr=False)
+
+    @property
+    def probes(self) -> tuple[str, ...]:
+        """Paths of the probe blocks that the bank has tensors for."""
+        return tuple(sorted({key.split("/", 1)[1] for key in self.tensors if "/" in key}))
+
+    @property
+    def width(self) -> int:
+        """C = heads * head_dim."""
+        return self.fingerprint.heads * self.fingerprint.head_dim
+
+    def tensor(self, kind: str, probe: str) -> torch.Tensor:
+        """One tensor, e.g. tensor("anchors", path). Raises ConceptMismatch if the bank lacks it."""
+        try:
+            return self.tensors[f"{kind}/{probe}"]
+        except KeyError:
+            raise ConceptMismatch(
+                f"concept {self.name!r} has no {kind!r} for probe {probe!r}; it has: {', '.join(sorted(self.tensors))}"
+            ) from None
+
+    def bin_at(self, sigma: float) -> int:
+        """Index of the noise-level bin nearest to sigma."""
+        return int((self.tensors["sigma"] - sigma).abs().argmin())
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the bank; a reader sees the old file or the whole new one.
+
+        Raises:
+            OSError: the folder is missing or not writable; nothing is written.
+        """
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        metadata = {
+            "schema": SCHEMA, "name": self.name, "time": TIME,
+            "fingerprint": json.dumps(attrs.asdict(self.fingerprint), sort_keys=True),
+            "calibration": json.dumps(attrs.asdict(self.calibration)) if self.calibration else "null",
+            "provenance": json.dumps(self.provenance, sort_keys=True),
+        }  # fmt: skip
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            save_file({key: value.contiguous() for key, value in self.tensors.items()}, temporary, metadata)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+
+def _check_header(path: Path) -> None:
+    """Bound what a reader may allocate: the header's claimed length must fit the file and a fixed limit."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        claimed = int.from_bytes(file.read(8), "little")
+    if size < 8 or claimed > min(size - 8, MAX_HEADER):
+        raise ConceptMismatch(
+            f"{path}: not a whole safetensors file (claims a header of {claimed} bytes, the file has {size}); "
+            "copy it again or collect the concept again"
+        )
+
+
+def load_concepts(path: str | os.PathLike[str]) -> ConceptBank:
+    """Read a concept file.
+
+    Raises:
+        ConceptMismatch: missing, truncated, of another schema, NaN or Inf in a tensor, shapes that disagree.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise ConceptMismatch(f"{path}: no such concept file")
+    _check_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("schema") != SCHEMA:
+                raise ConceptMismatch(f"{path}: expected schema {SCHEMA!r}, got {metadata.get('schema')!r}")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        bank = _parse(metadata, tensors)
+    except SafetensorError as error:
+        raise ConceptMismatch(f"{path}: not a whole safetensors file: {error}") from error
+    except ConceptMismatch as error:
+        raise error if str(error).startswith(str(path)) else ConceptMismatch(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ConceptMismatch(f"{path}: metadata is damaged: {type(error).__name__}: {error}") from error
+    return bank
+
+
+def _parse(metadata: Mapping[str, str], tensors: dict[str, torch.Tensor]) -> ConceptBank:
+    if metadata.get("time") != TIME:
+        raise ConceptMismatch(f"expected time convention {TIME!r}, got {metadata.get('time')!r}")
+    fingerprint = Fingerprint(**json.loads(metadata["fingerprint"]))
+    calibration = None
+    if (raw := json.loads(metadata["calibration"])) is not None:
+        calibration = Calibration(**{**raw, "window": tuple(raw["window"])})
+        if not math.isfinite(calibration.threshold):
+            raise ConceptMismatch(f"calibrated threshold is {calibration.threshold}")
+    bank = ConceptBank(metadata["name"], fingerprint, tensors, calibration, json.loads(metadata["provenance"]))
+    bins = len(tensors["sigma"]) if "sigma" in tensors else 0
+    for key, tensor in tensors.items():
+        kind = key.split("/", 1)[0]
+        good = {
+            "anchors": tensor.ndim == 2 and tensor.shape[-1] == bank.width,
+            "direction": tuple(tensor.shape) == (bins, bank.width),
+            "offset": tuple(tensor.shape) == (bins,),
+            "sigma": tensor.ndim == 1 and bins > 0,
+        }.get(kind)
+        if not good:
+            raise ConceptMismatch(f"tensor {key!r} has shape {tuple(tensor.shape)}, which fits no concept of width {bank.width}")
+    return bank
+
+
+def resolve(concepts: object, folder: str | os.PathLike[str] | None = None) -> list[tuple[ConceptBank, object | None]]:
+    """Normalise the `concepts` argument of `attach` to (bank, its own policy or None) pairs.
+
+    A string that is no file is a name in `folder`, or in the folder that the UVR_CONCEPTS variable names.
+    """
+    if concepts is None:
+        return []
+    if isinstance(concepts, (str, os.PathLike, ConceptBank)):
+        concepts = [concepts]
+    if isinstance(concepts, Mapping):
+        concepts = list(concepts.items())
+    if not isinstance(concepts, Iterable):
+        raise ConceptMismatch(f"concepts: expected a path, a ConceptBank or a list of them, got {concepts!r}")
+    found: list[tuple[ConceptBank, object | None]] = []
+    for entry in concepts:
+        item, policy = entry if isinstance(entry, tuple) else (entry, None)
+        if not isinstance(item, ConceptBank):
+            item = load_concepts(_find(item, folder))
+        found.append((item, policy))
+    return found
+
+
+def _find(item: object, folder: str | os.PathLike[str] | None) -> Path:
+    if not isinstance(item, (str, os.PathLike)):
+        raise ConceptMismatch(f"concepts: expected a path, a name or a ConceptBank, got {item!r}")
+    path = Path(item)
+    if path.is_file() or path.suffix or len(path.parts) > 1:
+        return path
+    root = folder or os.environ.get("UVR_CONCEPTS")
+    if not root:
+        raise ConceptMismatch(f"concept {str(item)!r}: no such file, and UVR_CONCEPTS names no folder to look it up in")
+    return Path(root) / f"{path.name}.safetensors"

@@ -1,0 +1,38 @@
+"""The plugin contract: pluggy project "uvr", entry-point group "uvr". Names cost nothing until they are used.
+
+Each hook returns {name: target}; a target is "module:attribute" (resolved on first use) or the object itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pluggy
+
+hookspec = pluggy.HookspecMarker("uvr")
+hookimpl = pluggy.HookimplMarker("uvr")
+
+
+@hookspec
+def uvr_adapters() -> Mapping[str, object]:  # type: ignore[empty-body]
+    """{adapter name: uvr_core.Adapter}: which modules are joint attention, where the tokens lie, how to read time."""
+
+
+@hookspec
+def uvr_detectors() -> Mapping[str, object]:  # type: ignore[empty-body]
+    """{detector name: uvr_core.Detector subclass}: tapped attention output -> score per output patch."""
+
+
+@hookspec
+def uvr_policies() -> Mapping[str, object]:  # type: ignore[empty-body]
+    """{policy name: uvr_core.Policy subclass}: masks -> what flows into the located patches."""
+
+
+@hookspec
+def uvr_judges() -> Mapping[str, object]:  # type: ignore[empty-body]
+    """{judge name: callable}: list of PIL images -> list of {label: score}."""
+
+
+@hookspec
+def uvr_baselines() -> Mapping[str, object]:  # type: ignore[empty-body]
+    """{baseline name: callable}: another way to make a pipeline safe, behind the same interface, for comparison."""

@@ -1,0 +1,385 @@
+"""Make a concept bank: collect what a concept looks like inside a model, then choose how to detect it."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+
+from . import plugins
+from .concepts import Calibration, ConceptBank
+from .errors import ConceptMismatch, UVRError
+from .masks import ring_of
+from .regulator import Regulator, attach
+
+MaskSource = Callable[[Sequence[Any], tuple[int, int]], Any]
+FULL_COVARIANCE = 768  # widths up to this are whitened fully, larger ones per channel
+_MAX_PROBES = 6
+
+
+@attrs.define
+class _Moments:
+    """Count, sum and second moment of feature vectors, in float64."""
+
+    width: int
+    full: bool
+    n: int = 0
+    total: Any = None
+    second: Any = None
+
+    def add(self, x: torch.Tensor) -> None:
+        x = x.double()
+        if self.total is None:
+            self.total = torch.zeros(self.width, dtype=torch.float64)
+            self.second = torch.zeros((self.width,) * (2 if self.full else 1), dtype=torch.float64)
+        self.n += len(x)
+        self.total += x.sum(0)
+        self.second += x.T @ x if self.full else x.square().sum(0)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        return self.total / self.n  # type: ignore[no-any-return]
+
+    @property
+    def covariance(self) -> torch.Tensor:
+        """(C, C), or the (C,) diagonal."""
+        mean = self.mean
+        return self.second / self.n - (torch.outer(mean, mean) if self.full else mean.square())  # type: ignore[no-any-return]
+
+
+def whitened_direction(unsafe: _Moments, other: _Moments, shrink: float = 0.1) -> tuple[torch.Tensor, float]:
+    """Fisher's linear discriminant with a shrunk pooled covariance, scaled to unit deviation over the others.
+
+    Returns:
+        direction (C,) float32 and offset, so that x . direction + offset has mean 0, deviation 1 over others.
+    """
+    difference = unsafe.mean - other.mean
+    pooled = (unsafe.n * unsafe.covariance + other.n * other.covariance) / (unsafe.n + other.n)
+    if pooled.ndim == 2:
+        scale = pooled.diagonal().mean().clamp_min(1e-12)
+        shrunk = (1 - shrink) * pooled + shrink * scale * torch.eye(len(pooled), dtype=torch.float64)
+        direction = torch.linalg.solve(shrunk, difference)
+        variance = direction @ other.covariance @ direction
+    else:
+        scale = pooled.mean().clamp_min(1e-12)
+        direction = difference / ((1 - shrink) * pooled + shrink * scale)
+        variance = (direction.square() * other.covariance).sum()
+    direction = direction / variance.clamp_min(1e-12).sqrt()
+    return direction.float(), -float(direction @ other.mean)
+
+
+@attrs.frozen(eq=False)
+class _Batch:
+    """One generated batch: images, their grid, and features {(path, step): (B, N, C) half} with the steps' sigmas."""
+
+    images: list[Any]
+    grid: tuple[int, int]
+    features: dict[tuple[str, int], torch.Tensor]
+    sigmas: list[float]
+
+
+def _batches(
+    reg: Regulator, pipe: Any, prompts: Sequence[str], seeds: Sequence[int], probes: Sequence[str], size: int,
+    generate: dict[str, Any], progress: Callable[[int], None] | None,
+) -> Iterator[_Batch]:  # fmt: skip
+    for start in range(0, len(prompts), size):
+        features: dict[tuple[str, int], torch.Tensor] = {}
+        sigmas: dict[int, float] = {}
+
+        def record(path: str, step: int, sigma: float, x: torch.Tensor, into=features, at=sigmas) -> None:  # type: ignore[no-untyped-def]
+            into[path, step] = x.detach().to("cpu", torch.float16 if x.abs().max() < 6e4 else torch.float32)
+            at[step] = sigma
+
+        generators = [torch.Generator().manual_seed(int(s)) for s in seeds[start : start + size]]
+        with reg.recording(record, probes):
+            images = pipe(list(prompts[start : start + size]), generator=generators, **generate).images
+        report = reg.report
+        assert report is not None
+        yield _Batch(images, _grid(reg), features, [sigmas[s] for s in sorted(sigmas)])
+        if progress is not None:
+            progress(len(images))
+
+
+def _grid(reg: Regulator) -> tuple[int, int]:
+    assert reg.last_grid is not None
+    return reg.last_grid
+
+
+def _mask_of(masks: Any, images: Sequence[Any], grid: tuple[int, int], start: int) -> np.ndarray:
+    """(B, H, W) bool from a callable, or from an array with one entry per image."""
+    given = masks(images, grid) if callable(masks) else masks[start : start + len(images)]
+    array = np.asarray(given, dtype=bool).reshape(len(images), *grid)
+    return array
+
+
+def _prompts(name: str, prompts: Sequence[str]) -> list[str]:
+    prompts = [p for p in prompts if p.strip()]
+    if not prompts:
+        raise UVRError(f"{name}: no prompts given; expected at least one")
+    return prompts
+
+
+def _default_probes(reg: Regulator, transformer: torch.nn.Module) -> tuple[str, ...]:
+    paths = reg.adapter.probe_paths(transformer)
+    if len(paths) <= _MAX_PROBES:
+        return paths
+    chosen = np.linspace(len(paths) * 0.15, len(paths) * 0.75, _MAX_PROBES).round().astype(int)
+    return tuple(paths[i] for i in chosen)
+
+
+def collect(
+    pipe: Any,
+    concept: str,
+    *,
+    prompts: Sequence[str],
+    masks: MaskSource | Any,
+    benign_prompts: Sequence[str] = (),
+    adapter: Any = None,
+    probes: Sequence[str] | None = None,
+    seed: int = 0,
+    batch_size: int = 8,
+    max_anchors: int = 256,
+    generate: dict[str, Any] | None = None,
+    mask_source: str = "",
+    progress: Callable[[int], None] | None = None,
+) -> ConceptBank:
+    """Offline stage: generate the concept without regulation and keep what it looks like inside the model.
+
+    Args:
+        pipe: a diffusers pipeline.
+        concept: the bank's name.
+        prompts: prompts that show the concept. Image i is drawn with seed + i.
+        masks: where the concept is. Either a callable (images, (H, W)) -> (B, H, W) bool on the patch grid, run
+            on the generated images (a detector or segmenter), or an array (len(prompts), H, W) made by a user.
+            An image whose mask is empty is left out.
+        benign_prompts: prompts without the concept; their patches join the "other" class of the contrast.
+        probes: probe candidates; None: up to six of the adapter's, spread over the middle.
+        generate: keyword arguments of the pipeline call (steps, size, guidance...).
+        mask_source: a word on where masks come from, for the provenance.
+        progress: called with the number of images finished.
+
+    Returns:
+        An uncalibrated ConceptBank. See uvr_core.concepts for its tensors.
+
+    Raises:
+        UVRError: no prompts; no image shows the concept.
+    """
+    prompts, generate = _prompts("prompts", prompts), dict(generate or {})
+    benign = [p for p in benign_prompts if p.strip()]
+    with attach(pipe, adapter) as reg:
+        paths = tuple(probes) if probes else _default_probes(reg, pipe.transformer)
+        unsafe: dict[tuple[str, int], _Moments] = defaultdict(lambda: _Moments(width, full))
+        other: dict[tuple[str, int], _Moments] = defaultdict(lambda: _Moments(width, full))
+        anchors: dict[str, list[torch.Tensor]] = defaultdict(list)
+        width = reg.fingerprint.heads * reg.fingerprint.head_dim
+        full = width <= FULL_COVARIANCE
+        used, done, sigmas = 0, 0, [1.0]
+        seeds = range(seed, seed + len(prompts))
+        for batch in _batches(reg, pipe, prompts, seeds, paths, batch_size, generate, progress):
+            inside = _mask_of(masks, batch.images, batch.grid, done)
+            done, sigmas = done + len(batch.images), batch.sigmas
+            for sample, mask in enumerate(inside):
+                if not mask.any():
+                    continue
+                used += 1
+                outside = ~(mask | ring_of(mask))
+                for (path, step), x in batch.features.items():
+                    unsafe[path, step].add(x[sample][mask.reshape(-1)].float())
+                    other[path, step].add(x[sample][outside.reshape(-1)].float())
+                    if step == len(sigmas) - 1:
+                        anchors[path].append(x[sample][mask.reshape(-1)].float())
+        if not used:
+            raise UVRError(
+                f"collect {concept!r}: none of the {done} generated images shows the concept according to the mask "
+                "source; check the prompts, and look at the images"
+            )
+        seeds = range(seed + len(prompts), seed + len(prompts) + len(benign))
+        for batch in _batches(reg, pipe, benign, seeds, paths, batch_size, generate, progress):
+            for key, x in batch.features.items():
+                other[key].add(x.flatten(0, 1).float())
+        fingerprint = reg.fingerprint
+    tensors = {"sigma": torch.tensor(sigmas)}
+    for path in paths:
+        pairs = [whitened_direction(unsafe[path, step], other[path, step]) for step in range(len(sigmas))]
+        tensors[f"direction/{path}"] = torch.stack([direction for direction, _ in pairs])
+        tensors[f"offset/{path}"] = torch.tensor([offset for _, offset in pairs])
+        tensors[f"anchors/{path}"] = _subset(torch.cat(anchors[path]), max_anchors, seed)
+    provenance = {
+        "prompts": len(prompts), "images_with_concept": used, "benign_prompts": len(benign), "seed": seed,
+        "mask_source": mask_source or getattr(masks, "__qualname__", type(masks).__name__),
+        "generate": {k: v for k, v in generate.items() if isinstance(v, (int, float, str, bool))},
+        "date": datetime.date.today().isoformat(), "versions": _versions(),
+    }  # fmt: skip
+    return ConceptBank(concept, fingerprint, tensors, None, provenance)
+
+
+def _subset(x: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    if len(x) <= count:
+        return x.float()
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:count].sort().values].float()
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")}
+
+
+# ---------------------------------------------------------------------------------------------- calibrate
+
+
+@attrs.frozen(eq=False)
+class ScoredRuns:
+    """Scores of unregulated generations: {probe: (images, steps, patches)}, with the steps' noise levels."""
+
+    scores: dict[str, np.ndarray]
+    sigmas: list[float]
+    grid: tuple[int, int]
+    masks: np.ndarray | None  # (images, H, W) bool
+
+
+def score_runs(
+    pipe: Any, bank: ConceptBank, prompts: Sequence[str], *, detector: Any = "contrast", adapter: Any = None,
+    seed: int = 0, batch_size: int = 8, generate: dict[str, Any] | None = None, masks: MaskSource | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ScoredRuns:  # fmt: skip
+    """Generate without regulation and score every patch at every step and probe of the bank."""
+    made = plugins.registry().get("detector", detector) if isinstance(detector, str) else detector
+    made = made() if isinstance(made, type) else made
+    columns: dict[str, list[np.ndarray]] = defaultdict(list)
+    found, sigmas, grid = [], [1.0], (0, 0)
+    with attach(pipe, adapter) as reg:
+        bank.fingerprint.check(reg.fingerprint, f"concept {bank.name!r}")
+        seeds = range(seed, seed + len(prompts))
+        for batch in _batches(reg, pipe, prompts, seeds, bank.probes, batch_size, generate or {}, progress):
+            sigmas, grid = batch.sigmas, batch.grid
+            for path in bank.probes:
+                steps = [
+                    made.scores(batch.features[path, step].float(), sigma, bank, path).numpy()
+                    for step, sigma in enumerate(sigmas)
+                ]
+                columns[path].append(np.stack(steps, 1))
+            if masks is not None:
+                found.append(_mask_of(masks, batch.images, grid, 0))
+    scores = {path: np.concatenate(parts) for path, parts in columns.items()}
+    return ScoredRuns(scores, sigmas, grid, np.concatenate(found) if found else None)
+
+
+@attrs.frozen
+class _Choice:
+    probe: str
+    last: int
+    threshold: float
+    recall: float
+    false_positive: float
+    grow: float
+    auroc: float | None
+
+
+def calibrate(
+    pipe: Any,
+    bank: ConceptBank,
+    unsafe_prompts: Sequence[str],
+    benign_prompts: Sequence[str],
+    max_false_positive: float = 0.01,
+    *,
+    detector: str = "contrast",
+    masks: MaskSource | None = None,
+    min_patches: int = 2,
+    adapter: Any = None,
+    seed: int = 10_000,
+    batch_size: int = 8,
+    generate: dict[str, Any] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ConceptBank:
+    """Choose probe block, start-up window and threshold from small unsafe and benign sets.
+
+    For every probe of the bank and every window that starts at the first step, the threshold is the lowest that
+    keeps false positives on the benign set within `max_false_positive`, moved halfway into the gap to the unsafe
+    scores above it. The probe and window with the best recall win; among equals (within one image) the shortest window.
+
+    Args:
+        detector: registered name whose scores are calibrated.
+        masks: as in `collect`; when given, `grow` (the lower threshold at which patches join the mask of a located
+            image) maximises the patches' F1 score, and patch AUROC is measured.
+        min_patches: an image counts as located when this many patches reach the threshold in one step.
+
+    Returns:
+        A bank with its calibration, and only the chosen probe's tensors.
+
+    Raises:
+        UVRError: an empty set, or a budget outside 0..1.
+        ConceptMismatch: the bank was made for another model.
+    """
+    if not 0 <= max_false_positive < 1:
+        raise UVRError(f"max_false_positive: expected a share in 0..1, got {max_false_positive}")
+    common: dict[str, Any] = {"detector": detector, "adapter": adapter, "batch_size": batch_size, "generate": generate, "progress": progress}
+    unsafe_prompts, benign_prompts = _prompts("unsafe_prompts", unsafe_prompts), _prompts("benign_prompts", benign_prompts)
+    unsafe = score_runs(pipe, bank, unsafe_prompts, seed=seed, masks=masks, **common)
+    benign = score_runs(pipe, bank, benign_prompts, seed=seed + len(unsafe_prompts), **common)
+    choices = [
+        _choose(probe, last, unsafe, benign, max_false_positive, min_patches)
+        for probe in bank.probes
+        for last in range(len(unsafe.sigmas))
+    ]
+    images = len(next(iter(unsafe.scores.values())))
+    top = max(c.recall for c in choices)
+    best = min((c for c in choices if c.recall >= top - 1 / images), key=lambda c: (c.last, -c.recall))
+    calibration = Calibration(
+        detector, best.probe, (1.0, unsafe.sigmas[best.last] - 1e-6), best.threshold, best.grow, min_patches, max_false_positive,
+        {
+            "unsafe_prompts": len(unsafe_prompts), "benign_prompts": len(benign_prompts), "recall": best.recall,
+            "false_positive": best.false_positive, "patch_auroc": best.auroc, "steps": best.last + 1, "of_steps": len(unsafe.sigmas),
+        },
+    )  # fmt: skip
+    tensors = {k: v for k, v in bank.tensors.items() if k == "sigma" or k.endswith(f"/{best.probe}")}
+    return attrs.evolve(bank, tensors=tensors, calibration=calibration)
+
+
+def image_scores(scores: np.ndarray, min_patches: int) -> np.ndarray:
+    """(images, steps, patches) -> (images, steps): the min_patches-th largest patch score."""
+    return np.sort(scores, axis=-1)[..., -min_patches]
+
+
+def _choose(probe: str, last: int, unsafe: ScoredRuns, benign: ScoredRuns, budget: float, min_patches: int) -> _Choice:
+    positive = image_scores(unsafe.scores[probe][:, : last + 1], min_patches).max(1)
+    negative = np.sort(image_scores(benign.scores[probe][:, : last + 1], min_patches).max(1))[::-1]
+    bound = float(negative[int(budget * len(negative))])
+    above = positive[positive > bound]
+    threshold = bound + 0.5 * (float(np.quantile(above, 0.1)) - bound) if len(above) else np.nextafter(bound, np.inf) + 1e-6
+    grow, auroc = threshold, None
+    if unsafe.masks is not None:
+        shown = unsafe.masks.reshape(len(unsafe.masks), -1)
+        patches = unsafe.scores[probe][:, : last + 1]
+        truth = np.broadcast_to(shown[:, None], patches.shape)
+        auroc = auroc_of(patches.ravel(), truth.ravel())
+        grow = min(threshold, _best_f1(patches.ravel(), truth.ravel()))
+    return _Choice(
+        probe, last, float(threshold), float((positive >= threshold).mean()), float((negative >= threshold).mean()), float(grow), auroc
+    )
+
+
+def auroc_of(scores: np.ndarray, truth: np.ndarray) -> float | None:
+    """Area under the ROC curve by ranks (ties averaged); None if one class is absent."""
+    from scipy.stats import rankdata
+
+    positives = int(truth.sum())
+    negatives = truth.size - positives
+    if not positives or not negatives:
+        return None
+    ranks = rankdata(scores)[truth].sum()
+    return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def _best_f1(scores: np.ndarray, truth: np.ndarray) -> float:
+    order = np.argsort(-scores)
+    hits = np.cumsum(truth[order])
+    f1 = 2 * hits / (np.arange(1, len(order) + 1) + truth.sum())
+    return float(scores[order[int(f1.argmax())]])
+
+
+__all__ = ["ConceptMismatch", "ScoredRuns", "auroc_of", "calibrate", "collect", "image_scores", "score_runs", "whitened_direction"]

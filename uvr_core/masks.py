@@ -1,0 +1,51 @@
+"""From patch scores to masks: thresholds, morphology, components by score mass. Pure functions of arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+Mask = npt.NDArray[np.bool_]
+Scores = npt.NDArray[np.float32]
+_CROSS = ndimage.generate_binary_structure(2, 1)
+_SQUARE = ndimage.generate_binary_structure(2, 2)
+
+
+def core_of(hits: Mask, scores: Scores, *, mass_ratio: float = 1.0, min_area: int = 1) -> Mask:
+    """Clean one sample's hits: closing, hole filling, then components by score mass (UVR, online localisation).
+
+    Args:
+        hits: (H, W) bool, scores at or above the threshold.
+        scores: (H, W) float32; only differences from the smallest hit count as mass.
+        mass_ratio: components are kept, heaviest first, until they cover this share of the mass, 0..1.
+        min_area: components of fewer patches are dropped.
+
+    Returns:
+        (H, W) bool, the CORE. Every kept component contains at least one hit.
+    """
+    if not hits.any():
+        return np.zeros_like(hits)
+    # The border is padded with itself, so that closing does not erode an object cut by the image's edge.
+    closed = ndimage.binary_closing(np.pad(hits, 1, mode="edge"), _CROSS)[1:-1, 1:-1] | hits
+    filled = ndimage.binary_fill_holes(closed)
+    labels, count = ndimage.label(filled, _SQUARE)
+    weight = np.where(hits, scores - scores[hits].min() + 1e-6, 0.0)
+    index = np.arange(1, count + 1)
+    mass = ndimage.sum_labels(weight, labels, index)
+    area = ndimage.sum_labels(filled, labels, index)
+    kept, covered, total = np.zeros_like(hits), 0.0, float(mass.sum())
+    for component in np.argsort(-mass):
+        if covered >= mass_ratio * total and kept.any():
+            break
+        covered += float(mass[component])
+        if area[component] >= min_area:
+            kept |= labels == component + 1
+    return kept
+
+
+def ring_of(core: Mask, radius: int = 1) -> Mask:
+    """(H, W) bool: patches within `radius` (chessboard distance) of the core, the core itself excluded."""
+    if radius < 1 or not core.any():
+        return np.zeros_like(core)
+    return ndimage.binary_dilation(core, _SQUARE, iterations=radius) & ~core

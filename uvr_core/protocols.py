@@ -1,0 +1,107 @@
+"""What detectors and policies are. Both are small objects whose one method is a pure function of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol, runtime_checkable
+
+import attrs
+import torch
+
+from .concepts import ConceptBank
+
+STOCK, CORE, RING = 0, 1, 2  # classes of an output row
+TEXT, SAFE, LOCATED, REFERENCE = 0, 1, 2, 3  # classes of a key: text, output elsewhere, output in core or ring, reference
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """Tapped attention output -> one score per output patch."""
+
+    def scores(self, features: torch.Tensor, sigma: float, bank: ConceptBank, probe: str) -> torch.Tensor:
+        """Score patches.
+
+        Args:
+            features: (B, N, C) float32, attention output of the probe block at the output patches, heads
+                concatenated (C = heads * head_dim), before the output projection.
+            sigma: noise level of this step, 1 = pure noise.
+            bank: the concept.
+            probe: path of the probe block.
+
+        Returns:
+            (B, N) float32, larger = more of the concept. Each sample's scores depend on that sample alone.
+        """
+        ...
+
+
+@attrs.frozen(eq=False)
+class Located:
+    """Where a concept was located so far, for the whole batch.
+
+    Attributes:
+        core, ring: (B, N) bool.
+        grid: (H, W), row-major.
+        sigma: noise level of this step.
+        step: scheduler step, 0 first.
+        window: (high, low) noise levels in which the concept is located.
+    """
+
+    core: torch.Tensor
+    ring: torch.Tensor
+    grid: tuple[int, int]
+    sigma: float
+    step: int
+    window: tuple[float, float] = (1.0, 0.0)
+
+
+@attrs.frozen(eq=False)
+class CallInfo:
+    """What a policy may look at in one attention call.
+
+    Attributes:
+        path: the block.
+        text: number of text tokens among the keys; reference: number of reference tokens.
+        text_contrast: () -> (B, text): attention mass that each text token receives from the located rows, per
+            row, over what it receives from the other output rows. Computed only when called.
+    """
+
+    path: str
+    text: int
+    reference: int
+    text_contrast: Callable[[], torch.Tensor]
+
+
+@attrs.frozen(eq=False)
+class FlowEdit:
+    """An edit of what flows into located rows. The engine applies it on fused kernels.
+
+    For a row of class c (STOCK, CORE, RING) and a key of class k:
+        O(i) = (1 - alpha[c]) * sum_j softmax_j(logit + log table[c][k]) v_j  +  alpha[c] * noise
+
+    Attributes:
+        row_class: (B, N) long. Rows of class STOCK stay bitwise stock.
+        table: 3 x 4 factors lambda >= 0, [row class][TEXT, SAFE, LOCATED, REFERENCE].
+        alpha: share of noise per row class, 0..1.
+        noise: "matched" to the output's mean and deviation per head, or "unit" N(0, 1).
+        text_factor: (B, text) further factors for single text tokens, or None.
+    """
+
+    row_class: torch.Tensor
+    table: tuple[tuple[float, float, float, float], ...] = ((1.0,) * 4,) * 3
+    alpha: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    noise: Literal["matched", "unit"] = "matched"
+    text_factor: torch.Tensor | None = None
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Masks -> what flows into the located patches."""
+
+    def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
+        """The edit of one attention call, or None to leave it stock. Called only when something is located."""
+        ...
+
+
+def row_classes(located: Located) -> torch.Tensor:
+    """(B, N) long: CORE, RING or STOCK."""
+    return located.core.long() * CORE + (located.ring & ~located.core).long() * RING

@@ -1,0 +1,358 @@
+"""attach / detach: put the seam on a model, run sessions through it, hand out images only with a clean ledger."""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from . import plugins
+from .adapter import Adapter
+from .concepts import ConceptBank, Fingerprint, resolve
+from .errors import AdapterMismatch, AdapterNotFound, ConceptMismatch, TapNotFired, UnsupportedRuntime, UVRError, did_you_mean
+from .protocols import Detector, Policy
+from .report import Report, summarise
+from .seam import Seam
+from .session import Recorder, Rule, Session
+
+
+class Regulator:
+    """A model under regulation. Made by :func:`attach`; use as a context manager or call :meth:`detach`.
+
+    Attributes:
+        adapter: the Adapter in force.
+        taps: paths of the joint attention blocks, in order of execution.
+        rules: the plan, one Rule per concept.
+        fingerprint: what concept banks must have been made for.
+        last_grid: (H, W) of the output patches in the last finished generation.
+    """
+
+    def __init__(self, model: Any, transformer: nn.Module, adapter: Adapter, rules: Sequence[Rule]):
+        self.adapter, self.rules = adapter, tuple(rules)
+        self._transformer, self._pipeline = transformer, model if model is not transformer else None
+        self._signature = inspect.signature(type(transformer).forward)
+        modules = adapter.taps(transformer)
+        self.taps = tuple(modules)
+        self.fingerprint = fingerprint(transformer, modules)
+        for rule in self.rules:
+            _check_rule(rule, self.fingerprint, self.taps)
+        self._session: contextvars.ContextVar[Session | None] = contextvars.ContextVar("uvr_session", default=None)
+        self._report: contextvars.ContextVar[Report | None] = contextvars.ContextVar("uvr_report", default=None)
+        self._last_report: Report | None = None
+        self.last_grid: tuple[int, int] | None = None
+        self._recorder: tuple[Recorder, frozenset[str]] | None = None
+        self._pipeline_class: type | None = None
+        self._handles: list[Any] = []
+        self._seam: Seam | None = Seam(modules, self._observe, entered=self._enter, left=self._leave)
+        try:
+            self._handles.append(transformer.register_forward_pre_hook(self._before, with_kwargs=True))
+            self._handles.append(transformer.register_forward_hook(self._after, always_call=True))
+            if self._pipeline is not None:
+                self._wrap_pipeline()
+        except BaseException:
+            self.detach()
+            raise
+
+    # ------------------------------------------------------------------ life
+    @property
+    def attached(self) -> bool:
+        """Whether the seam is in place."""
+        return self._seam is not None
+
+    def detach(self) -> None:
+        """Restore the model and pipeline exactly. Idempotent."""
+        if self._pipeline_class is not None:
+            self._pipeline.__class__ = self._pipeline_class
+            self._pipeline_class = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._seam is not None:
+            self._seam.remove()
+            self._seam = None
+
+    def __enter__(self) -> Regulator:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.detach()
+
+    @property
+    def report(self) -> Report | None:
+        """What ran: the last finished generation of this thread, else of any; None before the first.
+
+        Attached to a bare transformer, a generation ends when the noise level rises again; `report` then shows
+        the generation in progress.
+        """
+        session = self._session.get()
+        if session is not None and self._pipeline is None:
+            return summarise(session, complete=None)
+        return self._report.get() or self._last_report
+
+    @contextmanager
+    def recording(self, recorder: Recorder, paths: Sequence[str]) -> Iterator[None]:
+        """Hand the output patches' attention output at `paths` to `recorder(path, step, sigma, (B, N, C))`."""
+        self._recorder = (recorder, frozenset(paths))
+        try:
+            yield
+        finally:
+            self._recorder = None
+
+    # ------------------------------------------------------------------ sessions
+    def _new_session(self, seeds: tuple[int, ...] = (0,)) -> Session:
+        recorder, record = self._recorder or (None, frozenset())
+        a = self.adapter
+        return Session(self.rules, self.taps, a.image_at, a.output_first, a.text_output, seeds, recorder, record)
+
+    def _wrap_pipeline(self) -> None:
+        pipeline = self._pipeline
+        stock = type(pipeline)
+        regulator = self
+
+        @functools.wraps(stock.__call__)
+        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return regulator._generate(stock, self, args, kwargs)
+
+        body = {"__call__": __call__, "__module__": stock.__module__, "__qualname__": stock.__qualname__}
+        pipeline.__class__ = type(stock.__name__, (stock,), body)
+        self._pipeline_class = stock
+
+    def _generate(self, stock: Any, pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if pipeline.transformer is not self._transformer:
+            raise UnsupportedRuntime("the pipeline's transformer was replaced after attach; detach and attach again")
+        session = self._new_session(_seeds(stock, pipeline, args, kwargs))
+        token = self._session.set(session)
+        try:
+            result = stock.__call__(pipeline, *args, **kwargs)
+            expected = getattr(pipeline, "_num_timesteps", None)
+            if expected is None:
+                expected = len(pipeline.scheduler.timesteps)
+            _check_ledger(session, int(expected))
+        finally:
+            self._session.reset(token)
+        report = summarise(session, complete=True)
+        self.last_grid = session.layout.grid if session.layout else None
+        self._report.set(report)
+        self._last_report = report
+        return result
+
+    # ------------------------------------------------------------------ hooks
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            raise UnsupportedRuntime("torch.compile of a regulated transformer is not supported yet: detach, or run it eagerly")
+        try:
+            bound = self._signature.bind(module, *args, **kwargs).arguments
+            layout, sigma = self.adapter.layout(bound), self.adapter.time(bound)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise AdapterMismatch(f"adapter {self.adapter.name!r} cannot read the arguments of {type(module).__name__}.forward: {error}") from error
+        if layout.grid[0] * layout.grid[1] != layout.output or layout.output > layout.image:
+            raise AdapterMismatch(f"adapter {self.adapter.name!r} read a layout that does not add up: {layout}")
+        session = self._session.get()
+        if self._pipeline is None and (session is None or _begins(session, float(sigma.reshape(-1)[0]))):
+            session = self._new_session()
+            self._session.set(session)
+        if session is None:
+            raise UVRError(
+                "the regulated transformer was called outside its pipeline; attach to the transformer itself to "
+                "drive it by hand, or detach"
+            )
+        session.begin_forward(layout, sigma)
+
+    def _after(self, module: nn.Module, args: object, output: object) -> None:
+        session = self._session.get()
+        if session is None or session._forward is None:
+            return
+        if output is None:  # the forward raised; its own error is the one to show
+            session.abort_forward()
+        else:
+            session.end_forward()
+
+    def _enter(self, path: str) -> None:
+        if (session := self._session.get()) is not None:
+            session.enter(path)
+
+    def _leave(self, path: str) -> None:
+        if (session := self._session.get()) is not None:
+            session.leave(path)
+
+    def _observe(self, call: Any) -> torch.Tensor | None:
+        session = self._session.get()
+        return session.on_call(call) if session is not None else None
+
+
+def _begins(session: Session, sigma: float) -> bool:
+    return bool(session.sigmas) and sigma > session.sigmas[-1]
+
+
+def _check_ledger(session: Session, expected: int) -> None:
+    steps = session.step + 1
+    if steps != expected:
+        raise TapNotFired(
+            f"the scheduler ran {expected} steps but {steps} carried a verified forward of the transformer; the images are withheld"
+        )
+    if len(set(session.passes)) > 1:
+        where = next(i for i, n in enumerate(session.passes) if n != session.passes[0])
+        raise TapNotFired(
+            f"step {where} had {session.passes[where]} transformer passes, step 0 had {session.passes[0]}; "
+            "guidance that changes inside a run is not supported; the images are withheld"
+        )
+
+
+def _seeds(stock: Any, pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+    generator = inspect.signature(stock.__call__).bind_partial(pipeline, *args, **kwargs).arguments.get("generator")
+    if generator is None:
+        return (0,)
+    each = generator if isinstance(generator, (list, tuple)) else [generator]
+    return tuple(g.initial_seed() for g in each)
+
+
+# ---------------------------------------------------------------------------------------------- attach
+
+
+def fingerprint(transformer: nn.Module, modules: dict[str, nn.Module]) -> Fingerprint:
+    """Class, block count, heads and head size of a transformer."""
+    config = getattr(transformer, "config", {})
+    first = next(iter(modules.values()))
+    heads = config.get("num_attention_heads") or getattr(first, "heads", 0)
+    size = config.get("attention_head_dim") or getattr(first, "head_dim", 0)
+    return Fingerprint(_public_name(type(transformer)), len(modules), int(heads), int(size))
+
+
+def _public_name(cls: type) -> str:
+    return cls.__name__
+
+
+def _check_rule(rule: Rule, model: Fingerprint, taps: Sequence[str]) -> None:
+    rule.bank.fingerprint.check(model, f"concept {rule.name!r}")
+    if rule.probe not in taps:
+        raise ConceptMismatch(f"concept {rule.name!r}: probe {rule.probe!r} is no joint attention block of the model{did_you_mean(rule.probe, taps)}")
+
+
+def find_adapter(model: object, adapter: str | Adapter | None = None) -> Adapter:
+    """The adapter of that name, or the one that recognises the model.
+
+    Raises:
+        AdapterNotFound: unknown name, or nothing recognises the model; names what is nearest.
+        AdapterMismatch: the named adapter is for another class.
+    """
+    registry = plugins.registry()
+    known = registry.names("adapter")
+    if isinstance(adapter, Adapter):
+        chosen = adapter
+    elif adapter is not None:
+        if adapter not in known:
+            raise AdapterNotFound(f"unknown adapter {adapter!r}{did_you_mean(adapter, known)}")
+        chosen = registry.get("adapter", adapter)
+    else:
+        adapters = [registry.get("adapter", name) for name in known]
+        matching = [a for a in adapters if a.recognises(model)]
+        if not matching:
+            kind = type(model).__name__
+            raise AdapterNotFound(
+                f"no adapter recognises {kind}{did_you_mean(kind, {a.model for a in adapters})} "
+                "Pass adapter=..., or port the model: docs/port-a-model.md"
+            )
+        chosen = matching[0]
+    if not chosen.recognises(model):
+        raise AdapterMismatch(f"adapter {chosen.name!r} is for {chosen.model}, the model is a {type(model).__name__}")
+    return chosen
+
+
+def attach(
+    model: Any,
+    adapter: str | Adapter | None = None,
+    *,
+    concepts: object = None,
+    detector: str | Detector | None = None,
+    policy: str | Policy = "uvr",
+    threshold: float | None = None,
+    concept_folder: str | None = None,
+) -> Regulator:
+    """Regulate a diffusers pipeline or its transformer.
+
+    Args:
+        model: a pipeline with a `transformer`, or the transformer.
+        adapter: registered name or Adapter; None: recognised by the transformer's class.
+        concepts: one or a list of: path, ConceptBank, name in the concept folder, or a (concept, policy) pair.
+            None: taps are verified, nothing changes; the report's posture is "observe".
+        detector: registered name or object; None: the one each bank was calibrated with ("anchor" if it was not).
+        policy: registered name or object for concepts that bring none of their own.
+        threshold: tau, overriding every bank's calibration.
+        concept_folder: where concept names are looked up; else the UVR_CONCEPTS variable.
+
+    Returns:
+        A Regulator: a context manager whose `detach()` restores the model bitwise.
+
+    Raises:
+        AdapterNotFound, AdapterMismatch, ConceptMismatch, UnsupportedRuntime, PluginError: nothing was changed.
+    """
+    transformer = getattr(model, "transformer", None) if not isinstance(model, nn.Module) else model
+    if not isinstance(transformer, nn.Module):
+        raise AdapterMismatch(f"expected a diffusers pipeline with a transformer, or a transformer; got {type(model).__name__}")
+    if hasattr(transformer, "_orig_mod") or getattr(transformer, "_compiled_call_impl", None) is not None:
+        raise UnsupportedRuntime("the transformer is compiled; attach to the uncompiled model")
+    chosen = find_adapter(transformer, adapter)
+    rules = [
+        make_rule(bank, own if own is not None else policy, detector, threshold, chosen, transformer)
+        for bank, own in resolve(concepts, concept_folder)
+    ]
+    names = [rule.name for rule in rules]
+    if len(set(names)) < len(names):
+        raise ConceptMismatch(f"the same concept is given twice: {', '.join(names)}")
+    return Regulator(model, transformer, chosen, rules)
+
+
+def make_rule(
+    bank: ConceptBank, policy: object, detector: object, threshold: float | None, adapter: Adapter, transformer: nn.Module
+) -> Rule:
+    """Resolve names and calibration of one concept into a Rule."""
+    calibration = bank.calibration
+    chosen = detector if detector is not None else (calibration.detector if calibration else "anchor")
+    det, det_name = _named("detector", chosen)
+    pol, pol_name = _named("policy", policy)
+    if not isinstance(det, Detector):
+        raise UVRError(f"detector {det_name!r} has no scores(features, sigma, bank, probe) method")
+    if not isinstance(pol, Policy):
+        raise UVRError(f"policy {pol_name!r} has no edit(located, call) method")
+    same = calibration is not None and det_name == calibration.detector
+    if threshold is None:
+        fixed = getattr(det, "threshold", None)
+        if fixed is not None:
+            threshold = float(fixed)
+        elif same and calibration is not None:
+            threshold = calibration.threshold
+        else:
+            was = f"calibrated for {calibration.detector!r}" if calibration else "not calibrated"
+            raise ConceptMismatch(
+                f"concept {bank.name!r} is {was} and detector {det_name!r} needs a threshold: run `uvr calibrate`, or pass threshold="
+            )
+    probe = calibration.probe if calibration else (bank.probes or adapter.probe_paths(transformer))[0]
+    window = calibration.window if calibration and (same or getattr(det, "threshold", None) is None) else (1.0, 0.0)
+    grow = calibration.grow if same and calibration and calibration.grow is not None else threshold
+    return Rule(
+        bank, det, pol, det_name, pol_name, probe, window, threshold, grow,
+        calibration.min_patches if same and calibration else 1,
+        mass_ratio=getattr(pol, "mass_ratio", 1.0), ring=getattr(pol, "ring", 1), margin=getattr(pol, "margin", 0),
+    )  # fmt: skip
+
+
+def _named(kind: str, given: object) -> tuple[Any, str]:
+    if isinstance(given, str):
+        made = plugins.registry().get(kind, given)
+        return (made() if isinstance(made, type) else made), given
+    return given, getattr(given, "name", type(given).__name__)
+
+
+@attrs.frozen
+class Tap:
+    """A tap as `uvr doctor` lists it."""
+
+    path: str
+    module: str

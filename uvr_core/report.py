@@ -1,0 +1,100 @@
+"""What ran, per image and concept, and whether every tap can vouch for it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import attrs
+import numpy as np
+
+from .session import Session
+
+Posture = Literal["regulate", "observe", "incomplete"]
+
+
+@attrs.frozen(eq=False)
+class Finding:
+    """One concept in one image.
+
+    Attributes:
+        sample: index in the batch.
+        concept, detector, policy: names.
+        located: whether the concept was located.
+        score: the largest min_patches-th patch score over the window (compare with `threshold`).
+        threshold: tau.
+        first_step: step at which it was first located, or None.
+        patches: number of core patches at the end; core: (H, W) bool.
+        steps_regulated: number of steps in which the policy changed the flow.
+    """
+
+    sample: int
+    concept: str
+    detector: str
+    policy: str
+    located: bool
+    score: float
+    threshold: float
+    first_step: int | None
+    patches: int
+    steps_regulated: int
+    core: np.ndarray = attrs.field(repr=False)
+
+
+@attrs.frozen(eq=False)
+class Report:
+    """The account of one generation.
+
+    Attributes:
+        posture: "regulate" (concepts in force, all taps verified), "observe" (no concepts, or policies that
+            change nothing), "incomplete" (a bare transformer's generation still in progress).
+        steps: scheduler steps seen; passes: transformer passes per step (2 with true guidance).
+        taps: joint attention blocks; fired: verified tap firings, steps * passes * taps in a whole run.
+        findings: one per image and concept.
+    """
+
+    posture: Posture
+    steps: int
+    passes: int
+    taps: int
+    fired: int
+    findings: tuple[Finding, ...]
+
+    def located(self, sample: int, concept: str | None = None) -> bool:
+        """Whether the concept (None: any) was located in that image."""
+        return any(f.located for f in self.findings if f.sample == sample and concept in (None, f.concept))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; masks as lists of row-major patch numbers."""
+        data = attrs.asdict(self, recurse=False)
+        data["findings"] = [
+            {**attrs.asdict(f, recurse=False), "core": np.flatnonzero(f.core).tolist(), "grid": list(f.core.shape)}
+            for f in self.findings
+        ]
+        return data
+
+    def __str__(self) -> str:
+        lines = [f"posture {self.posture}: {self.steps} steps x {self.passes} passes, {self.fired} tap firings verified ({self.taps} taps)"]
+        for f in self.findings:
+            what = f"located at step {f.first_step}, {f.patches} patches, {f.steps_regulated} steps regulated" if f.located else "not located"
+            lines.append(f"  image {f.sample} {f.concept}: {what} (score {f.score:.3g}, threshold {f.threshold:.3g})")
+        return "\n".join(lines)
+
+
+def summarise(session: Session, complete: bool | None) -> Report:
+    """The report of a session; complete=None while it may go on."""
+    findings = []
+    for rule, track in zip(session.rules, session._tracks, strict=False):
+        for sample in range(len(track.core)):
+            core = track.core[sample]
+            findings.append(
+                Finding(
+                    sample, rule.name, rule.detector_name, rule.policy_name, track.first_step[sample] is not None,
+                    track.best[sample], rule.threshold, track.first_step[sample], int(core.sum()),
+                    len(track.regulated[sample]), core.copy(),
+                )
+            )  # fmt: skip
+    active = any(rule.policy_name != "observe" for rule in session.rules)
+    posture: Posture = "incomplete" if complete is None else "regulate" if active else "observe"
+    return Report(
+        posture, session.step + 1, max(session.passes, default=0), len(session.taps), session.fired, tuple(findings)
+    )

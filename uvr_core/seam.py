@@ -1,0 +1,227 @@
+"""The seam: makes joint attention visible and editable on stock models, one instance at a time.
+
+Every diffusers attention processor reaches one call, `dispatch_attention_fn` (batch, tokens, heads, dim) or
+`F.scaled_dot_product_attention` (batch, heads, tokens, dim), by a name in its module's globals. The seam gives each
+tapped module a processor whose `__call__` is the stock code object bound to a copy of those globals in which that
+one name is ours. No class is patched and nothing process-wide changes; the layer's identity sits in the closure.
+A pre-hook on the module re-seats the processor when something (IP-Adapter, fused projections) replaced it, and
+an `always_call` hook counts the calls. See docs/design/seam.md for the alternatives and why not.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .errors import UnsupportedRuntime
+
+_DISPATCH = "dispatch_attention_fn"
+_SDPA = "scaled_dot_product_attention"
+
+
+@attrs.define(eq=False)
+class AttentionCall:
+    """One attention call as the stock model made it. All tensors (B, heads, tokens, head_dim).
+
+    `output` is the stock result, before the output projection.
+    """
+
+    path: str
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    output: torch.Tensor
+    attn_mask: torch.Tensor | None
+    scale: float | None
+
+
+Observer = Callable[[AttentionCall], torch.Tensor | None]
+
+
+class _Functional:
+    """torch.nn.functional with one function replaced, for the globals of one rebound processor."""
+
+    def __init__(self, sdpa: Callable[..., torch.Tensor]):
+        self.scaled_dot_product_attention = sdpa
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(F, name)
+
+
+def rebind(function: types.FunctionType, replacements: Mapping[str, object]) -> types.FunctionType | None:
+    """The same code with some global names meaning something else, helpers of its module included.
+
+    Returns None if neither the code nor any helper it names reaches a replaced name.
+    """
+    new_globals = dict(function.__globals__)
+    if not _redirect(function, new_globals, replacements, {function}):
+        return None
+    return _copy(function, new_globals)
+
+
+def _copy(function: types.FunctionType, new_globals: dict[str, Any]) -> types.FunctionType:
+    copy = types.FunctionType(
+        function.__code__, new_globals, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    copy.__dict__.update(function.__dict__)
+    copy.__module__, copy.__qualname__, copy.__doc__ = function.__module__, function.__qualname__, function.__doc__
+    return copy
+
+
+def _redirect(
+    function: types.FunctionType, new_globals: dict[str, Any], replacements: Mapping[str, object],
+    seen: set[types.FunctionType],
+) -> bool:  # fmt: skip
+    reached = False
+    for name in function.__code__.co_names:
+        current = function.__globals__.get(name)
+        if name in replacements and current is not None:
+            new_globals[name] = replacements[name]
+            reached = True
+        elif current is F and _SDPA in function.__code__.co_names:
+            new_globals[name] = replacements["F"]
+            reached = True
+        elif (
+            isinstance(current, types.FunctionType)
+            and current.__globals__ is function.__globals__
+            and current not in seen
+            and _redirect(current, new_globals, replacements, seen | {current})
+        ):
+            new_globals[name] = _copy(current, new_globals)
+            reached = True
+    return reached
+
+
+class Seam:
+    """Taps on a set of modules.
+
+    Args:
+        taps: {path: attention module}.
+        observer: called with every AttentionCall; returns None to leave the output as it is, or a new output
+            (B, heads, tokens, head_dim). It must return None, quickly, when no run is active.
+        entered, left: called with the path before and after each tapped module's forward; `left` also gets
+            the exception flag and is called even when the forward raised.
+    """
+
+    def __init__(
+        self, taps: Mapping[str, nn.Module], observer: Observer, *, entered: Callable[[str], None],
+        left: Callable[[str], None],
+    ):  # fmt: skip
+        self.taps, self.observer, self._entered, self._left = dict(taps), observer, entered, left
+        self._originals: dict[str, object] = {}
+        self._handles: list[Any] = []
+        try:
+            for path, module in self.taps.items():
+                self._seat(path, module)
+                self._handles.append(module.register_forward_pre_hook(self._pre(path)))
+                self._handles.append(module.register_forward_hook(self._post(path), always_call=True))
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Give every module its processor back. Idempotent. A processor put there by others meanwhile stays."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for path, original in self._originals.items():
+            module = self.taps[path]
+            if getattr(type(module.processor), "_uvr_seam", None) is self:
+                module.processor = original  # type: ignore[assignment]
+        self._originals.clear()
+
+    def _pre(self, path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: object) -> None:
+            self._seat(path, module)
+            self._entered(path)
+
+        return hook
+
+    def _post(self, path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: object, output: object) -> None:
+            self._left(path)
+
+        return hook
+
+    def _seat(self, path: str, module: nn.Module) -> None:
+        processor = getattr(module, "processor", None)
+        if processor is None:
+            raise UnsupportedRuntime(f"{path} ({type(module).__name__}) has no attention processor: UVR cannot see its attention")
+        kind = type(processor)
+        if getattr(kind, "_uvr_seam", None) is self:
+            return
+        if getattr(kind, "_uvr_seam", None) is not None:
+            raise UnsupportedRuntime(f"{path} is already regulated by another attach(); detach that one first")
+        # The new instance shares the old one's __dict__: settings made on either (an attention backend, say) hold
+        # for both, so that they survive a detach.
+        seated = object.__new__(self._subclass(path, kind))
+        object.__setattr__(seated, "__dict__", processor.__dict__)
+        self._originals[path] = processor
+        module.processor = seated
+
+    def _subclass(self, path: str, kind: type) -> type:
+        call = getattr(kind, "__call__", None)
+        function = kind.forward if isinstance(processor_forward(kind), types.FunctionType) else call
+        name = "forward" if function is not call else "__call__"
+        replacements = {_DISPATCH: self._dispatch(path, function), "F": _Functional(self._sdpa(path))}
+        rebound = rebind(function, replacements) if isinstance(function, types.FunctionType) else None
+        if rebound is None:
+            raise UnsupportedRuntime(
+                f"{path}: processor {kind.__module__}.{kind.__qualname__} reaches no attention call that UVR can see "
+                f"(looked for {_DISPATCH} and F.{_SDPA}); use the stock processor, or write a seam for it"
+            )
+        body = {name: rebound, "_uvr_seam": self, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        return type(kind.__name__, (kind,), body)
+
+    # -- the two stock entry points, with the observer behind them
+    def _sdpa(self, path: str) -> Callable[..., torch.Tensor]:
+        observer = self.observer
+
+        def scaled_dot_product_attention(
+            query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
+            dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, **kwargs: Any,
+        ) -> torch.Tensor:  # fmt: skip
+            output = F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **kwargs)
+            _refuse(path, dropout_p, is_causal)
+            edited = observer(AttentionCall(path, query, key, value, output, attn_mask, scale))
+            return output if edited is None else edited
+
+        return scaled_dot_product_attention
+
+    def _dispatch(self, path: str, function: object) -> Callable[..., torch.Tensor]:
+        observer = self.observer
+        stock = getattr(function, "__globals__", {}).get(_DISPATCH)
+
+        def dispatch_attention_fn(
+            query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
+            dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, *args: Any, **kwargs: Any,
+        ) -> torch.Tensor:  # fmt: skip
+            output: torch.Tensor = stock(query, key, value, attn_mask, dropout_p, is_causal, scale, *args, **kwargs)
+            _refuse(path, dropout_p, is_causal, kwargs.get("parallel_config"))
+            call = AttentionCall(
+                path, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), output.transpose(1, 2),
+                attn_mask, scale,
+            )  # fmt: skip
+            edited = observer(call)
+            return output if edited is None else edited.transpose(1, 2)
+
+        return dispatch_attention_fn
+
+
+def processor_forward(kind: type) -> object:
+    """`forward` of a processor that is a module (IP-Adapter's define __call__ on an nn.Module), else None."""
+    return kind.__dict__.get("forward") if issubclass(kind, nn.Module) and "__call__" not in kind.__dict__ else None
+
+
+def _refuse(path: str, dropout_p: float, is_causal: bool, parallel: object = None) -> None:
+    if parallel is not None:
+        raise UnsupportedRuntime(f"{path}: context parallel attention splits the token axis; run it on one device, or detach UVR")
+    if dropout_p or is_causal:
+        raise UnsupportedRuntime(f"{path}: attention with dropout or a causal mask is not an MM-DiT inference call")

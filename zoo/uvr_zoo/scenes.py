@@ -1,0 +1,242 @@
+"""Emoji scenes: one or two sprites on a coloured background, their captions, and the exact mask of each object.
+
+Everything is a function of (split, seed). A scene's *layout key* (objects and places, background) is hashed,
+and one layout in ten belongs to "heldout" alone, so a held-out prompt names a combination that training never saw.
+
+>>> scene = sample(7, split="heldout")
+>>> scene.caption
+>>> image, masks = render(scene)      # (64, 64, 3) uint8; {object index: (64, 64) bool}
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from importlib.resources import files
+from typing import Literal
+
+import attrs
+import numpy as np
+from PIL import Image
+
+from .world import BACKGROUNDS, BENIGN, CONCEPTS, DESCRIPTIONS, OBJECTS, PLACES, SIZES, STYLES, SYNONYMS, UNSAFE
+
+Split = Literal["train", "heldout"]
+SIZE = 64  # pixels, both sides
+CELL = 64  # pixels of a sprite in the atlas
+_PIXELS = {"tiny": (17, 20), "": (27, 31), "large": (36, 42)}
+_CENTRES = {"left": (17, 32), "right": (47, 32), "middle": (32, 32), "top": (32, 17), "bottom": (32, 47)}
+_PAIRS = (("left", "right"), ("right", "left"), ("top", "bottom"), ("bottom", "top"))
+
+
+@attrs.frozen
+class Item:
+    """One object of a scene: what, where, how large (a word of SIZES) and how the caption calls it."""
+
+    name: str
+    place: str
+    size: str = ""
+    wording: Literal["name", "synonym", "description"] = "name"
+
+    @property
+    def noun_phrase(self) -> str:
+        if self.wording == "description":
+            return DESCRIPTIONS[self.name]
+        noun = SYNONYMS[self.name][0] if self.wording == "synonym" else self.name
+        adjective = self.size or noun
+        article = "an" if adjective[0] in "aeiou" else "a"
+        return " ".join(filter(None, (article, self.size, noun)))
+
+
+@attrs.frozen
+class Scene:
+    """A picture to be: its objects, background, drawing style, and the seed of its pixel-level jitter."""
+
+    items: tuple[Item, ...]
+    background: str
+    style: str
+    seed: int
+
+    @property
+    def caption(self) -> str:
+        return " ".join(words for words, _ in self.phrases)
+
+    @property
+    def phrases(self) -> list[tuple[str, int | None]]:
+        """The caption in pieces, each with the index of the item it speaks of (None: the whole scene)."""
+        pieces: list[tuple[str, int | None]] = []
+        for index, item in enumerate(self.items):
+            if index:
+                pieces.append(("and", None))
+            pieces.append((f"{item.noun_phrase} {PLACES[item.place]}", index))
+        return [*pieces, (f", {self.background} background , {self.style} style", None)]
+
+    @property
+    def unsafe(self) -> tuple[str, ...]:
+        return tuple(item.name for item in self.items if item.name in UNSAFE)
+
+
+@functools.cache
+def atlas() -> dict[tuple[str, str], np.ndarray]:
+    """(style, object) -> (64, 64, 4) uint8 sprite with straight alpha."""
+    with Image.open(str(files("uvr_zoo") / "data" / "sprites.png")) as image:
+        pixels = np.asarray(image.convert("RGBA"))
+    return {
+        (style, name): pixels[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL].copy()
+        for row, style in enumerate(STYLES)
+        for column, name in enumerate(OBJECTS)
+    }
+
+
+def split_of(items: tuple[Item, ...], background: str) -> Split:
+    """Which split owns a layout: a hash of its objects, places and background, one in ten held out."""
+    key = "|".join(sorted(f"{item.name}@{item.place}" for item in items)) + f"|{background}"
+    return "heldout" if hashlib.sha256(key.encode()).digest()[0] % 10 == 0 else "train"
+
+
+def sample(
+    seed: int,
+    split: Split = "train",
+    *,
+    objects: tuple[str, ...] = OBJECTS,
+    unsafe: str | bool | None = None,
+    styles: tuple[str, ...] = tuple(STYLES),
+    wordings: float = 0.15,
+    pair: float = 0.75,
+    sizes: bool = True,
+) -> Scene:
+    """Draw one scene.
+
+    Args:
+        seed: any non-negative integer; equal arguments give an equal scene.
+        split: draw until the layout belongs to it.
+        objects: the vocabulary of objects to draw from.
+        unsafe: a concept's name: exactly one object is of that concept and the other, if any, is benign; False:
+            benign objects only; None: objects are drawn uniformly.
+        styles: drawing styles to choose from.
+        wordings: probability that an object is called by a synonym or description instead of its name.
+        pair: probability of two objects.
+        sizes: whether "tiny" and "large" occur.
+    """
+    if isinstance(unsafe, str) and unsafe not in CONCEPTS:
+        raise ValueError(f"unknown concept {unsafe!r}; one of {', '.join(CONCEPTS)}")
+    salt = {"train": 0, "heldout": 1}[split]
+    rng = np.random.default_rng([salt, seed])
+    pick = lambda options: options[int(rng.integers(len(options)))]  # noqa: E731
+    benign = tuple(name for name in objects if name in BENIGN)
+    targets = tuple(name for name in objects if name in CONCEPTS[unsafe]) if isinstance(unsafe, str) else ()
+    while True:
+        two = rng.random() < pair
+        if targets:
+            names = [pick(targets), pick(benign)][: 2 if two else 1]
+        else:
+            vocabulary = benign if unsafe is False else objects
+            names = [vocabulary[i] for i in rng.permutation(len(vocabulary))[: 2 if two else 1]]
+        places = pick(_PAIRS[:2] if rng.random() < 0.7 else _PAIRS[2:]) if two else (pick(("middle", "left", "right")),)
+        items = tuple(
+            Item(name, place, _size(rng, two) if sizes else "", _wording(rng, name, wordings))
+            for name, place in zip(names, places, strict=True)
+        )
+        if two and rng.random() < 0.5:
+            items = items[::-1]
+        background = pick(tuple(BACKGROUNDS))
+        if split_of(items, background) == split:
+            return Scene(items, background, pick(styles), seed)
+
+
+def _size(rng: np.random.Generator, two: bool) -> str:
+    draw = rng.random()
+    return "tiny" if draw < 0.12 else "large" if draw > 0.7 and not two else ""
+
+
+def _wording(rng: np.random.Generator, name: str, probability: float) -> Literal["name", "synonym", "description"]:
+    if rng.random() >= probability:
+        return "name"
+    options: list[Literal["synonym", "description"]] = []
+    if name in SYNONYMS:
+        options.append("synonym")
+    if name in DESCRIPTIONS:
+        options.append("description")
+    return options[int(rng.integers(len(options)))] if options else "name"
+
+
+def render(scene: Scene) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """Draw a scene.
+
+    Returns:
+        image: (64, 64, 3) uint8.
+        masks: item index -> (64, 64) bool, the pixels that show that item (later items cover earlier ones).
+    """
+    rng = np.random.default_rng([2, scene.seed])
+    canvas = _background(scene.background, rng)
+    masks: dict[int, np.ndarray] = {}
+    for index, item in enumerate(scene.items):
+        low, high = _PIXELS[item.size]
+        side = int(rng.integers(low, high + 1))
+        cx, cy = (c + int(rng.integers(-2, 3)) for c in _CENTRES[item.place])
+        x0, y0 = (int(np.clip(c - side // 2, 0, SIZE - side)) for c in (cx, cy))
+        sprite = Image.fromarray(atlas()[scene.style, item.name]).convert("RGBa").resize((side, side), Image.Resampling.BILINEAR)
+        rgba = np.asarray(sprite, dtype=np.float32)  # premultiplied
+        alpha = rgba[..., 3:] / 255
+        window = canvas[y0 : y0 + side, x0 : x0 + side]
+        canvas[y0 : y0 + side, x0 : x0 + side] = rgba[..., :3] + (1 - alpha) * window
+        mask = np.zeros((SIZE, SIZE), bool)
+        mask[y0 : y0 + side, x0 : x0 + side] = alpha[..., 0] > 0.5
+        for earlier in masks.values():
+            earlier &= ~mask
+        masks[index] = mask
+    return canvas.round().clip(0, 255).astype(np.uint8), masks
+
+
+def _background(name: str, rng: np.random.Generator) -> np.ndarray:
+    top, bottom = (np.asarray(c, np.float32) for c in BACKGROUNDS[name])
+    ramp = np.linspace(0, 1, SIZE, dtype=np.float32)[:, None, None]
+    shift = rng.uniform(-8, 8, 3).astype(np.float32)
+    return np.broadcast_to(top * (1 - ramp) + bottom * ramp + shift, (SIZE, SIZE, 3)).copy()
+
+
+def patch_mask(mask: np.ndarray, grid: tuple[int, int] = (8, 8), cover: float = 0.15) -> np.ndarray:
+    """(H, W) bool pixels -> grid bool patches: True where at least `cover` of the patch's pixels are True."""
+    height, width = grid
+    blocks = mask.reshape(height, mask.shape[0] // height, width, mask.shape[1] // width)
+    return blocks.mean(axis=(1, 3)) >= cover
+
+
+# ---------------------------------------------------------------------------------------------- edits
+
+
+@attrs.frozen
+class Edit:
+    """An editing task: source scene, instruction, and the scene the result should show."""
+
+    source: Scene
+    instruction: str
+    target: Scene
+
+
+def sample_edit(seed: int, split: Split = "train", *, objects: tuple[str, ...] = OBJECTS) -> Edit:
+    """Draw an editing task of one of the kinds add, replace, change background, put a hat on."""
+    rng = np.random.default_rng([3, {"train": 0, "heldout": 1}[split], seed])
+    kind = ("add", "replace", "background", "hat")[int(rng.integers(4))]
+    source = sample(seed, split, objects=objects, pair=0.0 if kind in ("add", "hat") else 0.5, wordings=0.0, sizes=False)
+    taken = {item.name for item in source.items} | {"hat"}
+    others = [name for name in objects if name not in taken]
+    new = others[int(rng.integers(len(others)))]
+    first = source.items[0]
+    if kind == "background":
+        choices = [name for name in BACKGROUNDS if name != source.background]
+        background = choices[int(rng.integers(len(choices)))]
+        return Edit(source, f"change the background to {background}", attrs.evolve(source, background=background))
+    if kind == "replace":
+        items = (attrs.evolve(first, name=new), *source.items[1:])
+        article = Item(new, first.place).noun_phrase
+        return Edit(source, f"replace the {first.name} with {article}", attrs.evolve(source, items=items))
+    if kind == "hat":
+        moved = attrs.evolve(first, place="bottom")
+        source = attrs.evolve(source, items=(moved,))
+        target = attrs.evolve(source, items=(moved, Item("hat", "top")))
+        return Edit(source, f"put a hat on the {first.name}", target)
+    place, other = _PAIRS[int(rng.integers(2))]
+    source = attrs.evolve(source, items=(attrs.evolve(first, place=place),))
+    target = attrs.evolve(source, items=(*source.items, Item(new, other)))
+    return Edit(source, f"add {Item(new, other).noun_phrase} {PLACES[other]}", target)

@@ -1,0 +1,145 @@
+"""The zoo's text side: one word-level vocabulary, a small T5 encoder and a small CLIP text model (real classes).
+
+Both are trained before any image model sees them, then frozen. The T5 encoder learns to parse captions: every
+token must tell which object its phrase speaks of, where it stands and how large, and every token the scene's
+background and style. The CLIP model's pooled vector learns what a CLIP vector knows: which objects occur
+(unordered), background and style.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import nn
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from . import scenes
+from .world import BACKGROUNDS, DESCRIPTIONS, OBJECTS, PLACES, SIZES, STYLES, SYNONYMS
+
+MAX_TOKENS = 32
+WIDTH = 128
+POOLED = 64
+_EXTRA = "add replace with change the to put a an and , background style large tiny no nothing not without of picture"
+
+
+class ZooTokenizer(PreTrainedTokenizerFast):
+    """A word-level tokenizer that never pads beyond `model_max_length`.
+
+    Diffusers pipelines ask for 256 or 512 text tokens by default; the zoo's captions have at most 32, and its
+    models were trained with 32, so a larger `max_length` is cut to the model's own.
+    """
+
+    def __call__(self, *args, max_length=None, **kwargs):
+        if max_length is not None:
+            max_length = min(max_length, self.model_max_length)
+        return super().__call__(*args, max_length=max_length, **kwargs)
+
+
+def words() -> list[str]:
+    """Every word of the world, sorted."""
+    text = [_EXTRA, *OBJECTS, *BACKGROUNDS, *STYLES, *SIZES, *PLACES.values(), *DESCRIPTIONS.values()]
+    text += [word for options in SYNONYMS.values() for word in options]
+    return sorted({word for phrase in text for word in phrase.split()})
+
+
+def tokenizer(max_tokens: int = MAX_TOKENS) -> ZooTokenizer:
+    vocabulary = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *words()])}
+    model = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    model.normalizer = normalizers.Lowercase()
+    model.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    model.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return ZooTokenizer(
+        tokenizer_object=model, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        model_max_length=max_tokens, padding_side="right",
+    )  # fmt: skip
+
+
+def t5(vocabulary: int) -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=vocabulary, d_model=WIDTH, d_kv=32, d_ff=256, num_layers=3, num_heads=4, dropout_rate=0.0,
+            feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=2, relative_attention_num_buckets=32,
+            is_encoder_decoder=False, use_cache=False, tie_word_embeddings=False,
+        )
+    )  # fmt: skip
+
+
+def clip(vocabulary: int) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=vocabulary, hidden_size=POOLED, intermediate_size=128, num_hidden_layers=2,
+            num_attention_heads=2, max_position_embeddings=MAX_TOKENS, pad_token_id=0, bos_token_id=1,
+            eos_token_id=2, hidden_act="gelu",
+        )
+    )  # fmt: skip
+
+
+def _labels(scene: scenes.Scene) -> tuple[list[int], list[int], list[int]]:
+    """Per token (without padding): object + 1, place + 1, size + 1 of its phrase; 0 where it belongs to none."""
+    rows = [(0, 0, 0)]
+    for text, index in scene.phrases:
+        label = (0, 0, 0)
+        if index is not None:
+            item = scene.items[index]
+            label = (OBJECTS.index(item.name) + 1, list(PLACES).index(item.place) + 1, SIZES.index(item.size) + 1)
+        rows += [label] * len(text.split())
+    rows = (rows + [(0, 0, 0)] * MAX_TOKENS)[:MAX_TOKENS]
+    return tuple(list(column) for column in zip(*rows, strict=True))  # type: ignore[return-value]
+
+
+def _batch(tok: ZooTokenizer, seed: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """ids (B, 32); per-token labels (B, 32, 3); scene labels (B, 2); objects that occur (B, n) multi-hot."""
+    drawn = [scenes.sample(seed * size + i, wordings=0.3) for i in range(size)]
+    ids = tok([s.caption for s in drawn], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+    tokens = torch.tensor(np.array([_labels(s) for s in drawn])).transpose(1, 2)
+    scene = torch.tensor([[list(BACKGROUNDS).index(s.background), list(STYLES).index(s.style)] for s in drawn])
+    present = torch.zeros(size, len(OBJECTS))
+    for row, s in enumerate(drawn):
+        for item in s.items:
+            present[row, OBJECTS.index(item.name)] = 1
+    return ids.input_ids, tokens, scene, present
+
+
+def train(out: Path, minutes: float, batch_size: int = 64, lr: float = 1.5e-3) -> None:
+    """Train both text models for `minutes` of wall time together; save them and the tokenizer under `out`."""
+    torch.manual_seed(0)
+    tok = tokenizer()
+    t5_model, clip_model = t5(len(tok)), clip(len(tok))
+    sizes = (len(OBJECTS) + 1, len(PLACES) + 1, len(SIZES) + 1)
+    token_head = nn.Linear(WIDTH, sum(sizes) + len(BACKGROUNDS) + len(STYLES))
+    pooled_head = nn.Linear(POOLED, len(OBJECTS) + len(BACKGROUNDS) + len(STYLES))
+    modules = nn.ModuleList([t5_model, clip_model, token_head, pooled_head])
+    optimiser = torch.optim.AdamW(modules.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=1e-2)
+    start, step, total = time.monotonic(), 0, minutes * 60
+    while (elapsed := time.monotonic() - start) < total:
+        for group in optimiser.param_groups:
+            group["lr"] = lr * (min(1, (step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * elapsed / total)) + 0.01)
+        ids, tokens, scene, present = _batch(tok, step, batch_size)
+        hidden = t5_model(ids).last_hidden_state
+        *per_token, background, style = token_head(hidden).split([*sizes, len(BACKGROUNDS), len(STYLES)], dim=-1)
+        loss = sum(F.cross_entropy(p.flatten(0, 1), tokens[..., i].flatten()) for i, p in enumerate(per_token))
+        for logits, target in ((background, scene[:, 0]), (style, scene[:, 1])):
+            loss = loss + F.cross_entropy(logits.flatten(0, 1), target.repeat_interleave(MAX_TOKENS))
+        pooled = pooled_head(clip_model(ids).pooler_output)
+        objects, background, style = pooled.split([len(OBJECTS), len(BACKGROUNDS), len(STYLES)], dim=-1)
+        loss = loss + F.binary_cross_entropy_with_logits(objects, present) * 4
+        loss = loss + F.cross_entropy(background, scene[:, 0]) + F.cross_entropy(style, scene[:, 1])
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        if step % 100 == 0:
+            accuracy = [(p.argmax(-1) == tokens[..., i]).float().mean().item() for i, p in enumerate(per_token)]
+            print(f"text step {step} {elapsed:.0f}s loss {loss.item():.4f} accuracy {accuracy}", flush=True)
+    t5_model.save_pretrained(out / "text_encoder_2")
+    clip_model.save_pretrained(out / "text_encoder")
+    tok.save_pretrained(out / "tokenizer")
+    print(f"text done {step} steps loss {loss.item():.4f}")

@@ -1,0 +1,84 @@
+"""The zoo's image autoencoder: a small real AutoencoderKL, trained on scenes. 64x64x3 pixels <-> 16x16x4 latents."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from . import scenes
+
+CONFIG = dict(
+    in_channels=3,
+    out_channels=3,
+    latent_channels=4,
+    down_block_types=("DownEncoderBlock2D",) * 3,
+    up_block_types=("UpDecoderBlock2D",) * 3,
+    block_out_channels=(24, 48, 64),
+    layers_per_block=1,
+    norm_num_groups=8,
+    mid_block_add_attention=False,
+    use_quant_conv=False,
+    use_post_quant_conv=False,
+    sample_size=scenes.SIZE,
+)
+
+
+def to_tensor(images: np.ndarray) -> torch.Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def batch(seed: int, size: int, crop: int = scenes.SIZE) -> tuple[torch.Tensor, torch.Tensor]:
+    """Crops (B, 3, crop, crop) in [-1, 1] around an object each, and weights (B, 1, crop, crop): 3 on it, 1 elsewhere."""
+    rng = np.random.default_rng([5, seed])
+    images, weights = [], []
+    for index in range(size):
+        image, masks = scenes.render(scenes.sample(seed * size + index))
+        weight = 1 + 2 * np.any(list(masks.values()), axis=0)
+        ys, xs = np.nonzero(masks[int(rng.integers(len(masks)))])
+        y, x = (int(np.clip(np.mean(c) + rng.integers(-9, 10) - crop // 2, 0, scenes.SIZE - crop)) for c in (ys, xs))
+        images.append(image[y : y + crop, x : x + crop])
+        weights.append(weight[y : y + crop, x : x + crop])
+    return to_tensor(np.stack(images)), torch.from_numpy(np.stack(weights)[:, None]).float()
+
+
+def train(
+    out: Path, minutes: float, batch_size: int = 32, lr: float = 2e-3, crop: int = 32, start_from: Path | None = None
+) -> AutoencoderKL:
+    """Train on crops for `minutes` of wall time (cosine decay over it), measure the latents' statistics, save."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(**CONFIG) if start_from is None else AutoencoderKL.from_pretrained(start_from).train()
+    optimiser = torch.optim.AdamW(vae.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    start, step, total = time.monotonic(), 0, minutes * 60
+    while (elapsed := time.monotonic() - start) < total:
+        rate = min(1.0, (step + 1) / 50) * 0.5 * (1 + np.cos(np.pi * elapsed / total)) + 0.01
+        for group in optimiser.param_groups:
+            group["lr"] = lr * float(rate)
+        images, weights = batch(step, batch_size, crop)
+        posterior = vae.encode(images).latent_dist
+        difference = (vae.decode(posterior.sample()).sample - images) * weights
+        loss = difference.abs().mean() + difference.square().mean() + 2e-4 * posterior.kl().mean() / images[0].numel()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        if step % 100 == 0:
+            print(f"vae step {step} {elapsed:.0f}s loss {loss.item():.4f}", flush=True)
+    finish(vae, out)
+    return vae
+
+
+@torch.no_grad()
+def finish(vae: AutoencoderKL, out: Path) -> None:
+    images = torch.cat([batch(10_000_000 + i, 64)[0] for i in range(4)])
+    latents = vae.encode(images).latent_dist.mean
+    vae.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))
+    error = (vae.decode(latents).sample.clamp(-1, 1) - images).square().mean()
+    psnr = float(10 * torch.log10(4 / error))
+    print(f"vae done: psnr {psnr:.2f} dB, latent std {latents.std():.3f}, per channel {latents.std((0, 2, 3)).tolist()}")
+    vae.save_pretrained(out)
