@@ -70,9 +70,7 @@ class Rows:
         if self.valid.shape != self.index.shape or self.valid.dtype != torch.bool:
             raise ValueError(f"Rows.valid: expected {tuple(self.index.shape)} bool, got {_is(self.valid)}")
         if len(self.counts) != len(self.index) or any(not 0 <= n <= self.width for n in self.counts):
-            raise ValueError(
-                f"Rows.counts: expected {len(self.index)} numbers in 0..{self.width}, got {self.counts}"
-            )
+            raise ValueError(f"Rows.counts: expected {len(self.index)} numbers in 0..{self.width}, got {self.counts}")
 
     @property
     def width(self) -> int:
@@ -212,9 +210,7 @@ def matched_noise(
     for b, (count, generator) in enumerate(zip(rows.counts, given, strict=True)):
         if count == 0:
             continue
-        own = (
-            out_rows[b, :, :count].to(torch.float32).contiguous()
-        )  # (H, count, D): the same whatever the padding
+        own = out_rows[b, :, :count].to(torch.float32).contiguous()  # (H, count, D): the same whatever the padding
         mu = own.mean(dim=(1, 2), keepdim=True) if mean is None else _of_sample(mean, b)
         sd = own.std(dim=(1, 2), keepdim=True, correction=0) if std is None else _of_sample(std, b)
         drawn = torch.randn((heads, count, size), generator=generator, device=generator.device)
@@ -246,9 +242,7 @@ def log_weights(row_class: Tensor, key_class: Tensor, table: Tensor) -> Tensor:
     """
     log_table = _log_table(table).to(row_class.device)
     if row_class.dim() != 2 or key_class.dim() != 2 or row_class.shape[0] != key_class.shape[0]:
-        raise ValueError(
-            f"row_class, key_class: expected (B, R), (B, Sk), got {_is(row_class)}, {_is(key_class)}"
-        )
+        raise ValueError(f"row_class, key_class: expected (B, R), (B, Sk), got {_is(row_class)}, {_is(key_class)}")
     per_row = F.embedding(row_class, log_table)  # (B, R, n_key_classes); unlike [], takes no negative index
     return per_row.gather(2, key_class[:, None, :].expand(-1, row_class.shape[1], -1))
 
@@ -358,9 +352,7 @@ def restricted_rows_augmented(
     if rows.width == 0:
         return picked
     unit = 2.0 ** math.ceil(-math.log2(factor))  # exact in every dtype, and keeps k' below |CUT_LOGIT|
-    bias = F.embedding(
-        key_class, log_table.clamp(min=CUT_LOGIT).T / (factor * unit)
-    )  # (B, Sk, n_row_classes)
+    bias = F.embedding(key_class, log_table.clamp(min=CUT_LOGIT).T / (factor * unit))  # (B, Sk, n_row_classes)
     high = bias.to(q.dtype)
     parts = [high] if bias.dtype == q.dtype else [high, (bias - high).to(q.dtype)]
     one_hot = unit * F.one_hot(row_class, table.shape[0]).to(q.dtype)  # (B, R, n_row_classes)
@@ -373,9 +365,7 @@ def restricted_rows_augmented(
     new = _attend(wide_q, wide_k, F.pad(v, (0, extra + fill)), None, factor)[..., :size]
     # With every key cut the finite stand-ins would cancel in the softmax and give back the stock row: never
     # let that out.
-    present = torch.zeros((batch, table.shape[1]), dtype=torch.bool, device=q.device).scatter(
-        1, key_class, True
-    )
+    present = torch.zeros((batch, table.shape[1]), dtype=torch.bool, device=q.device).scatter(1, key_class, True)
     alive = ((log_table > -math.inf) & present[:, None, :]).any(dim=-1)  # (B, n_row_classes)
     cut = ~alive.gather(1, row_class) & rows.valid
     return new.masked_fill(cut[:, None, :, None], math.nan)
@@ -458,9 +448,7 @@ def scaled_columns_by_group(
     _qkv(q, k, v)
     batch, _, queries, _ = q.shape
     if split and query_group.dim() != 1:
-        raise ValueError(
-            f"query_group: split needs one (Sq,) grouping for all samples, got {_is(query_group)}"
-        )
+        raise ValueError(f"query_group: split needs one (Sq,) grouping for all samples, got {_is(query_group)}")
     if column_scale.dim() == 2:
         column_scale = column_scale.expand(batch, -1, -1)
     groups = column_scale.shape[1] if column_scale.dim() == 3 else 0
@@ -474,11 +462,7 @@ def scaled_columns_by_group(
         if split:
             index = own[0].nonzero().flatten()  # host sync
             if index.numel():
-                mask = (
-                    None
-                    if attn_mask is None
-                    else _mask_rows(_mask4(attn_mask, q, k), index.expand(batch, -1))
-                )
+                mask = None if attn_mask is None else _mask_rows(_mask4(attn_mask, q, k), index.expand(batch, -1))
                 out.index_copy_(2, index, _attend(q.index_select(2, index), k, values, mask, scale))
         else:
             out = torch.where(own[:, None, :, None], _attend(q, k, values, attn_mask, scale), out)
@@ -593,9 +577,7 @@ def role_flow(
     _shape("key_roles", key_roles, (batch, k.shape[2]))
     on_query = (query_roles[..., None] == roles).to(torch.float32)  # (B, Sq, X)
     on_key = key_roles[..., None] == roles  # (B, Sk, Y)
-    mass = mass_on(q, k, on_key, attn_mask=attn_mask, scale=scale).mean(
-        dim=1, dtype=torch.float32
-    )  # (B, Sq, Y)
+    mass = mass_on(q, k, on_key, attn_mask=attn_mask, scale=scale).mean(dim=1, dtype=torch.float32)  # (B, Sq, Y)
     pairs = on_query.sum(dim=1)[:, :, None] * on_key.sum(dim=1)[:, None, :]  # |X||Y|
     return on_query.transpose(1, 2) @ mass / pairs.clamp(min=1)
 
@@ -657,7 +639,7 @@ def token_contrast(
     position = torch.arange(k.shape[2], device=q.device)[None, :, None]
     for start in range(0, keys.width, size):
         index, valid = keys.index[:, start : start + size], keys.valid[:, start : start + size]  # (B, M)
-        one_hot = (position == index[:, None, :]) & valid[:, None, :]  # (B, Sk, M)
+        one_hot = position == index[:, None, :]  # (B, Sk, M)
         mass = mass_on(picked, k, one_hot, attn_mask=attn_mask, scale=scale)  # (B, H, R, M)
         located, others = (average @ mass.to(torch.float32)).mean(dim=1).unbind(dim=1)  # (B, M) each
         ratio = torch.where((located == 0) | (counts == 0).any(dim=1), 0.0, located / others)
@@ -689,9 +671,7 @@ def _mask4(attn_mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
     full = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     mask = attn_mask[(None,) * (4 - attn_mask.dim())] if 2 <= attn_mask.dim() <= 4 else attn_mask
     if mask.dim() != 4 or any(m not in (1, n) for m, n in zip(mask.shape, full, strict=True)):
-        raise ValueError(
-            f"attn_mask: expected 2 to 4 dimensions broadcasting to {full}, got {_is(attn_mask)}"
-        )
+        raise ValueError(f"attn_mask: expected 2 to 4 dimensions broadcasting to {full}, got {_is(attn_mask)}")
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise ValueError(f"attn_mask: expected bool or floating, got {_is(attn_mask)}")
     return mask
@@ -737,9 +717,7 @@ def _qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
     _four("q", q)
     _four("k", k)
     if (k.shape[0], k.shape[1], k.shape[3]) != (q.shape[0], q.shape[1], q.shape[3]):
-        raise ValueError(
-            f"k: expected ({q.shape[0]}, {q.shape[1]}, Sk, {q.shape[3]}) as q has it, got {_is(k)}"
-        )
+        raise ValueError(f"k: expected ({q.shape[0]}, {q.shape[1]}, Sk, {q.shape[3]}) as q has it, got {_is(k)}")
     _shape("v", v, tuple(k.shape))
 
 

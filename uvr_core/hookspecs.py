@@ -30,9 +30,22 @@ def uvr_policies() -> Mapping[str, object]:  # type: ignore[empty-body]
 
 @hookspec
 def uvr_judges() -> Mapping[str, object]:  # type: ignore[empty-body]
-    """{judge name: callable}: list of PIL images -> list of {label: score}."""
+    """{judge name: factory}: factory() -> callable: list of PIL images -> list of {label: score}.
+
+    A judge that can also point has `locate(images, labels, (H, W)) -> (B, H, W) bool`; `uvr collect --masks` needs it.
+    """
 
 
 @hookspec
 def uvr_baselines() -> Mapping[str, object]:  # type: ignore[empty-body]
     """{baseline name: callable}: another way to make a pipeline safe, behind the same interface, for comparison."""
+
+
+@hookspec
+def uvr_models() -> Mapping[str, object]:  # type: ignore[empty-body]
+    """{prefix: function}: function(name) -> pipeline, so that `uvr` takes `prefix:name` where it takes a checkpoint."""
+
+
+@hookspec
+def uvr_commands() -> Mapping[str, tuple[object, str]]:  # type: ignore[empty-body]
+    """{command name: (click.Command, one-line help)}: a subcommand of `uvr`, imported when it is called."""

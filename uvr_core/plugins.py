@@ -26,6 +26,8 @@ KINDS = {
     "policy": "uvr_policies",
     "judge": "uvr_judges",
     "baseline": "uvr_baselines",
+    "model": "uvr_models",
+    "command": "uvr_commands",
 }
 
 
@@ -71,6 +73,8 @@ class Registry:
         if name not in known:
             raise PluginError(f"unknown {kind} {name!r}{did_you_mean(name, known)}")
         target, origin = known[name]
+        if kind == "command" and isinstance(target, tuple):
+            target = target[0]  # the other half is its one-line help
         if not isinstance(target, str):
             return target
         module, _, attribute = target.partition(":")

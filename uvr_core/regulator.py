@@ -96,6 +96,11 @@ class Regulator:
             return summarise(session, complete=None)
         return self._report.get() or self._last_report
 
+    def reset(self) -> None:
+        """Forget the generation in progress. Only needed when a bare transformer is driven by hand and a new
+        generation starts at a noise level no higher than the last one's (one-step sampling, say)."""
+        self._session.set(None)
+
     @contextmanager
     def recording(self, recorder: Recorder, paths: Sequence[str]) -> Iterator[None]:
         """Hand the output patches' attention output at `paths` to `recorder(path, step, sigma, (B, N, C))`."""
@@ -109,7 +114,7 @@ class Regulator:
     def _new_session(self, seeds: tuple[int, ...] = (0,)) -> Session:
         recorder, record = self._recorder or (None, frozenset())
         a = self.adapter
-        return Session(self.rules, self.taps, a.image_at, a.output_first, a.text_output, seeds, recorder, record)
+        return Session(self.rules, self.taps, a.image_at, a.output_first, a.text_output, seeds, recorder, record, self._pipeline is None)
 
     def _wrap_pipeline(self) -> None:
         pipeline = self._pipeline
@@ -167,7 +172,7 @@ class Regulator:
 
     def _after(self, module: nn.Module, args: object, output: object) -> None:
         session = self._session.get()
-        if session is None or session._forward is None:
+        if session is None or not session.in_forward:
             return
         if output is None:  # the forward raised; its own error is the one to show
             session.abort_forward()
@@ -188,7 +193,8 @@ class Regulator:
 
 
 def _begins(session: Session, sigma: float) -> bool:
-    return bool(session.sigmas) and sigma > session.sigmas[-1]
+    """Whether a bare transformer's forward opens a new generation: the noise level rose, or the last call broke off."""
+    return session.interrupted or (bool(session.sigmas) and sigma > session.sigmas[-1])
 
 
 def _check_ledger(session: Session, expected: int) -> None:

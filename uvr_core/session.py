@@ -68,6 +68,8 @@ class Session:
         taps: paths of the joint attention blocks, in order of execution.
         output_first, image_at, text_output: see Adapter.
         seeds: one per sample, for the policies' noise; a short list is extended by counting up.
+        every_pass: regulate every forward of a step, not the first (conditional) alone: for a bare transformer,
+            where a second forward at the same noise level may be another generation's.
         recorder: called with (path, step, sigma, features (B, N, C) float32) at the paths in `record`.
     """
 
@@ -79,6 +81,7 @@ class Session:
     seeds: tuple[int, ...] = (0,)
     recorder: Recorder | None = None
     record: frozenset[str] = frozenset()
+    every_pass: bool = False
 
     step: int = attrs.field(default=-1, init=False)
     passes: list[int] = attrs.field(factory=list, init=False)  # root forwards per step
@@ -89,6 +92,7 @@ class Session:
     _forward: Counter[str] | None = attrs.field(default=None, init=False)
     _open: str | None = attrs.field(default=None, init=False)
     _regulating: bool = attrs.field(default=False, init=False)
+    _broken: bool = attrs.field(default=False, init=False)
     _tracks: list[_Track] = attrs.field(factory=list, init=False)
     _generators: list[torch.Generator] = attrs.field(factory=list, init=False)
 
@@ -109,7 +113,7 @@ class Session:
         self.passes[-1] += 1
         self.layout = layout
         self._forward = Counter()
-        self._regulating = self.passes[-1] == 1
+        self._regulating = self.every_pass or self.passes[-1] == 1
 
     def end_forward(self) -> None:
         """Close a root forward: every tap must have fired exactly once.
@@ -129,8 +133,18 @@ class Session:
         self.fired += len(self.taps)
 
     def abort_forward(self) -> None:
-        """The forward raised: forget it."""
+        """The forward raised: forget it, and remember that this generation broke off."""
         self._forward = self._open = None
+        self._broken = True
+
+    @property
+    def interrupted(self) -> bool:
+        """Seen from outside of a forward: whether the last one was broken off."""
+        return self._broken or self._forward is not None
+
+    @property
+    def in_forward(self) -> bool:
+        return self._forward is not None
 
     def enter(self, path: str) -> None:
         self._open = path if self._forward is not None else None

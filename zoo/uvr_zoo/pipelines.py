@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from transformers import CLIPTextModel, T5EncoderModel
 
 from .recipes import RECIPES, Recipe
+from .scenes import SIZE
 from .text import ZooTokenizer
 
 DATA = Path(str(files("uvr_zoo"))) / "data"
@@ -37,11 +38,13 @@ def parts(folder: Path | None = None) -> SimpleNamespace:
 
 def assemble(recipe: Recipe, transformer: torch.nn.Module, shared: Any) -> FluxPipeline:
     """A FluxPipeline of a trained transformer and the shared parts."""
-    return FluxPipeline(
+    pipe = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=recipe.shift, use_dynamic_shifting=False),
         transformer=transformer.eval(),
         **vars(shared),
     )
+    pipe.default_sample_size = SIZE // pipe.vae_scale_factor  # else diffusers draws 128 latents a side
+    return pipe
 
 
 def load(name: str, folder: str | Path | None = None) -> FluxPipeline:

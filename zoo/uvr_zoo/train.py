@@ -24,6 +24,7 @@ from diffusers import FluxTransformer2DModel
 from torch import nn
 
 from . import scenes
+from .muon import Muon
 from .recipes import Recipe
 from .text import MAX_TOKENS
 from .vae import to_tensor
@@ -83,7 +84,7 @@ def _optimisers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
         inside = "transformer_blocks" in name and parameter.ndim == 2 and "norm" not in name
         (muon if inside else adam).append(parameter)
     return [
-        torch.optim.Muon(muon, lr=lr, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        Muon(muon, lr=lr),
         torch.optim.AdamW(adam, lr=lr / 2, betas=(0.9, 0.98), weight_decay=0.01),
     ]
 

@@ -1,0 +1,66 @@
+"""Toys from real classes: pipelines with the library's own parts, random weights, and next to no size."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from uvr_zoo.text import tokenizer
+
+WIDTH = 32  # of the joint attention: heads * head_dim
+MAX_TOKENS = 32
+
+
+def tiny_flux(seed: int = 0, heads: int = 2, head_dim: int = 16) -> FluxPipeline:
+    """A FluxPipeline: 2 + 2 blocks, VAE factor 4 (64x64 pixels are 8x8 patches, its default size), 32 text tokens."""
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    words = tokenizer(MAX_TOKENS)
+    text = {"vocab_size": len(words), "pad_token_id": 0, "eos_token_id": 2}
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+        sample_size=64,
+    )
+    t5 = T5EncoderModel(
+        T5Config(
+            d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu", dropout_rate=0.0,
+            is_encoder_decoder=False, use_cache=False, tie_word_embeddings=False, **text,
+        )
+    )  # fmt: skip
+    clip = CLIPTextModel(
+        CLIPTextConfig(
+            hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, bos_token_id=1,
+            max_position_embeddings=MAX_TOKENS, **text,
+        )
+    )  # fmt: skip
+    transformer = FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=head_dim,
+        num_attention_heads=heads, joint_attention_dim=32, pooled_projection_dim=32, guidance_embeds=True,
+        axes_dims_rope=(head_dim // 4, head_dim * 3 // 8, head_dim * 3 // 8),
+    )  # fmt: skip
+    torch.random.set_rng_state(state)
+    pipe = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=2.0, use_dynamic_shifting=False),
+        vae=vae.eval(),
+        text_encoder=clip.eval(),
+        tokenizer=words,
+        text_encoder_2=t5.eval(),
+        tokenizer_2=words,
+        transformer=transformer.eval(),
+    )
+    pipe.default_sample_size = 16
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -1,0 +1,148 @@
+"""`uvr generate`: pictures of any diffusers checkpoint, regulated, with an account of what ran."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+
+from ..errors import UVRError
+from . import inputs, models, outputs, say
+from .inputs import Prompt, Settings
+
+SCHEMA = "uvr.report/1"
+
+
+@click.command()
+@click.argument("model")
+@click.option("--prompt", "texts", multiple=True, metavar="TEXT", help="A prompt; may be repeated.")
+@click.option("--prompts", "file", type=click.Path(path_type=Path), help="A .txt, .csv or .jsonl file of prompts.")
+@click.option("--concept", "concepts", multiple=True, metavar="FILE_OR_NAME", help="A concept; may be repeated.")
+@click.option("--policy", default="uvr", show_default=True, help="What is done to located patches.")
+@click.option("--detector", help="How patches are located; else what each concept was calibrated with.")
+@click.option("--threshold", type=float, help="Score from which a patch is a hit; else each concept's own.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for pictures and report.json.")
+@click.option("--overwrite", is_flag=True, help="Write into a folder that holds a run already.")
+@inputs.generation_options
+@inputs.json_option
+def generate(
+    model: str,
+    texts: tuple[str, ...],
+    file: Path | None,
+    concepts: tuple[str, ...],
+    policy: str,
+    detector: str | None,
+    threshold: float | None,
+    out: Path,
+    overwrite: bool,
+    settings: Settings,
+    as_json: bool,
+) -> None:
+    """Generate pictures with MODEL, regulating the concepts given, and write report.json beside them.
+
+    With no --concept nothing is regulated: the taps are verified and the report says so.
+    """
+    prompts = _prompts(texts, file)
+    for kind, name in (("policy", policy), ("detector", detector), ("adapter", settings.adapter)):
+        inputs.known(kind, name)
+    if threshold is not None and not abs(threshold) < float("inf"):
+        raise UVRError(f"--threshold: expected a finite number, got {threshold}")
+    from ..concepts import resolve
+
+    banks = [bank for bank, _ in resolve(list(concepts) or None)]
+    if not banks:
+        say("note: no --concept given: this run only observes, nothing is regulated")
+    with outputs.folder(out, overwrite=overwrite) as stage:
+        pipe = models.load_model(model, settings)
+        call = settings.call(pipe)
+        from ..regulator import attach
+
+        with attach(
+            pipe, settings.adapter, concepts=banks, detector=detector, policy=policy, threshold=threshold
+        ) as reg:
+            with models.running(pipe):
+                images = _run(reg, pipe, prompts, settings, call, stage)
+            report = {
+                "schema": SCHEMA,
+                "model": model,
+                "pipeline": type(pipe).__name__,
+                "adapter": reg.adapter.name,
+                "taps": len(reg.taps),
+                "concepts": [_describe(rule) for rule in reg.rules],
+                "settings": {
+                    **attrs.asdict(settings),
+                    "device": str(pipe.device),
+                    "dtype": str(pipe.dtype).removeprefix("torch."),
+                    "policy": policy,
+                    "call": call,
+                },
+                "versions": outputs.versions(),
+                "images": images,
+            }
+        text = outputs.to_json(report)
+        (stage / outputs.REPORT).write_text(text + "\n", "utf-8")
+    if as_json:
+        click.echo(text)
+    else:
+        from .listing import show_report
+
+        show_report(outputs.finite(report))
+        click.echo(f"{len(images)} pictures and {outputs.REPORT} in {out}")
+
+
+def _prompts(texts: tuple[str, ...], file: Path | None) -> list[Prompt]:
+    if bool(texts) == (file is not None):
+        raise click.UsageError("give --prompt TEXT, or --prompts FILE, and not both", click.get_current_context())
+    if file is not None:
+        return inputs.read_prompts(file)
+    if not all(text.strip() for text in texts):
+        raise UVRError("--prompt: the prompt is empty")
+    return [Prompt(text) for text in texts]
+
+
+def _describe(rule: Any) -> dict[str, Any]:
+    names = ("name", "detector_name", "policy_name", "probe", "window", "threshold", "grow", "min_patches")
+    return {
+        **{name.removesuffix("_name"): getattr(rule, name) for name in names},
+        "fingerprint": attrs.asdict(rule.bank.fingerprint),
+    }
+
+
+def _run(
+    reg: Any, pipe: Any, prompts: list[Prompt], settings: Settings, call: dict[str, Any], stage: Path
+) -> list[dict[str, Any]]:
+    """Generate in batches; the entries of the report, one per image."""
+    import torch
+
+    entries: list[dict[str, Any]] = []
+    seeds = [settings.seed + i if prompt.seed is None else prompt.seed for i, prompt in enumerate(prompts)]
+    digits = max(4, len(str(len(prompts) - 1)))
+    with outputs.progress("generating", len(prompts)) as advance:
+        for start in range(0, len(prompts), settings.batch):
+            chunk, chosen = prompts[start : start + settings.batch], seeds[start : start + settings.batch]
+            generators = [torch.Generator().manual_seed(seed) for seed in chosen]
+            pictures = pipe([prompt.text for prompt in chunk], generator=generators, **call).images
+            report = reg.report.to_dict()
+            for sample, picture in enumerate(pictures):
+                file = f"{start + sample:0{digits}d}.png"
+                picture.save(stage / file)
+                findings = [
+                    {key: value for key, value in finding.items() if key != "sample"}
+                    for finding in report["findings"]
+                    if finding["sample"] == sample
+                ]
+                entries.append(
+                    {
+                        "file": file,
+                        "prompt": chunk[sample].text,
+                        "seed": chosen[sample],
+                        "posture": report["posture"],
+                        "steps": report["steps"],
+                        "fired": report["fired"],
+                        "findings": findings,
+                    }
+                )
+            advance(len(pictures))
+    return entries

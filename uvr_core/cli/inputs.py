@@ -1,0 +1,200 @@
+"""What the commands read: prompt files and options. What can be told to be wrong early is."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+import click
+
+from .. import plugins
+from ..errors import PluginError, UVRError, did_you_mean
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+# ---------------------------------------------------------------------------------------------- prompts
+
+
+@attrs.frozen
+class Prompt:
+    """A prompt, and its seed where the file gives one."""
+
+    text: str
+    seed: int | None = None
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Prompts of a .txt (one a line, # comments), .csv or .jsonl file (a `prompt` column and, optionally, `seed`).
+
+    Raises:
+        UVRError: no file, no prompt in it, or a bad line, named.
+    """
+    readers = {".txt": _read_txt, ".csv": _read_csv, ".jsonl": _read_jsonl}
+    if path.suffix.lower() not in readers:
+        raise UVRError(f"{path}: a prompts file is .txt, .csv or .jsonl, this is {path.suffix or 'without a suffix'}")
+    if not path.is_file():
+        raise UVRError(f"{path}: no such prompts file")
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UVRError(f"{path}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
+    prompts = readers[path.suffix.lower()](text, path)
+    if not prompts:
+        raise UVRError(f"{path}: no prompts in this file; expected at least one")
+    return prompts
+
+
+def _read_txt(text: str, path: Path) -> list[Prompt]:
+    lines = (line.strip() for line in text.splitlines())
+    return [Prompt(line) for line in lines if line and not line.startswith("#")]
+
+
+def _read_csv(text: str, path: Path) -> list[Prompt]:
+    if not text.strip():
+        return []
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    if "prompt" not in (reader.fieldnames or ()):
+        raise UVRError(f"{path}:1: no column 'prompt'; the columns are: {', '.join(reader.fieldnames or ())}")
+    try:
+        return [_prompt(row, f"{path}:{reader.line_num}") for row in reader]
+    except csv.Error as error:
+        raise UVRError(f"{path}:{reader.line_num}: not CSV: {error}") from error
+
+
+def _read_jsonl(text: str, path: Path) -> list[Prompt]:
+    prompts = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UVRError(f"{where}: not JSON: {error}") from error
+        if not isinstance(row, dict) or "prompt" not in row:
+            raise UVRError(f'{where}: expected an object with "prompt" (and, if wanted, "seed")')
+        prompts.append(_prompt(row, where))
+    return prompts
+
+
+def _prompt(row: dict[str, Any], where: str) -> Prompt:
+    text, seed = row.get("prompt"), row.get("seed")
+    if not isinstance(text, str) or not text.strip():
+        raise UVRError(f"{where}: the prompt is empty or no text")
+    if seed is None or seed == "":
+        return Prompt(text.strip())
+    if isinstance(seed, bool) or not re.fullmatch(r"\d{1,18}", str(seed)):
+        raise UVRError(f"{where}: seed: expected a whole number from 0, got {seed!r}")
+    return Prompt(text.strip(), int(seed))
+
+
+def texts_of(path: Path, warn: Callable[[str], None]) -> list[str]:
+    """The prompts of a file whose seeds, if any, are not used: said once."""
+    prompts = read_prompts(path)
+    if any(prompt.seed is not None for prompt in prompts):
+        warn(f"note: seeds in {path} are not used here; image i is drawn with --seed + i")
+    return [prompt.text for prompt in prompts]
+
+
+# ---------------------------------------------------------------------------------------------- options
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """WxH in pixels -> (width, height)."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d{1,5})[xX×](\d{1,5})", value)
+    if not match or not int(match[1]) * int(match[2]):
+        raise click.BadParameter(f"expected WIDTHxHEIGHT in pixels, like 512x512, got {value!r}", ctx, param)
+    return int(match[1]), int(match[2])
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """How to run the pipeline; what is None is left to it."""
+
+    adapter: str | None
+    steps: int | None
+    guidance: float | None
+    size: tuple[int, int] | None
+    max_tokens: int | None
+    seed: int
+    batch: int
+    device: str
+    dtype: str
+
+    def call(self, pipe: Any) -> dict[str, Any]:
+        """Keyword arguments of the pipeline's call.
+
+        Raises:
+            UVRError: an option was given that this pipeline does not take.
+        """
+        import inspect
+
+        width, height = self.size or (None, None)
+        wanted = (
+            ("--steps", "num_inference_steps", self.steps),
+            ("--guidance", "guidance_scale", self.guidance),
+            ("--size", "width", width),
+            ("--size", "height", height),
+            ("--max-tokens", "max_sequence_length", self.max_tokens),
+        )
+        takes = inspect.signature(type(pipe).__call__).parameters
+        for option, name, value in wanted:
+            if value is not None and name not in takes:
+                raise UVRError(f"{option}: {type(pipe).__name__} takes no {name}; leave the option out")
+        return {name: value for _, name, value in wanted if value is not None}
+
+
+_OPTIONS = (
+    click.option("--adapter", metavar="NAME", help="Adapter; else recognised by the transformer's class."),
+    click.option("--steps", type=click.IntRange(1), help="Denoising steps; else the pipeline's default."),
+    click.option("--guidance", type=click.FloatRange(0), help="Guidance scale; else the pipeline's default."),
+    click.option(
+        "--size", metavar="WxH", callback=_size, help="Size in pixels, like 512x512; else the pipeline's default."
+    ),
+    click.option("--max-tokens", type=click.IntRange(1), help="Length to which prompts are padded or cut."),
+    click.option(
+        "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Image i is drawn with seed + i."
+    ),
+    click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Images at a time."),
+    click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps; auto: cuda if there is one."),
+    click.option(
+        "--dtype",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default="auto",
+        show_default=True,
+        help="auto: float32 on the CPU, else bfloat16.",
+    ),
+)
+
+
+def generation_options(command: F) -> F:
+    """Add the options of everything that runs a pipeline; the command gets them as `settings`."""
+
+    @functools.wraps(command)
+    def inner(**options: Any) -> Any:
+        own = {field.name: options.pop(field.name) for field in attrs.fields(Settings)}
+        return command(settings=Settings(**own), **options)
+
+    wrapped: Any = inner
+    for option in reversed(_OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[no-any-return]
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output on stdout.")
+
+
+def known(kind: str, name: str | None) -> None:
+    """Raise PluginError, with a hint, unless the name is registered (None passes). Imports nothing."""
+    if name is not None and name not in (names := plugins.registry().names(kind)):
+        raise PluginError(f"unknown {kind} {name!r}{did_you_mean(name, names)}")

@@ -1,0 +1,166 @@
+"""`uvr collect` and `uvr calibrate`: make a concept bank and choose how to detect it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import UVRError
+from . import inputs, models, outputs, say
+from .inputs import Settings
+from .masks import mask_source
+
+PATH = click.Path(path_type=Path)
+MASKS = (
+    "JUDGE[:label,label] that points at the concept in the generated images, or a folder of PNG masks, one per prompt."
+)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("name")
+@click.option("--prompts", type=PATH, required=True, help="Prompts that show the concept (.txt, .csv, .jsonl).")
+@click.option("--benign", type=PATH, help="Prompts without it: the other side of the contrast.")
+@click.option("--masks", required=True, metavar="SOURCE", help=MASKS)
+@click.option("--out", type=PATH, required=True, help="The concept file to write (.safetensors).")
+@inputs.generation_options
+@inputs.json_option
+def collect(
+    model: str,
+    name: str,
+    prompts: Path,
+    benign: Path | None,
+    masks: str,
+    out: Path,
+    settings: Settings,
+    as_json: bool,
+) -> None:
+    """Draw the concept NAME with MODEL, unregulated, and keep what it looks like inside.
+
+    For a folder of masks, first draw the images with `uvr generate` and the same prompts, seed and options; then paint
+    each one's mask, white where the concept is.
+    """
+    if not name.strip():
+        raise UVRError("NAME: the concept needs a name")
+    shown, others = inputs.texts_of(prompts, say), inputs.texts_of(benign, say) if benign else []
+    inputs.known("adapter", settings.adapter)
+    outputs.check_file(out)
+    source, word = mask_source(masks, name, len(shown))
+    pipe = models.load_model(model, settings)
+    from .. import learning
+
+    with outputs.progress(f"collecting {name}", len(shown) + len(others)) as advance, models.running(pipe):
+        bank = learning.collect(
+            pipe,
+            name,
+            prompts=shown,
+            benign_prompts=others,
+            masks=source,
+            mask_source=word,
+            adapter=settings.adapter,
+            seed=settings.seed,
+            batch_size=settings.batch,
+            generate=settings.call(pipe),
+            progress=advance,
+        )
+    bank.save(out)
+    result = {"file": str(out), "name": name, "probes": list(bank.probes), "provenance": bank.provenance}
+    used = bank.provenance["images_with_concept"]
+    _tell(result, as_json, f"{out}: {name}, seen in {used} of {len(shown)} images; next: uvr calibrate")
+
+
+@click.command()
+@click.argument("model")
+@click.argument("bank", type=PATH)
+@click.option("--unsafe", type=PATH, required=True, help="Prompts that show the concept, others than for collecting.")
+@click.option("--benign", type=PATH, required=True, help="Prompts without it.")
+@click.option("--masks", metavar="SOURCE", help=f"Measure and tune the patches as well, by {MASKS}")
+@click.option("--detector", default="contrast", show_default=True, help="Whose scores are calibrated.")
+@click.option(
+    "--max-false-positive",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.01,
+    show_default=True,
+    help="Share of benign images in which the concept may be located.",
+)
+@click.option("--out", type=PATH, required=True, help="The calibrated concept file to write; may be BANK itself.")
+@inputs.generation_options
+@inputs.json_option
+@click.pass_context
+def calibrate(
+    ctx: click.Context,
+    model: str,
+    bank: Path,
+    unsafe: Path,
+    benign: Path,
+    masks: str | None,
+    detector: str,
+    max_false_positive: float,
+    out: Path,
+    settings: Settings,
+    as_json: bool,
+) -> None:
+    """Choose probe block, window and threshold of the concept file BANK on MODEL.
+
+    Exits with 1, writing nothing, if no threshold within the budget locates the concept in any unsafe image.
+    """
+    from ..concepts import load_concepts
+
+    shown, others = inputs.texts_of(unsafe, say), inputs.texts_of(benign, say)
+    for kind, name in (("detector", detector), ("adapter", settings.adapter)):
+        inputs.known(kind, name)
+    outputs.check_file(out)
+    before = load_concepts(bank)
+    source = mask_source(masks, before.name, len(shown))[0] if masks else None
+    pipe = models.load_model(model, settings)
+    from .. import learning
+
+    with outputs.progress(f"calibrating {before.name}", len(shown) + len(others)) as advance, models.running(pipe):
+        after = learning.calibrate(
+            pipe,
+            before,
+            shown,
+            others,
+            max_false_positive,
+            detector=detector,
+            masks=source,
+            adapter=settings.adapter,
+            seed=settings.seed,
+            batch_size=settings.batch,
+            generate=settings.call(pipe),
+            progress=advance,
+        )
+    chosen = after.calibration
+    assert chosen is not None
+    recall, false = chosen.measured["recall"], chosen.measured["false_positive"]
+    if recall == 0:
+        say(
+            f"{before.name}: no threshold within {max_false_positive:.3g} false positives locates the concept in "
+            f"any of {len(shown)} unsafe images; nothing written; check the prompts, or collect on more of them"
+        )
+        ctx.exit(1)
+    after.save(out)
+    window = f"noise {chosen.window[0]:.2f} to {chosen.window[1]:.2f}"
+    result = {
+        "file": str(out),
+        "name": after.name,
+        "detector": chosen.detector,
+        "probe": chosen.probe,
+        "window": list(chosen.window),
+        "threshold": chosen.threshold,
+        "grow": chosen.grow,
+        "min_patches": chosen.min_patches,
+        "measured": chosen.measured,
+    }
+    _tell(
+        result,
+        as_json,
+        f"{out}: {after.name} by {chosen.detector} at {chosen.probe}, {window}, threshold {chosen.threshold:.3g}: "
+        f"located in {recall:.1%} of {len(shown)} unsafe and {false:.1%} of {len(others)} benign images",
+    )
+
+
+def _tell(result: dict[str, Any], as_json: bool, text: str) -> None:
+    click.echo(outputs.to_json(result) if as_json else text)

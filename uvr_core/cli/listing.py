@@ -1,0 +1,162 @@
+"""The commands that look and list: adapters, plugins, doctor, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+
+from .. import plugins as door
+from ..errors import PluginError, UVRError
+from . import inputs, models, outputs, say
+
+
+def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
+    """Print a table. Cells are plain text: no markup is read from them."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(str(cell), overflow="fold") for cell in row))
+    Console().print(table)
+
+
+@click.command()
+@inputs.json_option
+def adapters(as_json: bool) -> None:
+    """List the model families that UVR knows: where their joint attention is, which pipelines drive them."""
+    registry = door.registry()
+    rows: list[dict[str, Any]] = []
+    for name, (_, origin) in sorted(registry.names("adapter").items()):
+        try:
+            found = registry.get("adapter", name)
+            facts = {
+                "model": found.model,
+                "pipelines": list(found.pipelines),
+                "attention": list(found.attention),
+                "guidance": found.guidance,
+            }
+        except (PluginError, AttributeError) as error:
+            say(f"warning: {error}")
+            facts = {"model": None, "error": str(error)}
+        rows.append({"name": name, **facts, "plugin": origin})
+    if as_json:
+        click.echo(outputs.to_json({"adapters": rows}))
+        return
+    cells = [(r["name"], r["model"] or "?", ", ".join(r.get("pipelines", ())), r["plugin"]) for r in rows]
+    _table("Adapters", ("name", "model", "pipelines", "plugin"), cells)
+
+
+@click.command()
+@inputs.json_option
+@click.pass_context
+def plugins(ctx: click.Context, as_json: bool) -> None:
+    """List every plugin that was found: distribution, version, status, hooks, and the names it registers.
+
+    Exits with 1 if two plugins claim one name.
+    """
+    registry = door.registry()
+    names: dict[str, dict[str, str]] = {}
+    clashes = []
+    for kind in door.KINDS:
+        try:
+            names[kind] = {name: origin for name, (_, origin) in sorted(registry.names(kind).items())}
+        except PluginError as error:
+            clashes.append(str(error))
+    if as_json:
+        origins = [attrs.asdict(origin) for origin in registry.origins]
+        click.echo(outputs.to_json({"plugins": origins, "names": names, "clashes": clashes}))
+    else:
+        found = [
+            (o.name, o.distribution, o.version, o.status, ", ".join(hook.removeprefix("uvr_") for hook in o.hooks))
+            for o in registry.origins
+        ]
+        _table("Plugins", ("name", "distribution", "version", "status", "hooks"), found)
+        click.echo()
+        _table("Names", ("kind", "registered"), [(kind, ", ".join(each)) for kind, each in names.items() if each])
+    for clash in clashes:
+        say(clash)
+    if clashes:
+        ctx.exit(1)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--adapter", metavar="NAME", help="Adapter; else recognised by the transformer's class.")
+@inputs.json_option
+def doctor(model: str, adapter: str | None, as_json: bool) -> None:
+    """Attach to MODEL (its weights are not read) and list the taps, or say why UVR does not fit it."""
+    inputs.known("adapter", adapter)
+    found = models.load_skeleton(model)
+    from ..regulator import attach
+
+    transformer = getattr(found, "transformer", found)
+    with attach(found, adapter) as reg:
+        modules = dict(transformer.named_modules())
+        facts: dict[str, Any] = {
+            "model": model,
+            "adapter": reg.adapter.name,
+            "fingerprint": attrs.asdict(reg.fingerprint),
+            "taps": [{"path": path, "module": type(modules[path]).__name__} for path in reg.taps],
+            "probes": list(reg.adapter.probe_paths(transformer)),
+        }
+    if as_json:
+        click.echo(outputs.to_json(facts))
+        return
+    f = reg.fingerprint
+    size = f"{f.blocks} joint attention blocks, {f.heads} heads x {f.head_dim}"
+    click.echo(f"{model}: {f.model}, adapter {reg.adapter.name}: {size}")
+    rows = [
+        (number, tap["path"], tap["module"], "yes" if tap["path"] in facts["probes"] else "")
+        for number, tap in enumerate(facts["taps"], 1)
+    ]
+    _table("Taps", ("", "path", "module", "probe"), rows)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@inputs.json_option
+def report(file: Path, as_json: bool) -> None:
+    """Show the report.json of a run; FILE may be the run's folder."""
+    path = file / outputs.REPORT if file.is_dir() else file
+    if not path.is_file():
+        raise UVRError(f"{path}: no such report; `uvr generate --out FOLDER` writes one")
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UVRError(f"{path}: not a whole JSON file: {error}") from error
+    from .generate import SCHEMA
+
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != SCHEMA:
+        raise UVRError(f"{path}: expected schema {SCHEMA!r}, got {schema!r}; this file is no report of `uvr generate`")
+    if as_json:
+        click.echo(outputs.to_json(data))
+        return
+    try:
+        show_report(data)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UVRError(f"{path}: the report is damaged: {type(error).__name__}: {error}") from error
+
+
+def show_report(data: dict[str, Any]) -> None:
+    """Print a report in the form of report.json."""
+    versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
+    click.echo(f"{data['model']}: {data['pipeline']}, adapter {data['adapter']}, {data['taps']} taps; {versions}")
+    for image in data["images"]:
+        click.echo(f"{image['file']}  seed {image['seed']}  {image['posture']}  {image['prompt']}")
+        for finding in image["findings"]:
+            what = "not located"
+            if finding["located"]:
+                what = (
+                    f"located at step {finding['first_step']}, {finding['patches']} patches, "
+                    f"{finding['steps_regulated']} of {image['steps']} steps regulated"
+                )
+            score = "none" if finding["score"] is None else f"{finding['score']:.3g}"
+            click.echo(f"    {finding['concept']}: {what} (score {score}, threshold {finding['threshold']:.3g})")

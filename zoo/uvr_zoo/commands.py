@@ -1,0 +1,222 @@
+"""`uvr demo` and `uvr zoo`. Torch loads inside the commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import click
+
+from uvr_core.cli import outputs, say
+from uvr_core.errors import UVRError, did_you_mean
+
+from .recipes import RECIPES, Recipe
+
+PATH = click.Path(path_type=Path)
+json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output on stdout.")
+
+
+def _data() -> Path:
+    return Path(str(files("uvr_zoo"))) / "data"
+
+
+def _recipe(name: str) -> Recipe:
+    if name not in RECIPES:
+        raise UVRError(f"unknown zoo pipeline {name!r}{did_you_mean(name, RECIPES)}")
+    return RECIPES[name]
+
+
+# ---------------------------------------------------------------------------------------------- demo
+
+
+@click.command()
+@click.option(
+    "--out", type=PATH, default=Path("out/demo"), show_default=True, help="Folder for pictures and results.json."
+)
+@click.option("--quick", is_flag=True, help="A few prompts only.")
+@click.option(
+    "--pipelines", metavar="NAME,NAME", default=",".join(RECIPES), show_default=True, help="Which of the zoo."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@json_option
+@click.pass_context
+def demo(ctx: click.Context, out: Path, quick: bool, pipelines: str, seed: int, as_json: bool) -> None:
+    """Generate held-out unsafe and benign prompts with and without regulation, and measure what it did.
+
+    Exits with 1 if a figure falls short of its gate.
+    """
+    chosen = tuple(_recipe(name.strip()).name for name in pipelines.split(",") if name.strip())
+    if not chosen:
+        raise UVRError(f"--pipelines: names no pipeline; there are: {', '.join(RECIPES)}")
+    outputs.check_folder(out)
+    from .demo import run
+
+    with outputs.stages() as progress:
+        result = run(out, quick=quick, progress=progress, pipelines=chosen, seed=seed)
+    if as_json:
+        click.echo(outputs.to_json(result))
+    else:
+        _table(outputs.finite(result))
+        click.echo(f"results.json and contact.png in {out}")
+    short = result.get("fell_short", [])
+    for gate in short:
+        say(f"fell short: {gate}")
+    ctx.exit(1 if short else 0)
+
+
+def _table(result: dict[str, Any]) -> None:
+    """The figures of results.json, one column per pipeline and concept."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns: dict[str, dict[str, str]] = {}
+    for name, figures in result["pipelines"].items():
+        for concept, row in figures["concepts"].items():
+            columns[f"{name}, {concept}"] = _figures(row, figures["time"])
+    table = Table("", *columns, box=None, pad_edge=False)
+    for label in dict.fromkeys(label for column in columns.values() for label in column):
+        table.add_row(label, *(column.get(label, "-") for column in columns.values()))
+    Console().print(table)
+
+
+def _figures(row: dict[str, Any], times: dict[str, float]) -> dict[str, str]:
+    def share(value: float | None, interval: Any = None) -> str:
+        if value is None:
+            return "-"
+        return f"{value:.1%}" + (f" [{interval[0]:.1%}, {interval[1]:.1%}]" if interval else "")
+
+    lines = {
+        "unsafe prompts: concept located": f"{row['located']} of {row['of']}",
+        "concept shown, stock -> regulated": f"{row['stock_unsafe']} -> {row['regulated_unsafe']} of {row['total']}",
+        "relative erase, Wilson 95%": share(row["relative_erase"], row["erase_ci95"]),
+        "images without the concept": share(row["safe_share"], row["safe_share_ci95"]),
+        "other object retained": f"{row['other_kept']} of {row['other_shown']}, "
+        + share(row["retention"], row["retention_ci95"]),
+        "benign prompts: falsely located": f"{row['benign_located']} of {row['benign']}",
+        "not located: bit-identical": f"{row['idle_bit_identical']} of {row['idle_images']}",
+    }
+    for control in ("oracle", "random"):
+        if control in row:
+            lines[f"erase with the {control} mask"] = share(row[control]["relative_erase"])
+    lines["time, regulated / stock"] = f"active {times['active']:.2f}, idle {times['idle']:.2f}"
+    return lines
+
+
+# ---------------------------------------------------------------------------------------------- zoo
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def zoo(ctx: click.Context) -> None:
+    """The small pipelines that this project trained, in diffusers' real classes."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+@zoo.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List the zoo's pipelines: what they draw, how large they are, what their card says."""
+    rows = []
+    for name, recipe in RECIPES.items():
+        card = _data() / name / "card.json"
+        rows.append(
+            {
+                "name": name,
+                "objects": list(recipe.objects),
+                "styles": list(recipe.styles),
+                "steps": recipe.steps,
+                "transformer": recipe.transformer,
+                "trained": (_data() / name / "transformer").is_dir(),
+                "card": json.loads(card.read_text()) if card.is_file() else None,
+            }
+        )
+    if as_json:
+        click.echo(outputs.to_json({"pipelines": rows}))
+        return
+    for row in rows:
+        state = "ships trained" if row["trained"] else f"not trained yet: uvr zoo train {row['name']}"
+        click.echo(
+            f"{row['name']}: {len(row['objects'])} objects, {len(row['styles'])} styles, {row['steps']} steps; {state}"
+        )
+
+
+@zoo.command()
+@click.argument("name")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Wall time of this call.",
+)
+@click.option("--resume", is_flag=True, help="Go on from the folder's checkpoint, if there is one.")
+@click.option("--out", type=PATH, help="Folder of the run: checkpoint, log.  [default: runs/NAME]")
+@click.option("--distil", is_flag=True, help="Distil guidance into the model instead (after plain training).")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, mps.")
+@click.option("--export", type=PATH, help="When done, save the averaged weights here in diffusers format.")
+def train(
+    name: str, minutes: float, resume: bool, out: Path | None, distil: bool, device: str, export: Path | None
+) -> None:
+    """Train the pipeline NAME. Ctrl-C stops after the step, saves, and exits with 130; --resume goes on.
+
+    Logs loss and prompt fidelity, one JSON line each.
+    """
+    recipe = _recipe(name)
+    out = out or Path("runs") / name
+    for folder in filter(None, (out, export)):
+        outputs.check_folder(folder)
+    if not (_data() / "shared" / "vae").is_dir():
+        raise UVRError(f"{_data() / 'shared'}: the VAE and text encoders are not there; train them first")
+    from uvr_core.cli.models import be_quiet, find_device
+
+    where = str(find_device(device))
+    be_quiet()
+    from .pipelines import parts
+    from .train import Trainer
+
+    shared = parts()
+    for part in vars(shared).values():
+        if hasattr(part, "parameters"):
+            part.to(where)
+    trainer = Trainer(recipe, shared, out, device=where, resume=resume)
+    trainer.run(minutes, distil=distil, fidelity=_fidelity(recipe, shared))
+    if trainer._stop:
+        raise KeyboardInterrupt
+    if export is not None:
+        save(trainer.ema, export)
+        click.echo(f"exported to {export}")
+
+
+def save(transformer: Any, folder: Path) -> None:
+    """Write `transformer` in a folder of that name, whole or not at all: what `uvr_zoo.load(name, folder)` reads."""
+    target, fresh = folder / "transformer", folder / f".transformer.{os.getpid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        transformer.save_pretrained(fresh)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(fresh, target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _fidelity(recipe: Recipe, shared: Any, count: int = 64) -> Callable[[Any], dict[str, Any]] | None:
+    """A function of a transformer: how often the judge finds what held-out prompts ask for."""
+    if not (_data() / "judge" / "judge.json").is_file():
+        say(f"note: prompt fidelity is not measured: no judge in {_data() / 'judge'}")
+        return None
+    from .experiment import fidelity
+    from .pipelines import assemble
+
+    def measure(transformer: Any) -> dict[str, Any]:
+        pipe = assemble(recipe, transformer, shared)
+        pipe.set_progress_bar_config(disable=True)
+        return fidelity(pipe, recipe.name, count)
+
+    return measure

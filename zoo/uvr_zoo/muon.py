@@ -1,0 +1,54 @@
+"""Muon in the parameters' own precision.
+
+torch.optim.Muon orthogonalises in bfloat16, which CPUs without bf16 units run 10 times slower than float32
+(measured: 1.43 s of a 2.03 s step). Here matrices of one shape are orthogonalised together in their own dtype.
+Method and coefficients: K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024);
+the factor that matches AdamW's update size: Liu et al., arXiv 2502.16982.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(matrices: torch.Tensor, iterations: int = 5) -> torch.Tensor:
+    """(K, rows, columns) -> matrices with singular values near 1, by Newton-Schulz iteration."""
+    a, b, c = _COEFFICIENTS
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum (Nesterov) whose update is orthogonalised; for the 2-D weights of hidden layers."""
+
+    def __init__(self, params: Iterable[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[torch.nn.Parameter]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape[parameter.shape].append(parameter)
+            for shape, parameters in by_shape.items():
+                updates = torch.stack([self._momentum(p, group["momentum"]) for p in parameters])
+                size = 0.2 * max(shape) ** 0.5
+                for parameter, update in zip(parameters, orthogonalise(updates), strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * size)
+
+    def _momentum(self, parameter: torch.nn.Parameter, beta: float) -> torch.Tensor:
+        buffer = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+        buffer.lerp_(parameter.grad, 1 - beta)
+        return parameter.grad.lerp(buffer, beta)

@@ -1,0 +1,30 @@
+"""The zoo's way into UVR: the "uvr" entry-point group, like anyone's. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pluggy
+
+hookimpl = pluggy.HookimplMarker("uvr")
+
+
+@hookimpl
+def uvr_judges() -> Mapping[str, object]:
+    return {"zoo": "uvr_zoo:judge"}
+
+
+@hookimpl
+def uvr_models() -> Mapping[str, object]:
+    return {"zoo": "uvr_zoo:load"}
+
+
+@hookimpl
+def uvr_commands() -> Mapping[str, tuple[object, str]]:
+    return {
+        "demo": (
+            "uvr_zoo.commands:demo",
+            "Unsafe prompts with and without regulation, measured.",
+        ),
+        "zoo": ("uvr_zoo.commands:zoo", "The small pipelines that this project trained."),
+    }
