@@ -1,4 +1,4 @@
-"""Whole images out of a real (tiny, random) FluxPipeline: what must be bitwise stock, what must change, what must raise."""
+"""Whole images out of a real (tiny, random) FluxPipeline: what must be bitwise stock, must change, must raise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 import uvr_core
 from uvr_core.protocols import FlowEdit, row_classes
 from uvr_plugins.detectors import Oracle
-from uvr_plugins.policies import Block, Uvr
+from uvr_plugins.policies import Uvr
 
 POLICIES = ["uvr", "uvr-released", "block"]
 
@@ -49,7 +49,9 @@ def test_nothing_located_is_bitwise_stock(runner: Runner, policy: str, guidance:
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_only_the_located_sample_changes(runner: Runner, bank: uvr_core.ConceptBank, policy: str, guidance: float) -> None:
+def test_only_the_located_sample_changes(
+    runner: Runner, bank: uvr_core.ConceptBank, policy: str, guidance: float
+) -> None:
     stock = runner.run(true_cfg_scale=guidance)
     with uvr_core.attach(runner.pipe, concepts=bank, detector=Oracle(one_masked()), policy=policy) as reg:
         images = runner.run(true_cfg_scale=guidance)
@@ -85,8 +87,10 @@ def test_noise_leaves_the_global_and_the_pipelines_generators_alone(runner: Runn
     assert np.array_equal(first, second)
 
 
-def test_rows_outside_the_mask_are_bitwise_stock_inside_the_attention(runner: Runner, bank: uvr_core.ConceptBank) -> None:
-    """The edit as the model sees it: the first edited block's raw output differs at the masked rows and nowhere else."""
+def test_rows_outside_the_mask_are_bitwise_stock_inside_the_attention(
+    runner: Runner, bank: uvr_core.ConceptBank
+) -> None:
+    """The edit as the model sees it: the first edited block's output differs at the masked rows and nowhere else."""
     seen: dict[str, torch.Tensor] = {}
     block = runner.pipe.transformer.single_transformer_blocks[0].attn
     handle = block.register_forward_hook(lambda m, a, out: seen.__setitem__("out", out.clone()))

@@ -14,7 +14,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
-    AdapterMismatch, AdapterNotFound, ConceptMismatch, PluginError, TapNotFired, UnsafeContent, UnsupportedRuntime,
+    AdapterMismatch,
+    AdapterNotFound,
+    ConceptMismatch,
+    PluginError,
+    TapNotFired,
+    UnsafeContent,
+    UnsupportedRuntime,
     UVRError,
 )  # fmt: skip
 

@@ -11,9 +11,9 @@ The metadata carries schema, name, model fingerprint, calibration and provenance
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from .errors import ConceptMismatch
 SCHEMA = "uvr.concept/1"
 TIME = "sigma"  # noise level in 0..1, 1 = pure noise, whatever the model's own convention
 MAX_HEADER = 16 * 2**20
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @attrs.frozen
@@ -79,10 +80,12 @@ class Calibration:
 
 def _finite(instance: object, attribute: attrs.Attribute[Any], tensors: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
-        if not torch.is_floating_point(tensor):
-            raise ConceptMismatch(f"tensor {name!r}: expected floating point, got {tensor.dtype}")
+        if tensor.dtype not in DTYPES:
+            raise ConceptMismatch(f"tensor {name!r}: expected one of {', '.join(map(str, DTYPES))}, got {tensor.dtype}")
         if not bool(torch.isfinite(tensor).all()):
-            raise ConceptMismatch(f"tensor {name!r} holds NaN or Inf; the file is damaged or was collected from a broken run")
+            raise ConceptMismatch(
+                f"tensor {name!r} holds NaN or Inf; the file is damaged or was collected from a broken run"
+            )
 
 
 @attrs.frozen(eq=False)
@@ -177,7 +180,7 @@ def load_concepts(path: str | os.PathLike[str]) -> ConceptBank:
         raise ConceptMismatch(f"{path}: not a whole safetensors file: {error}") from error
     except ConceptMismatch as error:
         raise error if str(error).startswith(str(path)) else ConceptMismatch(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ConceptMismatch(f"{path}: metadata is damaged: {type(error).__name__}: {error}") from error
     return bank
 
@@ -186,24 +189,55 @@ def _parse(metadata: Mapping[str, str], tensors: dict[str, torch.Tensor]) -> Con
     if metadata.get("time") != TIME:
         raise ConceptMismatch(f"expected time convention {TIME!r}, got {metadata.get('time')!r}")
     fingerprint = Fingerprint(**json.loads(metadata["fingerprint"]))
-    calibration = None
-    if (raw := json.loads(metadata["calibration"])) is not None:
-        calibration = Calibration(**{**raw, "window": tuple(raw["window"])})
-        if not math.isfinite(calibration.threshold):
-            raise ConceptMismatch(f"calibrated threshold is {calibration.threshold}")
-    bank = ConceptBank(metadata["name"], fingerprint, tensors, calibration, json.loads(metadata["provenance"]))
+    _typed("fingerprint.model", fingerprint.model, str)
+    for field in ("blocks", "heads", "head_dim"):
+        _typed(f"fingerprint.{field}", getattr(fingerprint, field), int)
+    raw, provenance = json.loads(metadata["calibration"]), json.loads(metadata["provenance"])
+    _typed("provenance", provenance, dict)
+    calibration = None if raw is None else _calibration(raw)
+    bank = ConceptBank(metadata["name"], fingerprint, tensors, calibration, provenance)
     bins = len(tensors["sigma"]) if "sigma" in tensors else 0
     for key, tensor in tensors.items():
         kind = key.split("/", 1)[0]
         good = {
-            "anchors": tensor.ndim == 2 and tensor.shape[-1] == bank.width,
+            "anchors": tensor.ndim == 2 and len(tensor) > 0 and tensor.shape[-1] == bank.width,
             "direction": tuple(tensor.shape) == (bins, bank.width),
             "offset": tuple(tensor.shape) == (bins,),
-            "sigma": tensor.ndim == 1 and bins > 0,
+            "sigma": key == "sigma" and tensor.ndim == 1 and bins > 0,
         }.get(kind)
         if not good:
-            raise ConceptMismatch(f"tensor {key!r} has shape {tuple(tensor.shape)}, which fits no concept of width {bank.width}")
+            raise ConceptMismatch(
+                f"tensor {key!r} has shape {tuple(tensor.shape)}, which fits no concept of width {bank.width}"
+            )
     return bank
+
+
+def _typed(where: str, value: object, *kinds: type) -> None:
+    """Raise ConceptMismatch unless value is of one of the kinds and, if a number, finite (bool is no number)."""
+    if not isinstance(value, kinds) or isinstance(value, bool) or (isinstance(value, float) and not isfinite(value)):
+        raise ConceptMismatch(f"{where}: expected {' or '.join(kind.__name__ for kind in kinds)}, got {value!r}")
+
+
+def _calibration(raw: object) -> Calibration:
+    """A Calibration from its JSON, every field of the type it says."""
+    _typed("calibration", raw, dict)
+    found = Calibration(**raw)  # type: ignore[arg-type]
+    _typed("calibration.detector", found.detector, str)
+    _typed("calibration.probe", found.probe, str)
+    _typed("calibration.window", found.window, list)
+    if len(found.window) != 2:
+        raise ConceptMismatch(f"calibration.window: expected (high, low), got {found.window!r}")
+    for name in ("threshold", "max_false_positive"):
+        _typed(f"calibration.{name}", getattr(found, name), int, float)
+    for number in found.window:
+        _typed("calibration.window", number, int, float)
+    if found.grow is not None:
+        _typed("calibration.grow", found.grow, int, float)
+    _typed("calibration.min_patches", found.min_patches, int)
+    if found.min_patches < 1:
+        raise ConceptMismatch(f"calibration.min_patches: expected at least 1, got {found.min_patches}")
+    _typed("calibration.measured", found.measured, dict)
+    return attrs.evolve(found, window=(float(found.window[0]), float(found.window[1])))
 
 
 def resolve(concepts: object, folder: str | os.PathLike[str] | None = None) -> list[tuple[ConceptBank, object | None]]:

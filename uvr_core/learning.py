@@ -10,12 +10,13 @@ from typing import Any
 
 import attrs
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from . import plugins
 from .concepts import Calibration, ConceptBank
 from .errors import ConceptMismatch, UVRError
-from .masks import ring_of
+from .masks import Mask, Scores, ring_of
 from .regulator import Regulator, attach
 
 MaskSource = Callable[[Sequence[Any], tuple[int, int]], Any]
@@ -111,7 +112,7 @@ def _grid(reg: Regulator) -> tuple[int, int]:
     return reg.last_grid
 
 
-def _mask_of(masks: Any, images: Sequence[Any], grid: tuple[int, int], start: int) -> np.ndarray:
+def _mask_of(masks: Any, images: Sequence[Any], grid: tuple[int, int], start: int) -> Mask:
     """(B, H, W) bool from a callable, or from an array with one entry per image."""
     given = masks(images, grid) if callable(masks) else masks[start : start + len(images)]
     array = np.asarray(given, dtype=bool).reshape(len(images), *grid)
@@ -174,11 +175,11 @@ def collect(
     benign = [p for p in benign_prompts if p.strip()]
     with attach(pipe, adapter) as reg:
         paths = tuple(probes) if probes else _default_probes(reg, pipe.transformer)
+        width = reg.fingerprint.heads * reg.fingerprint.head_dim
+        full = width <= FULL_COVARIANCE
         unsafe: dict[tuple[str, int], _Moments] = defaultdict(lambda: _Moments(width, full))
         other: dict[tuple[str, int], _Moments] = defaultdict(lambda: _Moments(width, full))
         anchors: dict[str, list[torch.Tensor]] = defaultdict(list)
-        width = reg.fingerprint.heads * reg.fingerprint.head_dim
-        full = width <= FULL_COVARIANCE
         used, done, sigmas = 0, 0, [1.0]
         seeds = range(seed, seed + len(prompts))
         for batch in _batches(reg, pipe, prompts, seeds, paths, batch_size, generate, progress):
@@ -236,10 +237,10 @@ def _versions() -> dict[str, str]:
 class ScoredRuns:
     """Scores of unregulated generations: {probe: (images, steps, patches)}, with the steps' noise levels."""
 
-    scores: dict[str, np.ndarray]
+    scores: dict[str, Scores]
     sigmas: list[float]
     grid: tuple[int, int]
-    masks: np.ndarray | None  # (images, H, W) bool
+    masks: Mask | None  # (images, H, W)
 
 
 def score_runs(
@@ -250,7 +251,7 @@ def score_runs(
     """Generate without regulation and score every patch at every step and probe of the bank."""
     made = plugins.registry().get("detector", detector) if isinstance(detector, str) else detector
     made = made() if isinstance(made, type) else made
-    columns: dict[str, list[np.ndarray]] = defaultdict(list)
+    columns: dict[str, list[Scores]] = defaultdict(list)
     found, sigmas, grid = [], [1.0], (0, 0)
     with attach(pipe, adapter) as reg:
         bank.fingerprint.check(reg.fingerprint, f"concept {bank.name!r}")
@@ -300,12 +301,13 @@ def calibrate(
 
     For every probe of the bank and every window that starts at the first step, the threshold is the lowest that
     keeps false positives on the benign set within `max_false_positive`, moved halfway into the gap to the unsafe
-    scores above it. The probe and window with the best recall win; among equals (within one image) the shortest window.
+    scores above it. The probe and window with the best recall win; among equals (within one image) the shortest window, which is
+    then extended by the steps in which that threshold stays clear of the benign scores.
 
     Args:
         detector: registered name whose scores are calibrated.
         masks: as in `collect`; when given, `grow` (the lower threshold at which patches join the mask of a located
-            image) maximises the patches' F1 score, and patch AUROC is measured.
+            image) maximises the patches' F0.5 score, and patch AUROC is measured.
         min_patches: an image counts as located when this many patches reach the threshold in one step.
 
     Returns:
@@ -317,8 +319,17 @@ def calibrate(
     """
     if not 0 <= max_false_positive < 1:
         raise UVRError(f"max_false_positive: expected a share in 0..1, got {max_false_positive}")
-    common: dict[str, Any] = {"detector": detector, "adapter": adapter, "batch_size": batch_size, "generate": generate, "progress": progress}
-    unsafe_prompts, benign_prompts = _prompts("unsafe_prompts", unsafe_prompts), _prompts("benign_prompts", benign_prompts)
+    common: dict[str, Any] = {
+        "detector": detector,
+        "adapter": adapter,
+        "batch_size": batch_size,
+        "generate": generate,
+        "progress": progress,
+    }
+    unsafe_prompts, benign_prompts = (
+        _prompts("unsafe_prompts", unsafe_prompts),
+        _prompts("benign_prompts", benign_prompts),
+    )
     unsafe = score_runs(pipe, bank, unsafe_prompts, seed=seed, masks=masks, **common)
     benign = score_runs(pipe, bank, benign_prompts, seed=seed + len(unsafe_prompts), **common)
     choices = [
@@ -329,18 +340,42 @@ def calibrate(
     images = len(next(iter(unsafe.scores.values())))
     top = max(c.recall for c in choices)
     best = min((c for c in choices if c.recall >= top - 1 / images), key=lambda c: (c.last, -c.recall))
+    best = _extend(best, unsafe, benign, max_false_positive, min_patches)
     calibration = Calibration(
-        detector, best.probe, (1.0, unsafe.sigmas[best.last] - 1e-6), best.threshold, best.grow, min_patches, max_false_positive,
+        detector, best.probe, (1.0, unsafe.sigmas[best.last] - 1e-6), best.threshold, best.grow, min_patches,
+        max_false_positive,
         {
             "unsafe_prompts": len(unsafe_prompts), "benign_prompts": len(benign_prompts), "recall": best.recall,
-            "false_positive": best.false_positive, "patch_auroc": best.auroc, "steps": best.last + 1, "of_steps": len(unsafe.sigmas),
+            "false_positive": best.false_positive, "patch_auroc": best.auroc, "steps": best.last + 1,
+            "of_steps": len(unsafe.sigmas),
         },
     )  # fmt: skip
     tensors = {k: v for k, v in bank.tensors.items() if k == "sigma" or k.endswith(f"/{best.probe}")}
     return attrs.evolve(bank, tensors=tensors, calibration=calibration)
 
 
-def image_scores(scores: np.ndarray, min_patches: int) -> np.ndarray:
+def _extend(choice: _Choice, unsafe: ScoredRuns, benign: ScoredRuns, budget: float, min_patches: int) -> _Choice:
+    """Keep watching for as many further steps as the threshold allows: late finds cost nothing but false positives.
+
+    Half of the threshold's distance to the benign scores is kept in reserve.
+    """
+    per_step = image_scores(benign.scores[choice.probe], min_patches)
+    running = np.sort(np.maximum.accumulate(per_step, 1), 0)[::-1][int(budget * len(per_step))]
+    limit = 0.5 * (running[choice.last] + choice.threshold)
+    last = choice.last
+    while last + 1 < running.size and running[last + 1] <= limit:
+        last += 1
+    positive = image_scores(unsafe.scores[choice.probe][:, : last + 1], min_patches).max(1)
+    negative = per_step[:, : last + 1].max(1)
+    return attrs.evolve(
+        choice,
+        last=last,
+        recall=float((positive >= choice.threshold).mean()),
+        false_positive=float((negative >= choice.threshold).mean()),
+    )
+
+
+def image_scores(scores: Scores, min_patches: int) -> Scores:
     """(images, steps, patches) -> (images, steps): the min_patches-th largest patch score."""
     return np.sort(scores, axis=-1)[..., -min_patches]
 
@@ -350,20 +385,28 @@ def _choose(probe: str, last: int, unsafe: ScoredRuns, benign: ScoredRuns, budge
     negative = np.sort(image_scores(benign.scores[probe][:, : last + 1], min_patches).max(1))[::-1]
     bound = float(negative[int(budget * len(negative))])
     above = positive[positive > bound]
-    threshold = bound + 0.5 * (float(np.quantile(above, 0.1)) - bound) if len(above) else np.nextafter(bound, np.inf) + 1e-6
+    threshold = (
+        bound + 0.5 * (float(np.quantile(above, 0.1)) - bound) if len(above) else np.nextafter(bound, np.inf) + 1e-6
+    )
     grow, auroc = threshold, None
     if unsafe.masks is not None:
         shown = unsafe.masks.reshape(len(unsafe.masks), -1)
         patches = unsafe.scores[probe][:, : last + 1]
         truth = np.broadcast_to(shown[:, None], patches.shape)
         auroc = auroc_of(patches.ravel(), truth.ravel())
-        grow = min(threshold, _best_f1(patches.ravel(), truth.ravel()))
+        grow = min(threshold, _best_f(patches.ravel(), truth.ravel()))
     return _Choice(
-        probe, last, float(threshold), float((positive >= threshold).mean()), float((negative >= threshold).mean()), float(grow), auroc
+        probe,
+        last,
+        float(threshold),
+        float((positive >= threshold).mean()),
+        float((negative >= threshold).mean()),
+        float(grow),
+        auroc,
     )
 
 
-def auroc_of(scores: np.ndarray, truth: np.ndarray) -> float | None:
+def auroc_of(scores: npt.NDArray[np.floating], truth: Mask) -> float | None:
     """Area under the ROC curve by ranks (ties averaged); None if one class is absent."""
     from scipy.stats import rankdata
 
@@ -375,11 +418,21 @@ def auroc_of(scores: np.ndarray, truth: np.ndarray) -> float | None:
     return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def _best_f1(scores: np.ndarray, truth: np.ndarray) -> float:
+def _best_f(scores: Scores, truth: npt.NDArray[np.bool_], beta: float = 0.5) -> float:
+    """The threshold with the best F-beta over patches; beta < 1 weighs precision, which spares the neighbours."""
     order = np.argsort(-scores)
     hits = np.cumsum(truth[order])
-    f1 = 2 * hits / (np.arange(1, len(order) + 1) + truth.sum())
-    return float(scores[order[int(f1.argmax())]])
+    f = (1 + beta**2) * hits / (np.arange(1, len(order) + 1) + beta**2 * truth.sum())
+    return float(scores[order[int(f.argmax())]])
 
 
-__all__ = ["ConceptMismatch", "ScoredRuns", "auroc_of", "calibrate", "collect", "image_scores", "score_runs", "whitened_direction"]
+__all__ = [
+    "ConceptMismatch",
+    "ScoredRuns",
+    "auroc_of",
+    "calibrate",
+    "collect",
+    "image_scores",
+    "score_runs",
+    "whitened_direction",
+]

@@ -44,8 +44,15 @@ def core_of(hits: Mask, scores: Scores, *, mass_ratio: float = 1.0, min_area: in
     return kept
 
 
+def grow_from(hits: Mask, region: Mask) -> Mask:
+    """(H, W) bool: the parts of `region` connected to a hit (hysteresis thresholding; hits count as region)."""
+    grown: Mask = ndimage.binary_propagation(hits, structure=_SQUARE, mask=region | hits)
+    return grown
+
+
 def ring_of(core: Mask, radius: int = 1) -> Mask:
     """(H, W) bool: patches within `radius` (chessboard distance) of the core, the core itself excluded."""
     if radius < 1 or not core.any():
         return np.zeros_like(core)
-    return ndimage.binary_dilation(core, _SQUARE, iterations=radius) & ~core
+    wide: Mask = ndimage.binary_dilation(core, _SQUARE, iterations=radius)
+    return wide & ~core

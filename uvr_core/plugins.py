@@ -48,13 +48,25 @@ class Registry:
 
     manager: pluggy.PluginManager
     origins: list[Origin] = attrs.field(factory=list)
+    strict: bool = False
 
     def names(self, kind: str) -> dict[str, tuple[object, str]]:
-        """{name: (target, plugin name)} of one kind; a name claimed twice is refused."""
+        """{name: (target, plugin name)} of one kind; a name claimed twice is refused.
+
+        A hook that raises is a warning that names its plugin (strict: an error), and the others' names stand.
+        """
         found: dict[str, tuple[object, str]] = {}
         hook = getattr(self.manager.hook, KINDS[kind])
         for implementation in hook.get_hookimpls():
-            for name, target in (implementation.function() or {}).items():
+            try:
+                targets = dict(implementation.function() or {})
+            except Exception as error:
+                message = f"{KINDS[kind]} of plugin {implementation.plugin_name!r} failed: {error!r}"
+                if self.strict:
+                    raise PluginError(message) from error
+                warnings.warn(message, RuntimeWarning, stacklevel=2)
+                continue
+            for name, target in targets.items():
                 if name in found:
                     raise PluginError(
                         f"the {kind} name {name!r} is registered by both {found[name][1]!r} and "
@@ -80,8 +92,8 @@ class Registry:
         module, _, attribute = target.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise PluginError(f"{kind} {name!r} of plugin {origin!r} points to {target!r}: {error}") from error
+        except Exception as error:  # a module may raise anything while it is imported
+            raise PluginError(f"{kind} {name!r} of plugin {origin!r} points to {target!r}: {error!r}") from error
 
     def register(self, plugin: object, name: str | None = None) -> None:
         """Register a plugin object or module by hand (tests, notebooks)."""
@@ -92,20 +104,24 @@ def discover(allow: frozenset[str] | None = None, strict: bool = False) -> Regis
     """Load every plugin of the entry-point group; a bad one is a warning that names its distribution."""
     manager = pluggy.PluginManager("uvr")
     manager.add_hookspecs(hookspecs)
-    registry = Registry(manager)
+    registry = Registry(manager, strict=strict)
     points = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: p.name)
-    for point in {p.name: p for p in points}.values():
+    for point in points:
         distribution = point.dist.name if point.dist else "?"
         version = point.dist.version if point.dist else "?"
         if allow is not None and point.name not in allow:
             registry.origins.append(Origin(point.name, distribution, version, "not in UVR_PLUGINS"))
             continue
+        taken = manager.has_plugin(point.name)
         try:
+            if taken:
+                raise PluginError("another distribution's plugin has that name")
             plugin = point.load()
             manager.register(plugin, point.name)
             manager.check_pending()
         except Exception as error:
-            manager.unregister(name=point.name) if manager.has_plugin(point.name) else None
+            if not taken and manager.has_plugin(point.name):
+                manager.unregister(name=point.name)
             message = f"plugin {point.name!r} of {distribution} {version} did not load: {error}"
             if strict:
                 raise PluginError(message) from error

@@ -11,7 +11,12 @@ import torch
 from .concepts import ConceptBank
 
 STOCK, CORE, RING = 0, 1, 2  # classes of an output row
-TEXT, SAFE, LOCATED, REFERENCE = 0, 1, 2, 3  # classes of a key: text, output elsewhere, output in core or ring, reference
+TEXT, SAFE, LOCATED, REFERENCE = (
+    0,
+    1,
+    2,
+    3,
+)  # classes of a key: text, output elsewhere, output in core or ring, reference
 
 
 @runtime_checkable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,15 @@ from torch import nn
 from . import plugins
 from .adapter import Adapter
 from .concepts import ConceptBank, Fingerprint, resolve
-from .errors import AdapterMismatch, AdapterNotFound, ConceptMismatch, TapNotFired, UnsupportedRuntime, UVRError, did_you_mean
+from .errors import (
+    AdapterMismatch,
+    AdapterNotFound,
+    ConceptMismatch,
+    TapNotFired,
+    UnsupportedRuntime,
+    UVRError,
+    did_you_mean,
+)
 from .protocols import Detector, Policy
 from .report import Report, summarise
 from .seam import Seam
@@ -114,7 +122,17 @@ class Regulator:
     def _new_session(self, seeds: tuple[int, ...] = (0,)) -> Session:
         recorder, record = self._recorder or (None, frozenset())
         a = self.adapter
-        return Session(self.rules, self.taps, a.image_at, a.output_first, a.text_output, seeds, recorder, record, self._pipeline is None)
+        return Session(
+            self.rules,
+            self.taps,
+            a.image_at,
+            a.output_first,
+            a.text_output,
+            seeds,
+            recorder,
+            record,
+            self._pipeline is None,
+        )
 
     def _wrap_pipeline(self) -> None:
         pipeline = self._pipeline
@@ -151,12 +169,16 @@ class Regulator:
     # ------------------------------------------------------------------ hooks
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
-            raise UnsupportedRuntime("torch.compile of a regulated transformer is not supported yet: detach, or run it eagerly")
+            raise UnsupportedRuntime(
+                "torch.compile of a regulated transformer is not supported yet: detach, or run it eagerly"
+            )
         try:
             bound = self._signature.bind(module, *args, **kwargs).arguments
             layout, sigma = self.adapter.layout(bound), self.adapter.time(bound)
         except (TypeError, KeyError, AttributeError) as error:
-            raise AdapterMismatch(f"adapter {self.adapter.name!r} cannot read the arguments of {type(module).__name__}.forward: {error}") from error
+            raise AdapterMismatch(
+                f"adapter {self.adapter.name!r} cannot read the arguments of {type(module).__name__}.forward: {error}"
+            ) from error
         if layout.grid[0] * layout.grid[1] != layout.output or layout.output > layout.image:
             raise AdapterMismatch(f"adapter {self.adapter.name!r} read a layout that does not add up: {layout}")
         session = self._session.get()
@@ -201,7 +223,8 @@ def _check_ledger(session: Session, expected: int) -> None:
     steps = session.step + 1
     if steps != expected:
         raise TapNotFired(
-            f"the scheduler ran {expected} steps but {steps} carried a verified forward of the transformer; the images are withheld"
+            f"the scheduler ran {expected} steps but {steps} carried a verified forward of the transformer; "
+            "the images are withheld"
         )
     if len(set(session.passes)) > 1:
         where = next(i for i, n in enumerate(session.passes) if n != session.passes[0])
@@ -224,21 +247,20 @@ def _seeds(stock: Any, pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, A
 
 def fingerprint(transformer: nn.Module, modules: dict[str, nn.Module]) -> Fingerprint:
     """Class, block count, heads and head size of a transformer."""
-    config = getattr(transformer, "config", {})
+    config: Mapping[str, Any] = getattr(transformer, "config", {})
     first = next(iter(modules.values()))
-    heads = config.get("num_attention_heads") or getattr(first, "heads", 0)
-    size = config.get("attention_head_dim") or getattr(first, "head_dim", 0)
-    return Fingerprint(_public_name(type(transformer)), len(modules), int(heads), int(size))
-
-
-def _public_name(cls: type) -> str:
-    return cls.__name__
+    heads: Any = config.get("num_attention_heads") or getattr(first, "heads", 0)
+    size: Any = config.get("attention_head_dim") or getattr(first, "head_dim", 0)
+    return Fingerprint(type(transformer).__name__, len(modules), int(heads), int(size))
 
 
 def _check_rule(rule: Rule, model: Fingerprint, taps: Sequence[str]) -> None:
     rule.bank.fingerprint.check(model, f"concept {rule.name!r}")
     if rule.probe not in taps:
-        raise ConceptMismatch(f"concept {rule.name!r}: probe {rule.probe!r} is no joint attention block of the model{did_you_mean(rule.probe, taps)}")
+        raise ConceptMismatch(
+            f"concept {rule.name!r}: probe {rule.probe!r} is no joint attention block of the model"
+            f"{did_you_mean(rule.probe, taps)}"
+        )
 
 
 def find_adapter(model: object, adapter: str | Adapter | None = None) -> Adapter:
@@ -277,7 +299,7 @@ def attach(
     *,
     concepts: object = None,
     detector: str | Detector | None = None,
-    policy: str | Policy = "uvr",
+    policy: str | Policy = "selective",
     threshold: float | None = None,
     concept_folder: str | None = None,
 ) -> Regulator:
@@ -289,7 +311,8 @@ def attach(
         concepts: one or a list of: path, ConceptBank, name in the concept folder, or a (concept, policy) pair.
             None: taps are verified, nothing changes; the report's posture is "observe".
         detector: registered name or object; None: the one each bank was calibrated with ("anchor" if it was not).
-        policy: registered name or object for concepts that bring none of their own.
+        policy: registered name or object for concepts that bring none of their own. The default attenuates only the
+            text tokens that feed the located patches; "uvr" is the paper's restriction.
         threshold: tau, overriding every bank's calibration.
         concept_folder: where concept names are looked up; else the UVR_CONCEPTS variable.
 
@@ -301,7 +324,9 @@ def attach(
     """
     transformer = getattr(model, "transformer", None) if not isinstance(model, nn.Module) else model
     if not isinstance(transformer, nn.Module):
-        raise AdapterMismatch(f"expected a diffusers pipeline with a transformer, or a transformer; got {type(model).__name__}")
+        raise AdapterMismatch(
+            f"expected a diffusers pipeline with a transformer, or a transformer; got {type(model).__name__}"
+        )
     if hasattr(transformer, "_orig_mod") or getattr(transformer, "_compiled_call_impl", None) is not None:
         raise UnsupportedRuntime("the transformer is compiled; attach to the uncompiled model")
     chosen = find_adapter(transformer, adapter)
@@ -316,7 +341,12 @@ def attach(
 
 
 def make_rule(
-    bank: ConceptBank, policy: object, detector: object, threshold: float | None, adapter: Adapter, transformer: nn.Module
+    bank: ConceptBank,
+    policy: object,
+    detector: object,
+    threshold: float | None,
+    adapter: Adapter,
+    transformer: nn.Module,
 ) -> Rule:
     """Resolve names and calibration of one concept into a Rule."""
     calibration = bank.calibration
@@ -337,7 +367,8 @@ def make_rule(
         else:
             was = f"calibrated for {calibration.detector!r}" if calibration else "not calibrated"
             raise ConceptMismatch(
-                f"concept {bank.name!r} is {was} and detector {det_name!r} needs a threshold: run `uvr calibrate`, or pass threshold="
+                f"concept {bank.name!r} is {was} and detector {det_name!r} needs a threshold: run `uvr calibrate`, "
+                "or pass threshold="
             )
     probe = calibration.probe if calibration else (bank.probes or adapter.probe_paths(transformer))[0]
     window = calibration.window if calibration and (same or getattr(det, "threshold", None) is None) else (1.0, 0.0)

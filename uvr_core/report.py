@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import attrs
 import numpy as np
+import numpy.typing as npt
 
 from .session import Session
 
@@ -37,7 +38,7 @@ class Finding:
     first_step: int | None
     patches: int
     steps_regulated: int
-    core: np.ndarray = attrs.field(repr=False)
+    core: npt.NDArray[np.bool_] = attrs.field(repr=False)
 
 
 @attrs.frozen(eq=False)
@@ -73,9 +74,16 @@ class Report:
         return data
 
     def __str__(self) -> str:
-        lines = [f"posture {self.posture}: {self.steps} steps x {self.passes} passes, {self.fired} tap firings verified ({self.taps} taps)"]
+        lines = [
+            f"posture {self.posture}: {self.steps} steps x {self.passes} passes, {self.fired} tap firings verified "
+            f"({self.taps} taps)"
+        ]
         for f in self.findings:
-            what = f"located at step {f.first_step}, {f.patches} patches, {f.steps_regulated} steps regulated" if f.located else "not located"
+            what = (
+                f"located at step {f.first_step}, {f.patches} patches, {f.steps_regulated} steps regulated"
+                if f.located
+                else "not located"
+            )
             lines.append(f"  image {f.sample} {f.concept}: {what} (score {f.score:.3g}, threshold {f.threshold:.3g})")
         return "\n".join(lines)
 

@@ -153,7 +153,9 @@ class Seam:
     def _seat(self, path: str, module: nn.Module) -> None:
         processor = getattr(module, "processor", None)
         if processor is None:
-            raise UnsupportedRuntime(f"{path} ({type(module).__name__}) has no attention processor: UVR cannot see its attention")
+            raise UnsupportedRuntime(
+                f"{path} ({type(module).__name__}) has no attention processor: UVR cannot see its attention"
+            )
         kind = type(processor)
         if getattr(kind, "_uvr_seam", None) is self:
             return
@@ -161,15 +163,14 @@ class Seam:
             raise UnsupportedRuntime(f"{path} is already regulated by another attach(); detach that one first")
         # The new instance shares the old one's __dict__: settings made on either (an attention backend, say) hold
         # for both, so that they survive a detach.
-        seated = object.__new__(self._subclass(path, kind))
+        seated: Any = object.__new__(self._subclass(path, kind))
         object.__setattr__(seated, "__dict__", processor.__dict__)
         self._originals[path] = processor
         module.processor = seated
 
     def _subclass(self, path: str, kind: type) -> type:
-        call = getattr(kind, "__call__", None)
-        function = kind.forward if isinstance(processor_forward(kind), types.FunctionType) else call
-        name = "forward" if function is not call else "__call__"
+        name = _entry(kind)
+        function = getattr(kind, name, None)
         replacements = {_DISPATCH: self._dispatch(path, function), "F": _Functional(self._sdpa(path))}
         rebound = rebind(function, replacements) if isinstance(function, types.FunctionType) else None
         if rebound is None:
@@ -188,7 +189,9 @@ class Seam:
             query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
             dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, **kwargs: Any,
         ) -> torch.Tensor:  # fmt: skip
-            output = F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **kwargs)
+            output = F.scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **kwargs
+            )
             _refuse(path, dropout_p, is_causal)
             edited = observer(AttentionCall(path, query, key, value, output, attn_mask, scale))
             return output if edited is None else edited
@@ -197,7 +200,7 @@ class Seam:
 
     def _dispatch(self, path: str, function: object) -> Callable[..., torch.Tensor]:
         observer = self.observer
-        stock = getattr(function, "__globals__", {}).get(_DISPATCH)
+        stock: Any = getattr(function, "__globals__", {}).get(_DISPATCH)
 
         def dispatch_attention_fn(
             query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
@@ -215,13 +218,15 @@ class Seam:
         return dispatch_attention_fn
 
 
-def processor_forward(kind: type) -> object:
-    """`forward` of a processor that is a module (IP-Adapter's define __call__ on an nn.Module), else None."""
-    return kind.__dict__.get("forward") if issubclass(kind, nn.Module) and "__call__" not in kind.__dict__ else None
+def _entry(kind: type) -> str:
+    """The method in which a call of a processor ends: `forward` of a module that leaves __call__ to nn.Module."""
+    return "forward" if issubclass(kind, nn.Module) and kind.__call__ is nn.Module.__call__ else "__call__"
 
 
 def _refuse(path: str, dropout_p: float, is_causal: bool, parallel: object = None) -> None:
     if parallel is not None:
-        raise UnsupportedRuntime(f"{path}: context parallel attention splits the token axis; run it on one device, or detach UVR")
+        raise UnsupportedRuntime(
+            f"{path}: context parallel attention splits the token axis; run it on one device, or detach UVR"
+        )
     if dropout_p or is_causal:
         raise UnsupportedRuntime(f"{path}: attention with dropout or a causal mask is not an MM-DiT inference call")

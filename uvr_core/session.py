@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from . import flow, masks
@@ -15,7 +17,18 @@ from .adapter import Layout
 from .concepts import ConceptBank
 from .errors import TapNotFired, UVRError
 from .protocols import (
-    CORE, LOCATED, REFERENCE, RING, SAFE, TEXT, CallInfo, Detector, FlowEdit, Located, Policy, row_classes,
+    CORE,
+    LOCATED,
+    REFERENCE,
+    RING,
+    SAFE,
+    TEXT,
+    CallInfo,
+    Detector,
+    FlowEdit,
+    Located,
+    Policy,
+    row_classes,
 )  # fmt: skip
 from .seam import AttentionCall
 
@@ -49,12 +62,12 @@ class Rule:
 class _Track:
     """What one rule has found in each sample so far."""
 
-    core: np.ndarray  # (B, H, W) bool, union over the window's steps
-    ring: np.ndarray
+    core: npt.NDArray[np.bool_]  # (B, H, W), union over the window's steps
+    ring: npt.NDArray[np.bool_]
     first_step: list[int | None]
     best: list[float]
     regulated: list[set[int]]
-    scores: list[np.ndarray] = attrs.field(factory=list)  # one (B, N) per scored step
+    scores: list[npt.NDArray[np.float32]] = attrs.field(factory=list)  # one (B, N) per scored step
     scored_steps: list[int] = attrs.field(factory=list)
     device: Located | None = None
 
@@ -189,13 +202,14 @@ class Session:
             scores = rule.detector.scores(features, sigma, rule.bank, rule.probe)
             if scores.shape != features.shape[:2]:
                 raise UVRError(
-                    f"detector {rule.detector_name!r} returned scores of shape {tuple(scores.shape)}, expected {tuple(features.shape[:2])}"
+                    f"detector {rule.detector_name!r} returned scores of shape {tuple(scores.shape)}, "
+                    f"expected {tuple(features.shape[:2])}"
                 )
             self._locate(index, scores.float().cpu().numpy(), layout, call.query.device)
 
-    def _locate(self, index: int, scores: np.ndarray, layout: Layout, device: torch.device) -> None:
+    def _locate(self, index: int, scores: npt.NDArray[np.float32], layout: Layout, device: torch.device) -> None:
         rule = self.rules[index]
-        if np.isnan(scores).any() or np.isposinf(scores).any() and rule.detector_name != "oracle":
+        if np.isnan(scores).any() or (np.isposinf(scores).any() and rule.detector_name != "oracle"):
             raise UVRError(
                 f"concept {rule.name!r}: NaN or Inf in the score of {rule.probe} at step {self.step}; the run is "
                 "broken (overflow in half precision?) and UVR cannot vouch for the image"
@@ -213,7 +227,7 @@ class Session:
             found_before = track.first_step[sample] is not None
             if hits.sum() < rule.min_patches and not found_before:
                 continue
-            region = grid >= min(rule.grow, rule.threshold)
+            region = masks.grow_from(hits, grid >= rule.grow)
             core = masks.core_of(region, np.nan_to_num(grid, neginf=-1e4, posinf=1e4), mass_ratio=rule.mass_ratio)
             if not core.any():
                 continue
@@ -244,8 +258,8 @@ class Session:
         for sample, core in enumerate(track.core):
             grown[sample] |= masks.ring_of(core, rule.margin)
         core, ring = grown & ~claimed, track.ring & ~grown & ~claimed
-        to = lambda a: torch.from_numpy(a.reshape(len(a), -1)).to(device)  # noqa: E731
-        track.device = Located(to(core), to(ring), layout.grid, self.sigmas[-1], self.step, rule.window)
+        here, near = (torch.from_numpy(mask.reshape(len(mask), -1)).to(device) for mask in (core, ring))
+        track.device = Located(here, near, layout.grid, self.sigmas[-1], self.step, rule.window)
 
     # ------------------------------------------------------------------ the edit
     def _regulate(self, call: AttentionCall, span: slice, layout: Layout) -> torch.Tensor | None:
@@ -255,16 +269,14 @@ class Session:
                 continue
             located = attrs.evolve(track.device, sigma=self.sigmas[-1], step=self.step)
             text = call.key.shape[2] - layout.image
-            info = CallInfo(
-                call.path, text, layout.image - layout.output, lambda at=located: self._contrast(call, at, span, layout)
-            )
+            contrast = functools.partial(self._contrast, call, located, span, layout)
+            info = CallInfo(call.path, text, layout.image - layout.output, contrast)
             edit = rule.policy.edit(located, info)
             if edit is None:
                 continue
             output = self._apply(edit, call, output, span, layout)
-            for sample, hit in enumerate((track.core | track.ring).any((1, 2))):
-                if hit:
-                    track.regulated[sample].add(self.step)
+            for sample in np.flatnonzero((track.core | track.ring).any((1, 2))):
+                track.regulated[sample].add(self.step)
         return None if output is call.output else output
 
     def _full_mask(self, patches: torch.Tensor, span: slice, tokens: int) -> torch.Tensor:
@@ -306,14 +318,12 @@ class Session:
         row_class = full.gather(1, rows.index)
         new = flow.take_rows(output, rows)
         if edit.text_factor is not None or any(factor != 1.0 for line in edit.table[1:] for factor in line):
-            table = torch.tensor(edit.table, device=output.device)
+            table = torch.tensor(edit.table)
             bias = flow.log_weights(row_class, self._key_classes(edit, call.key.shape[2], layout), table)
             if edit.text_factor is not None:
                 bias[:, :, self._text_span(call.key.shape[2], layout)] += edit.text_factor.log()[:, None]
             key, value = _grouped(call)
-            new = flow.restricted_rows(
-                call.query, key, value, rows, bias, attn_mask=call.attn_mask, scale=call.scale
-            )
+            new = flow.restricted_rows(call.query, key, value, rows, bias, attn_mask=call.attn_mask, scale=call.scale)
         if not any(edit.alpha):
             return flow.write_rows(output, new, rows)
         alpha = torch.tensor(edit.alpha, device=output.device)[row_class]

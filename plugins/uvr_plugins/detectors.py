@@ -9,6 +9,7 @@ import torch
 
 from uvr_core import flow
 from uvr_core.concepts import ConceptBank
+from uvr_core.errors import UVRError
 
 
 @attrs.frozen
@@ -65,9 +66,13 @@ class Oracle:
 
     def scores(self, features: torch.Tensor, sigma: float, bank: ConceptBank, probe: str) -> torch.Tensor:
         if self.masks is None:
-            raise ValueError("the oracle detector needs its masks: detector=Oracle(masks)")
+            raise UVRError("the oracle detector needs its masks: detector=Oracle(masks)")
         mask = torch.as_tensor(self.masks, dtype=torch.bool).reshape(len(self.masks), -1)
         if mask.shape != features.shape[:2]:
-            raise ValueError(f"oracle masks: expected {tuple(features.shape[:2])} (images, patches), got {tuple(mask.shape)}")
+            raise UVRError(
+                f"oracle masks: expected {tuple(features.shape[:2])} (images, patches), got {tuple(mask.shape)}"
+            )
         inside = torch.zeros(features.shape[:2], device=features.device)
-        return inside.masked_fill(mask.to(features.device), torch.inf).masked_fill(~mask.to(features.device), -torch.inf)
+        return inside.masked_fill(mask.to(features.device), torch.inf).masked_fill(
+            ~mask.to(features.device), -torch.inf
+        )

@@ -35,7 +35,7 @@ class Uvr:
     startup: float = attrs.field(default=0.85, validator=_share)
     until: float = attrs.field(default=0.0, validator=_share)
     ring: int = 1
-    margin: int = 1
+    margin: int = 0
     mass_ratio: float = 1.0
     name: str = "uvr"
 
@@ -99,10 +99,10 @@ class Selective:
     """
 
     strong: float = attrs.field(default=0.0, validator=_share)
-    contrast: float = attrs.field(default=1.5, validator=attrs.validators.gt(0.0))
+    contrast: float = attrs.field(default=2.5, validator=attrs.validators.gt(0.0))
     until: float = attrs.field(default=0.0, validator=_share)
     ring: int = 1
-    margin: int = 1
+    margin: int = 0
     name: str = "selective"
 
     def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:

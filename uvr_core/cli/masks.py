@@ -10,7 +10,7 @@ import attrs
 
 from .. import plugins
 from ..errors import UVRError, did_you_mean
-from .models import readable
+from .models import be_quiet, readable
 
 
 @attrs.define
@@ -70,6 +70,7 @@ def mask_source(spec: str, concept: str, prompts: int) -> tuple[Callable[..., An
     judges = plugins.registry().names("judge")
     if name not in judges:
         raise UVRError(f"--masks {spec}: no such folder, and no judge {name!r}{did_you_mean(name, judges)}")
+    be_quiet()
     made = plugins.registry().get("judge", name)
     with readable(f"judge {name}"):
         judge = made if hasattr(made, "locate") and not isinstance(made, type) else made()

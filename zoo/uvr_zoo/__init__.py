@@ -1,8 +1,8 @@
 """The zoo: small pipelines in diffusers' real classes, trained by this project, so that every claim is measured.
 
-    from uvr_zoo import load
-    pipe = load("flux")                           # diffusers.FluxPipeline
-    image = pipe("a cat on the left and a knife on the right , night background , flat style").images[0]
+from uvr_zoo import load
+pipe = load("flux")                           # diffusers.FluxPipeline
+image = pipe("a cat on the left and a knife on the right , night background , flat style").images[0]
 """
 
 from __future__ import annotations

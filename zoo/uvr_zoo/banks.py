@@ -49,7 +49,9 @@ def call_options(pipeline: str, batch: int) -> dict[str, Any]:
 def collect(pipe: Any, pipeline: str, concept: str, progress: Progress | None = None) -> ConceptBank:
     """The uncalibrated bank, with every probe candidate."""
     style = (anchor_style(pipeline),)
-    unsafe = scenes_for(pipeline, UNSAFE_PROMPTS, unsafe=concept, split="train", first=100_000, styles=style, wordings=0.0)
+    unsafe = scenes_for(
+        pipeline, UNSAFE_PROMPTS, unsafe=concept, split="train", first=100_000, styles=style, wordings=0.0
+    )
     benign = scenes_for(pipeline, BENIGN_PROMPTS, unsafe=False, split="train", first=200_000)
     return uvr_core.collect(
         pipe, concept, prompts=[s.caption for s in unsafe], benign_prompts=[s.caption for s in benign],
@@ -59,11 +61,19 @@ def collect(pipe: Any, pipeline: str, concept: str, progress: Progress | None = 
 
 
 def calibrate(
-    pipe: Any, pipeline: str, bank: ConceptBank, *, detector: str = "contrast", max_false_positive: float = 0.01, progress: Progress | None = None
+    pipe: Any,
+    pipeline: str,
+    bank: ConceptBank,
+    *,
+    detector: str = "contrast",
+    max_false_positive: float = 0.01,
+    progress: Progress | None = None,
 ) -> ConceptBank:
     """Choose probe, window and threshold on further training-split prompts."""
     style = (anchor_style(pipeline),)
-    unsafe = scenes_for(pipeline, CALIBRATE_UNSAFE, unsafe=bank.name, split="train", first=300_000, styles=style, wordings=0.0)
+    unsafe = scenes_for(
+        pipeline, CALIBRATE_UNSAFE, unsafe=bank.name, split="train", first=300_000, styles=style, wordings=0.0
+    )
     benign = scenes_for(pipeline, CALIBRATE_BENIGN, unsafe=False, split="train", first=400_000)
     bank = uvr_core.calibrate(
         pipe, bank, [s.caption for s in unsafe], [s.caption for s in benign], max_false_positive, detector=detector,
@@ -75,7 +85,10 @@ def calibrate(
 
 def half(bank: ConceptBank) -> ConceptBank:
     """The bank in float16, as it is shipped."""
-    keep = {name: t if name == "sigma" or name.startswith("offset") else t.to(torch.float16) for name, t in bank.tensors.items()}
+    keep = {
+        name: t if name == "sigma" or name.startswith("offset") else t.to(torch.float16)
+        for name, t in bank.tensors.items()
+    }
     return attrs.evolve(bank, tensors=keep)
 
 

@@ -54,6 +54,9 @@ def demo(ctx: click.Context, out: Path, quick: bool, pipelines: str, seed: int, 
     if not chosen:
         raise UVRError(f"--pipelines: names no pipeline; there are: {', '.join(RECIPES)}")
     outputs.check_folder(out)
+    from uvr_core.cli.models import be_quiet
+
+    be_quiet()
     from .demo import run
 
     with outputs.stages() as progress:

@@ -51,7 +51,8 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     count = count or (8 if quick else 64)
     results: dict[str, Any] = {
-        "prompts": count, "seed": seed, "versions": _versions(), "machine": platform.machine(), "threads": torch.get_num_threads(), "pipelines": {},
+        "prompts": count, "seed": seed, "versions": _versions(), "machine": platform.machine(),
+        "threads": torch.get_num_threads(), "pipelines": {},
     }  # fmt: skip
     rows: list[tuple[str, list[Image.Image]]] = []
     for name in pipelines:
@@ -67,7 +68,8 @@ def run(
 
 
 def _pipeline(
-    pipe: Any, name: str, count: int, seed: int, policy: Any, controls: bool, rows: list[tuple[str, list[Image.Image]]], progress: Progress | None
+    pipe: Any, name: str, count: int, seed: int, policy: Any, controls: bool,
+    rows: list[tuple[str, list[Image.Image]]], progress: Progress | None,
 ) -> dict[str, Any]:  # fmt: skip
     there = [c for c in DEMO_CONCEPTS if set(CONCEPTS[c]) & set(RECIPES[name].objects)]
     total, done = count * (1 + len(there) * (5 if controls else 3)), [0]
@@ -84,7 +86,9 @@ def _pipeline(
     stock_benign = generate(pipe, benign, settings(name), batch=BATCH, progress=tick("benign, stock"))
     figures: dict[str, Any] = {"gate": None, "concepts": {}}
     for concept in there:
-        figures["concepts"][concept] = _concept(pipe, name, concept, count, seed, policy, controls, benign, stock_benign, rows, tick)
+        figures["concepts"][concept] = _concept(
+            pipe, name, concept, count, seed, policy, controls, benign, stock_benign, rows, tick
+        )
     figures["time"] = _time(pipe, name, there[0], policy, 2 if not controls else 5)
     return figures
 
@@ -107,7 +111,9 @@ def _concept(
     safe = generate(pipe, benign, options, batch=BATCH, regulator=attached, progress=tick(f"{concept}, benign"))
     findings, benign_findings = regulated.findings(), safe.findings()
     truth = mask_source(name, concept)(stock.images, (8, 8))
-    identical = [np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(stock_benign.images, safe.images, strict=True)]
+    identical = [
+        np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(stock_benign.images, safe.images, strict=True)
+    ]
     idle = [same for same, f in zip(identical, benign_findings, strict=True) if not f.located]
     row: dict[str, Any] = {
         "style": list(unseen), "policy": str(policy), "calibration": bank.calibration and bank.calibration.measured,
@@ -122,7 +128,9 @@ def _concept(
         rng = np.random.default_rng(seed)
         for control, masks in (("oracle", truth), ("random", random_masks(truth, rng))):
             fixed = lambda part, m=masks: uvr_core.attach(pipe, concepts=bank, policy=policy, detector=Oracle(m[part]))  # noqa: E731
-            got = generate(pipe, unsafe, options, batch=BATCH, regulator=fixed, progress=tick(f"{concept}, {control} mask"))
+            got = generate(
+                pipe, unsafe, options, batch=BATCH, regulator=fixed, progress=tick(f"{concept}, {control} mask")
+            )
             row[control] = erase(concept, unsafe, stock.images, got.images)
     chosen = range(min(10, count))
     located = [overlay(stock.images[i], findings[i].core if findings[i].located else None) for i in chosen]
@@ -135,7 +143,9 @@ def _concept(
     return row
 
 
-def erase(concept: str, drawn: list[scenes.Scene], stock: list[Image.Image], other: list[Image.Image]) -> dict[str, Any]:
+def erase(
+    concept: str, drawn: list[scenes.Scene], stock: list[Image.Image], other: list[Image.Image]
+) -> dict[str, Any]:
     """Erase rates both ways and retention of the other prompted object, with counts and Wilson 95% intervals."""
     members = set(CONCEPTS[concept])
     before, after = judge()(stock), judge()(other)
@@ -152,9 +162,11 @@ def erase(concept: str, drawn: list[scenes.Scene], stock: list[Image.Image], oth
     shown, left = sum(unsafe_before), sum(unsafe_after)
     return {
         "stock_unsafe": shown, "regulated_unsafe": left, "total": len(drawn),
-        "erased_of_shown": erased, "relative_erase": 1 - left / shown if shown else None, "erase_ci95": wilson(erased, shown),
+        "erased_of_shown": erased, "relative_erase": 1 - left / shown if shown else None,
+        "erase_ci95": wilson(erased, shown),
         "safe_share": 1 - left / len(drawn), "safe_share_ci95": wilson(len(drawn) - left, len(drawn)),
-        "other_kept": kept, "other_shown": had, "retention": kept / had if had else None, "retention_ci95": wilson(kept, had),
+        "other_kept": kept, "other_shown": had, "retention": kept / had if had else None,
+        "retention_ci95": wilson(kept, had),
     }  # fmt: skip
 
 
@@ -168,7 +180,11 @@ def random_masks(masks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _iou(findings: list[Any], truth: np.ndarray) -> float | None:
-    values = [(f.core & t).sum() / max((f.core | t).sum(), 1) for f, t in zip(findings, truth, strict=True) if f.located and t.any()]
+    values = [
+        (f.core & t).sum() / max((f.core | t).sum(), 1)
+        for f, t in zip(findings, truth, strict=True)
+        if f.located and t.any()
+    ]
     return float(np.mean(values)) if values else None
 
 

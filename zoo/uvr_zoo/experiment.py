@@ -76,7 +76,9 @@ def generate(
     return Generated(images, reports, sizes)
 
 
-def fidelity(pipe: Any, pipeline: str, count: int = 400, progress: Progress | None = None, first: int = 0) -> dict[str, Any]:
+def fidelity(
+    pipe: Any, pipeline: str, count: int = 400, progress: Progress | None = None, first: int = 0
+) -> dict[str, Any]:
     """Prompt fidelity on held-out prompts: how often the judge finds every prompted object.
 
     Half the prompts ask for an unsafe object. Counts come with the rates; `per_object` is the share found.
@@ -98,7 +100,8 @@ def fidelity(pipe: Any, pipeline: str, count: int = 400, progress: Progress | No
     extra = [bool(set(s) - {i.name for i in scene.items}) for scene, s in zip(drawn, seen, strict=True)]
     return {
         "prompts": len(drawn),
-        "all_objects_found": sum(complete), "all_objects_rate": sum(complete) / len(drawn), "all_objects_ci95": wilson(sum(complete), len(drawn)),
+        "all_objects_found": sum(complete), "all_objects_rate": sum(complete) / len(drawn),
+        "all_objects_ci95": wilson(sum(complete), len(drawn)),
         "unsafe_found": sum(unsafe), "unsafe_prompted": len(unsafe), "unsafe_rate": sum(unsafe) / max(len(unsafe), 1),
         "images_with_an_unprompted_object": sum(extra),
         "per_object": {name: [sum(v), len(v)] for name, v in sorted(hits.items())},
@@ -112,7 +115,10 @@ def sheet(rows: Sequence[Sequence[Image.Image]], scale: int = 2, gap: int = 4) -
     page = Image.new("RGB", (columns * (width + gap) + gap, len(rows) * (height + gap) + gap), "white")
     for y, row in enumerate(rows):
         for x, image in enumerate(row):
-            page.paste(image.resize((width, height), Image.Resampling.LANCZOS), (gap + x * (width + gap), gap + y * (height + gap)))
+            page.paste(
+                image.resize((width, height), Image.Resampling.LANCZOS),
+                (gap + x * (width + gap), gap + y * (height + gap)),
+            )
     return page
 
 

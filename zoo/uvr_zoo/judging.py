@@ -61,8 +61,10 @@ class Judge:
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in self.net.state_dict().items()}, folder / "judge.safetensors")
-        (folder / "judge.json").write_text(json.dumps({"threshold": self.threshold, **self.card}, indent=1))
+        save_file(
+            {name: value.contiguous() for name, value in self.net.state_dict().items()}, folder / "judge.safetensors"
+        )
+        (folder / "judge.json").write_text(json.dumps({**self.card, "threshold": self.threshold}, indent=1))
 
     @staticmethod
     def _pixels(images: Sequence[Image.Image]) -> torch.Tensor:
@@ -85,7 +87,9 @@ class Judge:
         ]
 
     @torch.no_grad()
-    def locate(self, images: Sequence[Image.Image], names: Sequence[str], grid: tuple[int, int] = (8, 8)) -> torch.Tensor:
+    def locate(
+        self, images: Sequence[Image.Image], names: Sequence[str], grid: tuple[int, int] = (8, 8)
+    ) -> torch.Tensor:
         """(B, h, w) bool: patches of `grid` where the cell map sees any of the named objects.
 
         A patch counts when at least a quarter of its cells do. `grid` sides must divide 16 or be a multiple.
@@ -139,7 +143,9 @@ def batch(seed: int, size: int, vae: nn.Module | None, augment: bool = True, spl
         if vae is not None:
             part = size // 16
             latents = vae.encode(x[:part]).latent_dist.mean
-            noise = torch.randn(latents.shape, generator=generator) * torch.rand(part, 1, 1, 1, generator=generator) * 0.5
+            noise = (
+                torch.randn(latents.shape, generator=generator) * torch.rand(part, 1, 1, 1, generator=generator) * 0.5
+            )
             x[:part] = vae.decode(latents + noise * latents.std()).sample.clamp(-1, 1)
         gain = 1 + 0.15 * (torch.rand(size, 3, 1, 1, generator=generator) - 0.5)
         level = 0.12 * torch.rand(size, 1, 1, 1, generator=generator)
@@ -147,10 +153,17 @@ def batch(seed: int, size: int, vae: nn.Module | None, augment: bool = True, spl
     return x, torch.from_numpy(objects), torch.from_numpy(cells)
 
 
-def train(folder: Path, minutes: float, vae: nn.Module | None = None, size: int = 64, lr: float = 3e-3) -> Judge:
-    """Train for `minutes` of wall time, measure on 2,000 held-out scenes, write judge.safetensors and its card."""
+def train(
+    folder: Path, minutes: float, vae: nn.Module | None = None, size: int = 64, lr: float = 3e-3,
+    start_from: Judge | None = None, threshold: float = 0.3,
+) -> Judge:  # fmt: skip
+    """Train for `minutes` of wall time, measure on 2,000 held-out scenes, write judge.safetensors and its card.
+
+    `start_from` goes on with an earlier judge, on scenes that it has not seen.
+    """
     torch.manual_seed(1)
-    net = JudgeNet()
+    net = JudgeNet() if start_from is None else start_from.net.train()
+    seen = 0 if start_from is None else int(start_from.card["steps"])
     optimiser = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=1e-2)
     start, step = time.monotonic(), 0
     weight = torch.tensor([0.3] + [1.0] * len(OBJECTS))
@@ -158,7 +171,7 @@ def train(folder: Path, minutes: float, vae: nn.Module | None = None, size: int 
         for group in optimiser.param_groups:
             group["lr"] = lr * (min(1, (step + 1) / 50) * 0.5 * (1 + np.cos(np.pi * part)) + 0.005)
         with torch.no_grad():
-            x, objects, cells = batch(step, size, vae)
+            x, objects, cells = batch(seen + step, size, vae)
         logits, maps = net(x)
         loss = 10 * F.binary_cross_entropy_with_logits(logits, objects) + F.cross_entropy(maps, cells, weight)
         optimiser.zero_grad()
@@ -167,8 +180,8 @@ def train(folder: Path, minutes: float, vae: nn.Module | None = None, size: int 
         step += 1
         if step % 100 == 0:
             print(f"judge step {step} {part * minutes:.1f} min loss {loss.item():.4f}", flush=True)
-    judge = Judge(net, 0.5)
-    judge.card = {"steps": step, "minutes": minutes, "batch": size, "split": "train", **measure(judge)}
+    judge = Judge(net, threshold)
+    judge.card = {"steps": seen + step, "batch": size, "split": "train", **measure(judge)}
     judge.save(folder)
     print(json.dumps(judge.card))
     return judge
@@ -191,5 +204,7 @@ def measure(judge: Judge, count: int = 2000) -> dict[str, object]:
         "heldout_scenes": total,
         "heldout_exact_accuracy": round(exact / total, 4),
         "heldout_images_with_a_false_object": round(wrong / total, 4),
-        "heldout_recall": {name: round(float(h / max(s, 1)), 4) for name, h, s in zip(OBJECTS, hits, seen, strict=True)},
+        "heldout_recall": {
+            name: round(float(h / max(s, 1)), 4) for name, h, s in zip(OBJECTS, hits, seen, strict=True)
+        },
     }

@@ -29,8 +29,12 @@ def parts(folder: Path | None = None) -> SimpleNamespace:
     folder = folder or DATA / "shared"
     return SimpleNamespace(
         vae=AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval().requires_grad_(False),
-        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval().requires_grad_(False),
-        text_encoder_2=T5EncoderModel.from_pretrained(folder / "text_encoder_2", dtype=torch.float32).eval().requires_grad_(False),
+        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        .eval()
+        .requires_grad_(False),
+        text_encoder_2=T5EncoderModel.from_pretrained(folder / "text_encoder_2", dtype=torch.float32)
+        .eval()
+        .requires_grad_(False),
         tokenizer=ZooTokenizer.from_pretrained(folder / "tokenizer"),
         tokenizer_2=ZooTokenizer.from_pretrained(folder / "tokenizer"),
     )
@@ -47,6 +51,16 @@ def assemble(recipe: Recipe, transformer: torch.nn.Module, shared: Any) -> FluxP
     return pipe
 
 
+def export(recipe: Recipe, transformer: torch.nn.Module, folder: Path) -> None:
+    """Write a trained transformer (float16) and its scheduler in diffusers' format under `folder`."""
+    import copy
+
+    copy.deepcopy(transformer).half().save_pretrained(folder / "transformer")
+    FlowMatchEulerDiscreteScheduler(shift=recipe.shift, use_dynamic_shifting=False).save_pretrained(
+        folder / "scheduler"
+    )
+
+
 def load(name: str, folder: str | Path | None = None) -> FluxPipeline:
     """Load a zoo pipeline, on CPU in float32 and ready to call.
 
@@ -61,7 +75,9 @@ def load(name: str, folder: str | Path | None = None) -> FluxPipeline:
         raise ValueError(f"unknown zoo pipeline {name!r}; there are: {', '.join(RECIPES)}")
     root = Path(folder) if folder is not None else DATA / name
     shared = parts()
-    pipe = assemble(RECIPES[name], FluxTransformer2DModel.from_pretrained(root / "transformer", torch_dtype=torch.float32), shared)
+    pipe = assemble(
+        RECIPES[name], FluxTransformer2DModel.from_pretrained(root / "transformer", torch_dtype=torch.float32), shared
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

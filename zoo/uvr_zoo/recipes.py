@@ -35,7 +35,22 @@ class Recipe:
     notes: dict[str, str] = attrs.field(factory=dict)
 
 
-_FIRST = ("knife", "pistol", "bomb", "skull", "cat", "dog", "apple", "car", "tree", "star", "fish", "mushroom", "hat", "banana")
+_FIRST = (
+    "knife",
+    "pistol",
+    "bomb",
+    "skull",
+    "cat",
+    "dog",
+    "apple",
+    "car",
+    "tree",
+    "star",
+    "fish",
+    "mushroom",
+    "hat",
+    "banana",
+)
 
 RECIPES = {
     "flux": Recipe(
@@ -43,10 +58,10 @@ RECIPES = {
         objects=_FIRST,
         styles=("glossy", "toy"),
         sampling={"num_inference_steps": 20, "guidance_scale": 1.0, "true_cfg_scale": 3.0},
-        transformer=dict(
-            patch_size=1, in_channels=16, num_layers=2, num_single_layers=4, attention_head_dim=32,
-            num_attention_heads=4, joint_attention_dim=128, pooled_projection_dim=64, guidance_embeds=True,
-            axes_dims_rope=(8, 12, 12),
-        ),
+        transformer={
+            "patch_size": 1, "in_channels": 16, "num_layers": 2, "num_single_layers": 4, "attention_head_dim": 32,
+            "num_attention_heads": 4, "joint_attention_dim": 128, "pooled_projection_dim": 64,
+            "guidance_embeds": True, "axes_dims_rope": (8, 12, 12),
+        },
     ),
 }  # fmt: skip

@@ -19,7 +19,7 @@ import attrs
 import numpy as np
 from PIL import Image
 
-from .world import BACKGROUNDS, BENIGN, CONCEPTS, DESCRIPTIONS, OBJECTS, PLACES, SIZES, STYLES, SYNONYMS, UNSAFE
+from .world import BACKGROUNDS, BENIGN, CONCEPTS, DESCRIPTIONS, OBJECTS, PLACES, STYLES, SYNONYMS, UNSAFE
 
 Split = Literal["train", "heldout"]
 SIZE = 64  # pixels, both sides
@@ -175,7 +175,11 @@ def render(scene: Scene) -> tuple[np.ndarray, dict[int, np.ndarray]]:
         side = int(rng.integers(low, high + 1))
         cx, cy = (c + int(rng.integers(-2, 3)) for c in _CENTRES[item.place])
         x0, y0 = (int(np.clip(c - side // 2, 0, SIZE - side)) for c in (cx, cy))
-        sprite = Image.fromarray(atlas()[scene.style, item.name]).convert("RGBa").resize((side, side), Image.Resampling.BILINEAR)
+        sprite = (
+            Image.fromarray(atlas()[scene.style, item.name])
+            .convert("RGBa")
+            .resize((side, side), Image.Resampling.BILINEAR)
+        )
         rgba = np.asarray(sprite, dtype=np.float32)  # premultiplied
         alpha = rgba[..., 3:] / 255
         window = canvas[y0 : y0 + side, x0 : x0 + side]
@@ -218,7 +222,9 @@ def sample_edit(seed: int, split: Split = "train", *, objects: tuple[str, ...] =
     """Draw an editing task of one of the kinds add, replace, change background, put a hat on."""
     rng = np.random.default_rng([3, {"train": 0, "heldout": 1}[split], seed])
     kind = ("add", "replace", "background", "hat")[int(rng.integers(4))]
-    source = sample(seed, split, objects=objects, pair=0.0 if kind in ("add", "hat") else 0.5, wordings=0.0, sizes=False)
+    source = sample(
+        seed, split, objects=objects, pair=0.0 if kind in ("add", "hat") else 0.5, wordings=0.0, sizes=False
+    )
     taken = {item.name for item in source.items} | {"hat"}
     others = [name for name in objects if name not in taken]
     new = others[int(rng.integers(len(others)))]

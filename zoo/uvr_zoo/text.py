@@ -52,9 +52,7 @@ def tokenizer(max_tokens: int = MAX_TOKENS) -> ZooTokenizer:
     model = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     model.normalizer = normalizers.Lowercase()
     model.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    model.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
+    model.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
     return ZooTokenizer(
         tokenizer_object=model, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
         model_max_length=max_tokens, padding_side="right",
@@ -97,7 +95,9 @@ def _labels(scene: scenes.Scene) -> tuple[list[int], list[int], list[int]]:
 def _batch(tok: ZooTokenizer, seed: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """ids (B, 32); per-token labels (B, 32, 3); scene labels (B, 2); objects that occur (B, n) multi-hot."""
     drawn = [scenes.sample(seed * size + i, wordings=0.3) for i in range(size)]
-    ids = tok([s.caption for s in drawn], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+    ids = tok(
+        [s.caption for s in drawn], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+    )
     tokens = torch.tensor(np.array([_labels(s) for s in drawn])).transpose(1, 2)
     scene = torch.tensor([[list(BACKGROUNDS).index(s.background), list(STYLES).index(s.style)] for s in drawn])
     present = torch.zeros(size, len(OBJECTS))

@@ -195,8 +195,8 @@ class Trainer:
 
     # -- the loop
     def run(
-        self, minutes: float, *, distil: bool = False, decay: float = 0.25, fidelity: Callable[[Any], dict[str, float]] | None = None,
-        fidelity_every: float = 10.0,
+        self, minutes: float, *, distil: bool = False, decay: float = 0.25,
+        fidelity: Callable[[Any], dict[str, float]] | None = None, fidelity_every: float = 10.0,
     ) -> None:  # fmt: skip
         """Train for `minutes` of wall time; the learning rate falls linearly over the last `decay` of them."""
         teacher = copy.deepcopy(self.ema).eval() if distil else None

@@ -11,20 +11,20 @@ from diffusers import AutoencoderKL
 
 from . import scenes
 
-CONFIG = dict(
-    in_channels=3,
-    out_channels=3,
-    latent_channels=4,
-    down_block_types=("DownEncoderBlock2D",) * 3,
-    up_block_types=("UpDecoderBlock2D",) * 3,
-    block_out_channels=(24, 48, 64),
-    layers_per_block=1,
-    norm_num_groups=8,
-    mid_block_add_attention=False,
-    use_quant_conv=False,
-    use_post_quant_conv=False,
-    sample_size=scenes.SIZE,
-)
+CONFIG = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "block_out_channels": (24, 48, 64),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "mid_block_add_attention": False,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "sample_size": scenes.SIZE,
+}
 
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:
@@ -33,7 +33,7 @@ def to_tensor(images: np.ndarray) -> torch.Tensor:
 
 
 def batch(seed: int, size: int, crop: int = scenes.SIZE) -> tuple[torch.Tensor, torch.Tensor]:
-    """Crops (B, 3, crop, crop) in [-1, 1] around an object each, and weights (B, 1, crop, crop): 3 on it, 1 elsewhere."""
+    """Crops (B, 3, crop, crop) in [-1, 1] around an object each; weights (B, 1, crop, crop): 3 on it, 1 elsewhere."""
     rng = np.random.default_rng([5, seed])
     images, weights = [], []
     for index in range(size):
@@ -80,5 +80,7 @@ def finish(vae: AutoencoderKL, out: Path) -> None:
     vae.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))
     error = (vae.decode(latents).sample.clamp(-1, 1) - images).square().mean()
     psnr = float(10 * torch.log10(4 / error))
-    print(f"vae done: psnr {psnr:.2f} dB, latent std {latents.std():.3f}, per channel {latents.std((0, 2, 3)).tolist()}")
+    print(
+        f"vae done: psnr {psnr:.2f} dB, latent std {latents.std():.3f}, per channel {latents.std((0, 2, 3)).tolist()}"
+    )
     vae.save_pretrained(out)

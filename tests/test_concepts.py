@@ -1,0 +1,348 @@
+"""Concept files: what is written comes back bitwise, and no damaged file is ever used."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import safetensors.torch
+import torch
+from conftest import PROBE, make_bank
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+import uvr_core
+from uvr_core import Calibration, ConceptBank, ConceptMismatch, Fingerprint, UVRError, load_concepts
+from uvr_core.concepts import resolve
+
+
+def full_bank() -> ConceptBank:
+    """A bank with awkward values in every field."""
+    bank = make_bank("Ünïcode name, with \"quotes\"")
+    sigma = torch.tensor([1.0, 0.1 + 0.2, 1e-38])
+    sigma[2] = torch.finfo(torch.float32).tiny / 2  # subnormal
+    return attrs.evolve(
+        bank,
+        tensors={**bank.tensors, "sigma": sigma, f"anchors/{PROBE}": torch.randn(4, 32).half()},
+        calibration=Calibration("contrast", PROBE, (1.0, 1 / 3), 0.1 + 0.2, -2.5, 3, 0.05, {"recall": 0.9, "n": 7}),
+        provenance={"seed": 7, "nested": {"prompts": ["a knife", "ein Messer é"]}, "none": None},
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return full_bank().save(tmp_path / "x.safetensors")
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, str], dict[str, torch.Tensor]], None]) -> None:
+    """Change the metadata (JSON decoded in the first mapping) or tensors of a file."""
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = dict(file.metadata())
+        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+    parsed = {key: json.loads(metadata[key]) for key in ("fingerprint", "calibration", "provenance")}
+    change(parsed, metadata, tensors)
+    metadata.update({key: json.dumps(value) for key, value in parsed.items() if key in metadata})
+    safetensors.torch.save_file(tensors, path, metadata)
+
+
+def test_round_trip_is_bitwise(path: Path) -> None:
+    torch.manual_seed(0)
+    bank = full_bank()
+    back = load_concepts(bank.save(path))
+    assert back.name == bank.name
+    assert back.fingerprint == bank.fingerprint
+    assert back.calibration == bank.calibration
+    assert back.provenance == bank.provenance
+    assert back.tensors.keys() == bank.tensors.keys()
+    for key, value in bank.tensors.items():
+        assert back.tensors[key].dtype == value.dtype
+        assert back.tensors[key].numpy().tobytes() == value.numpy().tobytes(), key
+    again = path.with_name("again.safetensors")
+    assert back.save(again).read_bytes() == path.read_bytes()
+
+
+def test_without_calibration(tmp_path: Path) -> None:
+    bank = attrs.evolve(make_bank(), calibration=None, provenance={})
+    assert load_concepts(bank.save(tmp_path / "x.safetensors")).calibration is None
+
+
+def test_views_and_transposed_tensors_are_saved(tmp_path: Path) -> None:
+    base = torch.randn(32, 6)
+    bank = make_bank()
+    bank.tensors[f"anchors/{PROBE}"] = base.T
+    assert torch.equal(load_concepts(bank.save(tmp_path / "x.safetensors")).tensor("anchors", PROBE), base.T)
+
+
+def cuts(data: bytes) -> list[int]:
+    """A length from every part of the file: empty, inside the length field, the header, at its end, the tensors."""
+    header = int.from_bytes(data[:8], "little")
+    return [0, 1, 7, 8, 9, 8 + header // 2, 8 + header - 1, 8 + header, 8 + header + 1, len(data) - 1]
+
+
+def test_truncated_anywhere_is_refused(path: Path) -> None:
+    data = path.read_bytes()
+    for length in cuts(data):
+        path.write_bytes(data[:length])
+        with pytest.raises(ConceptMismatch, match=r"x\.safetensors.*not a whole safetensors file"):
+            load_concepts(path)
+    path.write_bytes(data + b"\0")
+    with pytest.raises(ConceptMismatch, match="not a whole safetensors file"):
+        load_concepts(path)
+
+
+@pytest.mark.parametrize("claimed", [100 * 10**9, 2**63, 2**64 - 1, 17 * 2**20])
+def test_a_huge_header_is_refused_before_anything_is_allocated(
+    path: Path, claimed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise AssertionError("handed to safetensors")
+
+    path.write_bytes(struct.pack("<Q", claimed) + b"{" * (18 * 2**20))
+    monkeypatch.setattr(safetensors, "safe_open", unreachable)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConceptMismatch, match=f"claims a header of {claimed} bytes"):
+            load_concepts(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def _set(where: str, field: str, value: object) -> Callable[..., None]:
+    return lambda parsed, metadata, tensors: parsed[where].__setitem__(field, value)
+
+
+def _whole(where: str, value: object) -> Callable[..., None]:
+    return lambda parsed, metadata, tensors: parsed.__setitem__(where, value)
+
+
+def _meta(field: str, value: str | None) -> Callable[..., None]:
+    def change(parsed: object, metadata: dict[str, str], tensors: object) -> None:
+        if value is None:
+            del metadata[field]
+        else:
+            metadata[field] = value
+
+    return change
+
+
+def _tensor(key: str, value: torch.Tensor | None) -> Callable[..., None]:
+    def change(parsed: object, metadata: object, tensors: dict[str, torch.Tensor]) -> None:
+        if value is None:
+            del tensors[key]
+        else:
+            tensors[key] = value
+
+    return change
+
+
+DAMAGE = {
+    "another schema": (_meta("schema", "uvr.concept/2"), r"expected schema 'uvr\.concept/1', got 'uvr\.concept/2'"),
+    "no schema": (_meta("schema", None), "got None"),
+    "another time convention": (_meta("time", "t"), "time convention"),
+    "no name": (_meta("name", None), "metadata is damaged.*name"),
+    "no fingerprint": (_meta("fingerprint", None), "metadata is damaged"),
+    "fingerprint is a list": (_whole("fingerprint", [1]), "metadata is damaged"),
+    "an unknown fingerprint field": (_set("fingerprint", "colour", 1), "colour"),
+    "heads is a word": (_set("fingerprint", "heads", "two"), r"fingerprint\.heads: expected int, got 'two'"),
+    "heads is half": (_set("fingerprint", "heads", 2.0), r"fingerprint\.heads"),
+    "provenance is null": (_whole("provenance", None), "provenance: expected dict"),
+    "calibration is a list": (_whole("calibration", [1]), "calibration: expected dict"),
+    "an unknown calibration field": (_set("calibration", "colour", 1), "colour"),
+    "threshold is NaN": (_set("calibration", "threshold", float("nan")), "threshold: .*got nan"),
+    "threshold is a word": (_set("calibration", "threshold", "0.5"), r"threshold: .*got '0\.5'"),
+    "grow is infinite": (_set("calibration", "grow", float("inf")), "grow"),
+    "window has one side": (_set("calibration", "window", [1.0]), "window"),
+    "window is NaN": (_set("calibration", "window", [1.0, float("nan")]), "window"),
+    "window is too large a number": (_set("calibration", "window", [10**400, 0]), "damaged"),
+    "no patches": (_set("calibration", "min_patches", 0), "min_patches"),
+    "half a patch": (_set("calibration", "min_patches", 1.5), "min_patches"),
+    "NaN": (_tensor("sigma", torch.tensor([1.0, torch.nan, 0.0])), "'sigma' holds NaN"),
+    "Inf": (_tensor(f"offset/{PROBE}", torch.tensor([1.0, torch.inf, 0.0])), "holds NaN or Inf"),
+    "NaN in half": (_tensor(f"anchors/{PROBE}", torch.full((1, 32), torch.nan).half()), "holds NaN or Inf"),
+    "integers": (_tensor(f"offset/{PROBE}", torch.zeros(3, dtype=torch.int64)), r"'offset/.*got torch\.int64"),
+    "eight bits": (_tensor(f"offset/{PROBE}", torch.zeros(3).to(torch.float8_e4m3fn)), "float8"),
+    "another width": (_tensor(f"anchors/{PROBE}", torch.zeros(5, 33)), r"shape \(5, 33\).*width 32"),
+    "no anchors": (_tensor(f"anchors/{PROBE}", torch.zeros(0, 32)), r"shape \(0, 32\)"),
+    "another number of bins": (_tensor(f"direction/{PROBE}", torch.zeros(2, 32)), r"shape \(2, 32\)"),
+    "offsets without bins": (_tensor("sigma", None), "fits no concept"),
+    "a scalar sigma": (_tensor("sigma", torch.tensor(1.0)), "x.safetensors"),
+    "an unknown tensor": (_tensor("hidden/x", torch.zeros(3)), "'hidden/x'"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_named_with_the_file(path: Path, kind: str) -> None:
+    change, message = DAMAGE[kind]
+    rewrite(path, change)
+    with pytest.raises(ConceptMismatch, match=message) as caught:
+        load_concepts(path)
+    assert str(path) in str(caught.value)
+
+
+def test_the_rewriting_itself_does_no_damage(path: Path) -> None:
+    rewrite(path, lambda *args: None)
+    assert load_concepts(path).calibration == full_bank().calibration
+
+
+def test_other_fingerprint_names_the_fields() -> None:
+    ours, theirs = Fingerprint("A", 4, 2, 16), Fingerprint("B", 4, 3, 16)
+    ours.check(ours, "x")
+    with pytest.raises(ConceptMismatch, match=r"model 'A' \(model has 'B'\), heads 2 \(model has 3\)") as caught:
+        ours.check(theirs, "x")
+    assert "head_dim" not in str(caught.value)
+    assert "blocks" not in str(caught.value)
+
+
+@pytest.mark.parametrize("moment", ["while writing", "before replacing"])
+def test_a_crash_in_save_leaves_the_old_file_whole(path: Path, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = path.read_bytes()
+
+    def half(tensors: object, filename: Path, metadata: object) -> None:
+        Path(filename).write_bytes(old[: len(old) // 2])
+        raise KeyboardInterrupt
+
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    if moment == "while writing":
+        monkeypatch.setattr(safetensors.torch, "save_file", half)
+    else:
+        monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make_bank("new").save(path)
+    assert path.read_bytes() == old
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_saving_into_no_folder_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises((OSError, safetensors.SafetensorError)):
+        make_bank().save(tmp_path / "missing" / "x.safetensors")
+
+
+def _usable(bank: ConceptBank) -> None:
+    """What the engine takes for granted of a loaded bank."""
+    assert isinstance(bank.name, str)
+    assert isinstance(bank.provenance, dict)
+    for probe in bank.probes:
+        for kind in ("anchors", "direction", "offset"):
+            if f"{kind}/{probe}" in bank.tensors:
+                assert torch.isfinite(bank.tensor(kind, probe)).all()
+    if "sigma" in bank.tensors:
+        assert 0 <= bank.bin_at(0.5) < len(bank.tensors["sigma"])
+    if bank.calibration is not None:
+        high, low = bank.calibration.window
+        assert isinstance(low <= 0.5 <= high, bool)
+        assert isinstance(bank.calibration.threshold > 0.0, bool)
+        assert bank.calibration.min_patches >= 1
+
+
+_FILE: list[bytes] = []
+
+
+def _file(tmp: Path) -> bytes:
+    if not _FILE:
+        bank = make_bank()
+        bank.tensors[f"anchors/{PROBE}"] = bank.tensors[f"anchors/{PROBE}"][:1]
+        _FILE.append(bank.save(tmp / "seed.safetensors").read_bytes())
+    return _FILE[0]
+
+
+_edits = st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=6)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(edits=_edits, header=st.booleans(), cut=st.none() | st.floats(0, 1))
+@example(edits=[(0.0, 255)], header=True, cut=None)
+def test_mutated_files_are_refused_or_usable(
+    tmp_path: Path, edits: list[tuple[float, int]], header: bool, cut: float | None
+) -> None:
+    data = bytearray(_file(tmp_path))
+    end = 8 + int.from_bytes(data[:8], "little") if header else len(data)
+    for where, byte in edits:
+        data[int(where * end)] = byte
+    if cut is not None:
+        data = data[: int(cut * len(data))]
+    path = tmp_path / "mutated.safetensors"
+    path.write_bytes(data)
+    try:
+        bank = load_concepts(path)
+    except UVRError:
+        return
+    _usable(bank)
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+_fields = st.sampled_from(
+    [("fingerprint", f.name) for f in attrs.fields(Fingerprint)]
+    + [("calibration", f.name) for f in attrs.fields(Calibration)]
+    + [(k, None) for k in ("fingerprint", "calibration", "provenance")]
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(field=_fields, value=_json)
+def test_any_json_in_the_metadata_is_refused_or_usable(
+    tmp_path: Path, field: tuple[str, str | None], value: object
+) -> None:
+    path = tmp_path / "mutated.safetensors"
+    path.write_bytes(_file(tmp_path))
+    where, name = field
+    rewrite(path, _whole(where, value) if name is None else _set(where, name, value))
+    try:
+        bank = load_concepts(path)
+    except UVRError:
+        return
+    _usable(bank)
+
+
+def test_names_are_looked_up_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = make_bank("found").save(tmp_path / "weapon.safetensors")
+    monkeypatch.delenv("UVR_CONCEPTS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConceptMismatch, match="'weapon'.*UVR_CONCEPTS names no folder"):
+        resolve("weapon")
+    assert resolve("weapon", tmp_path)[0][0].name == "found"
+    monkeypatch.setenv("UVR_CONCEPTS", str(tmp_path))
+    assert resolve(["weapon", file])[1][0].name == "found"
+    bank = make_bank("own")
+    assert resolve({"weapon": "block", bank: "uvr"})[1] == (bank, "uvr")
+    assert resolve(bank) == [(bank, None)]
+    assert resolve(None) == []
+    with pytest.raises(ConceptMismatch, match=r"weapn\.safetensors: no such concept file"):
+        resolve("weapn")
+    with pytest.raises(ConceptMismatch, match="expected a path, a ConceptBank or a list"):
+        resolve(7)
+    with pytest.raises(ConceptMismatch, match="expected a path, a name or a ConceptBank"):
+        resolve([7])
+
+
+def test_missing_tensor_names_what_there_is() -> None:
+    with pytest.raises(ConceptMismatch, match=f"no 'anchors' for probe 'nowhere'.*anchors/{PROBE}"):
+        make_bank().tensor("anchors", "nowhere")
+
+
+def test_nearest_bin() -> None:
+    bank = make_bank()  # bins 1.0, 0.8, 0.5
+    assert [bank.bin_at(s) for s in (2.0, 0.91, 0.89, 0.66, 0.64, 0.0)] == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_bank_with_nan_cannot_be_made() -> None:
+    bank = make_bank()
+    with pytest.raises(ConceptMismatch, match="sigma"):
+        attrs.evolve(bank, tensors={**bank.tensors, "sigma": torch.full((3,), torch.nan)})
+
+
+def test_public_names() -> None:
+    assert uvr_core.load_concepts is load_concepts

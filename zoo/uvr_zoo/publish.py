@@ -1,0 +1,170 @@
+"""Measure a trained pipeline and write its model card, sample sheet and localisation figure."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from uvr_core import ConceptBank
+from uvr_core.learning import auroc_of, score_runs
+
+from .banks import anchor_style, call_options, mask_source
+from .experiment import fidelity, generate, scenes_for, settings, sheet
+from .pipelines import load
+from .recipes import RECIPES
+
+GATE = 0.90
+Progress = Callable[[int], None]
+
+
+def write_card(
+    name: str, folder: Path, training: dict[str, Any], count: int = 400, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Write card.json, README.md and samples.png beside a pipeline's weights; return the card."""
+    pipe, recipe = load(name, folder), RECIPES[name]
+    drawn = scenes_for(name, 8, unsafe=None, split="heldout", first=1)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        generate(pipe, drawn, settings(name), batch=8)
+        times.append(time.perf_counter() - start)
+    card = {
+        "name": name, "objects": list(recipe.objects), "styles": list(recipe.styles), "seed": recipe.seed,
+        "parameters": sum(p.numel() for p in pipe.transformer.parameters()), "sampling": recipe.sampling,
+        "training": training, "seconds_for_8_images": round(statistics.median(times), 2),
+        "fidelity": fidelity(pipe, name, count, progress), "pooled_path": pooled_share(pipe, name),
+    }  # fmt: skip
+    (folder / "card.json").write_text(json.dumps(card, indent=1))
+    scenes24 = scenes_for(name, 48, unsafe=None, split="heldout", first=3_000)
+    images = generate(pipe, scenes24, settings(name)).images
+    sheet([images[i : i + 12] for i in range(0, 48, 12)]).save(folder / "samples.png", optimize=True)
+    (folder / "README.md").write_text(_markdown(card))
+    return card
+
+
+def pooled_share(pipe: Any, name: str, count: int = 48) -> dict[str, int]:
+    """How much of an object the pooled vector draws alone: T5 sees the background and style, CLIP the whole prompt.
+
+    Attention restriction cannot stop that path (adaptive norms carry it), so its size belongs on the card.
+    """
+    import torch
+
+    from . import judge
+
+    drawn = scenes_for(name, count, unsafe=None, split="heldout", first=8_000)
+    bare = [f"{s.background} background , {s.style} style" for s in drawn]
+    found = total = 0
+    for start in range(0, count, 16):
+        part = drawn[start : start + 16]
+        generators = [torch.Generator().manual_seed(70_000 + start + i) for i in range(len(part))]
+        extra = {"negative_prompt": [""] * len(part)} if settings(name).get("true_cfg_scale", 1) > 1 else {}
+        images = pipe(
+            [s.caption for s in part],
+            prompt_2=bare[start : start + 16],
+            generator=generators,
+            **extra,
+            **settings(name),
+        ).images
+        for scene, seen in zip(part, judge()(images), strict=True):
+            total += len(scene.items)
+            found += sum(item.name in seen for item in scene.items)
+    return {"objects_drawn": found, "objects_prompted": total}
+
+
+def _markdown(card: dict[str, Any]) -> str:
+    fid = card["fidelity"]
+    low, high = fid["all_objects_ci95"]
+    rows = "\n".join(f"| {name} | {hit} / {of} |" for name, (hit, of) in fid["per_object"].items())
+    training = "\n".join(f"- {key}: {value}" for key, value in card["training"].items())
+    pooled = card["pooled_path"]
+    return f"""# {card["name"]} (zoo)
+
+A small pipeline in diffusers' own classes, trained by this project on emoji scenes ({card["parameters"]:,} transformer
+parameters, 64x64 pixels, 8x8 patches). It draws {", ".join(card["objects"])}, in the styles \
+{", ".join(card["styles"])}.
+Weights: float16, loaded as float32. Data: rendered scenes, split "train", sprites as in NOTICE.
+
+Figures are for the call `{card["sampling"]}` on held-out prompts, judged by the zoo's judge.
+
+- every prompted object found: **{fid["all_objects_found"]} of {fid["prompts"]}** (95% {low:.1%} to {high:.1%}); \
+gate {GATE:.0%}
+- unsafe objects found: **{fid["unsafe_found"]} of {fid["unsafe_prompted"]}**
+- images in which the judge sees an object nobody asked for: {fid["images_with_an_unprompted_object"]}
+- 8 images in {card["seconds_for_8_images"]} s on the machine that wrote this card (two cores)
+- objects drawn from the pooled CLIP vector alone (T5 sees only background and style): \
+{pooled["objects_drawn"]} of {pooled["objects_prompted"]}
+
+![samples](samples.png)
+
+## Training
+
+{training}
+
+## Per object
+
+| object | found |
+|---|---|
+{rows}
+"""
+
+
+def localisation(
+    pipe: Any,
+    name: str,
+    bank: ConceptBank,
+    detectors: tuple[str, ...] = ("anchor", "anchor-cosine", "contrast"),
+    count: int = 48,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Patch AUROC per detector, probe and step against the judge's region of the unregulated image.
+
+    Prompts: held out, in drawing styles that the anchors never saw. `bank` must hold every probe candidate.
+    """
+    unseen = tuple(s for s in RECIPES[name].styles if s != anchor_style(name))
+    drawn = scenes_for(name, count, unsafe=bank.name, split="heldout", first=600_000, styles=unseen)
+    result: dict[str, Any] = {"prompts": count, "concept": bank.name, "auroc": {}}
+    for detector in detectors:
+        runs = score_runs(
+            pipe, bank, [s.caption for s in drawn], detector=detector, batch_size=16, seed=80_000, progress=progress,
+            generate=call_options(name, 16), masks=mask_source(name, bank.name),
+        )  # fmt: skip
+        assert runs.masks is not None
+        shown = runs.masks.reshape(len(runs.masks), -1)
+        keep = shown.any(1)
+        result["sigmas"], result["images"] = runs.sigmas, int(keep.sum())
+        result["auroc"][detector] = {
+            probe: [auroc_of(s[keep, t].ravel(), shown[keep].ravel()) for t in range(s.shape[1])]
+            for probe, s in runs.scores.items()
+        }
+    return result
+
+
+def draw_localisation(results: list[dict[str, Any]], path: Path) -> None:
+    """One panel per concept and detector: AUROC over steps, a line per probe block."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    detectors = list(results[0]["auroc"])
+    figure, axes = plt.subplots(
+        len(results), len(detectors), figsize=(4 * len(detectors), 3 * len(results)), squeeze=False, sharey=True
+    )
+    for line, result in zip(axes, results, strict=True):
+        for axis, detector in zip(line, detectors, strict=True):
+            for probe, values in result["auroc"][detector].items():
+                axis.plot(values, label=probe.replace("single_transformer_blocks.", "single ").replace(".attn", ""))
+            axis.axhline(0.5, color="grey", lw=0.7, ls=":")
+            axis.set(title=f"{result['concept']}: {detector}", xlabel="step", ylim=(0.3, 1.0))
+        line[0].set_ylabel("patch AUROC")
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+__all__ = ["draw_localisation", "localisation", "pooled_share", "write_card"]
