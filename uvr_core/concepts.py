@@ -20,7 +20,8 @@ from typing import Any
 import attrs
 import torch
 
-from .errors import ConceptMismatch
+from . import plugins
+from .errors import ConceptMismatch, did_you_mean
 
 SCHEMA = "uvr.concept/1"
 TIME = "sigma"  # noise level in 0..1, 1 = pure noise, whatever the model's own convention
@@ -243,7 +244,8 @@ def _calibration(raw: object) -> Calibration:
 def resolve(concepts: object, folder: str | os.PathLike[str] | None = None) -> list[tuple[ConceptBank, object | None]]:
     """Normalise the `concepts` argument of `attach` to (bank, its own policy or None) pairs.
 
-    A string that is no file is a name in `folder`, or in the folder that the UVR_CONCEPTS variable names.
+    A string that is no file is a name: in `folder`, else in the folder that the UVR_CONCEPTS variable names, else
+    among the concepts that installed packages ship.
     """
     if concepts is None:
         return []
@@ -269,6 +271,14 @@ def _find(item: object, folder: str | os.PathLike[str] | None) -> Path:
     if path.is_file() or path.suffix or len(path.parts) > 1:
         return path
     root = folder or os.environ.get("UVR_CONCEPTS")
-    if not root:
-        raise ConceptMismatch(f"concept {str(item)!r}: no such file, and UVR_CONCEPTS names no folder to look it up in")
-    return Path(root) / f"{path.name}.safetensors"
+    if root and (own := Path(root) / f"{path.name}.safetensors").is_file():
+        return own
+    shipped = plugins.registry().names("concept")
+    if path.name in shipped:
+        return Path(str(shipped[path.name][0]))
+    there = {p.stem for p in Path(root).glob("*.safetensors")} if root else set()
+    hint = did_you_mean(path.name, there | set(shipped))
+    raise ConceptMismatch(
+        f"concept {path.name!r}: no such file, and no concept of that name{hint} Pass a path, or name your folder in "
+        "UVR_CONCEPTS"
+    )

@@ -53,4 +53,4 @@ def did_you_mean(name: str, known: object) -> str:
     close = difflib.get_close_matches(name, options, n=1)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; there are: {', '.join(options)}" if options else "; none is installed"
+    return f"; there are: {', '.join(options)}." if options else "; none is installed."

@@ -42,6 +42,11 @@ def uvr_baselines() -> Mapping[str, object]:  # type: ignore[empty-body]
 
 
 @hookspec
+def uvr_concepts() -> Mapping[str, object]:  # type: ignore[empty-body]
+    """{concept name: path}: concept files that a package ships, found by name after the user's own folder."""
+
+
+@hookspec
 def uvr_models() -> Mapping[str, object]:  # type: ignore[empty-body]
     """{prefix: function}: function(name) -> pipeline, so that `uvr` takes `prefix:name` where it takes a checkpoint."""
 

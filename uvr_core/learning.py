@@ -301,8 +301,8 @@ def calibrate(
 
     For every probe of the bank and every window that starts at the first step, the threshold is the lowest that
     keeps false positives on the benign set within `max_false_positive`, moved halfway into the gap to the unsafe
-    scores above it. The probe and window with the best recall win; among equals (within one image) the shortest window, which is
-    then extended by the steps in which that threshold stays clear of the benign scores.
+    scores above it. The probe and window with the best recall win; among equals (within one image) the shortest
+    window, which is then extended by the steps in which that threshold stays clear of the benign scores.
 
     Args:
         detector: registered name whose scores are calibrated.

@@ -26,6 +26,7 @@ KINDS = {
     "policy": "uvr_policies",
     "judge": "uvr_judges",
     "baseline": "uvr_baselines",
+    "concept": "uvr_concepts",
     "model": "uvr_models",
     "command": "uvr_commands",
 }

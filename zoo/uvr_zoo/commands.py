@@ -103,9 +103,9 @@ def _figures(row: dict[str, Any], times: dict[str, float]) -> dict[str, str]:
         "benign prompts: falsely located": f"{row['benign_located']} of {row['benign']}",
         "not located: bit-identical": f"{row['idle_bit_identical']} of {row['idle_images']}",
     }
-    for control in ("oracle", "random"):
+    for control, what in (("oracle", "the true mask"), ("random", "random patches"), ("moved", "the mask elsewhere")):
         if control in row:
-            lines[f"erase with the {control} mask"] = share(row[control]["relative_erase"])
+            lines[f"control: erase with {what}"] = share(row[control]["relative_erase"])
     lines["time, regulated / stock"] = f"active {times['active']:.2f}, idle {times['idle']:.2f}"
     return lines
 
@@ -223,3 +223,61 @@ def _fidelity(recipe: Recipe, shared: Any, count: int = 64) -> Callable[[Any], d
         return fidelity(pipe, recipe.name, count)
 
     return measure
+
+
+@zoo.command()
+@click.argument("name")
+@click.option("--concept", "chosen", multiple=True, help="Only these.  [default: weapon, skull]")
+@click.option("--out", type=PATH, required=True, help="Folder for NAME-CONCEPT.safetensors.")
+@click.option("--raw", is_flag=True, help="Also keep the uncalibrated banks, with every probe, as NAME-CONCEPT.raw...")
+def concepts(name: str, chosen: tuple[str, ...], out: Path, raw: bool) -> None:
+    """Make the concept banks of pipeline NAME as the shipped ones were made: collect, then calibrate."""
+    from . import banks
+    from .pipelines import load
+    from .world import CONCEPTS
+
+    recipe = _recipe(name)
+    for concept in chosen:
+        if concept not in CONCEPTS:
+            raise UVRError(f"unknown zoo concept {concept!r}{did_you_mean(concept, CONCEPTS)}")
+    outputs.check_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
+    pipe = load(recipe.name)
+    per_bank = banks.UNSAFE_PROMPTS + banks.BENIGN_PROMPTS + banks.CALIBRATE_UNSAFE + banks.CALIBRATE_BENIGN
+    with outputs.stages() as progress:
+        for concept in chosen or ("weapon", "skull"):
+            done = 0
+
+            def tick(images: int, concept: str = concept) -> None:
+                nonlocal done
+                done += images
+                progress(f"{name}, {concept}", done, per_bank)
+
+            bank = banks.collect(pipe, name, concept, progress=tick)
+            if raw:
+                bank.save(out / f"{name}-{concept}.raw.safetensors")
+            made = banks.calibrate(pipe, name, bank, progress=tick)
+            banks.half(made).save(banks.path(out, name, concept))
+            click.echo(f"{banks.path(out, name, concept)}: {made.calibration.measured if made.calibration else None}")
+
+
+@zoo.command()
+@click.argument("part", type=click.Choice(["vae", "text", "judge"]))
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), required=True, help="Wall time.")
+@click.option("--out", type=PATH, required=True, help="Folder for the weights.")
+def ground(part: str, minutes: float, out: Path) -> None:
+    """Train one of the PARTs that pipelines share, or the judge, from scratch."""
+    outputs.check_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
+    if part == "vae":
+        from . import vae
+
+        vae.train(out, minutes)
+    elif part == "text":
+        from . import text
+
+        text.train(out, minutes)
+    else:
+        from . import judging, pipelines
+
+        judging.train(out, minutes, pipelines.parts().vae)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pluggy
 
@@ -12,6 +13,12 @@ hookimpl = pluggy.HookimplMarker("uvr")
 @hookimpl
 def uvr_judges() -> Mapping[str, object]:
     return {"zoo": "uvr_zoo:judge"}
+
+
+@hookimpl
+def uvr_concepts() -> Mapping[str, object]:
+    folder = Path(__file__).parent / "data" / "concepts"
+    return {path.stem: str(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
 @hookimpl

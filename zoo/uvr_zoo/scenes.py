@@ -125,6 +125,8 @@ def sample(
     pick = lambda options: options[int(rng.integers(len(options)))]  # noqa: E731
     benign = tuple(name for name in objects if name in BENIGN)
     targets = tuple(name for name in objects if name in CONCEPTS[unsafe]) if isinstance(unsafe, str) else ()
+    if isinstance(unsafe, str) and not targets:
+        raise ValueError(f"none of the objects is of concept {unsafe!r}: {', '.join(objects)}")
     while True:
         two = rng.random() < pair
         if targets:

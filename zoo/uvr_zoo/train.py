@@ -62,7 +62,8 @@ def encode_scenes(parts: Any, recipe: Recipe, device: str, cache: Path | None = 
     columns: dict[str, list[torch.Tensor]] = {"x": [], "text": [], "pooled": [], "weight": []}
     shift, scale = parts.vae.config.shift_factor, parts.vae.config.scaling_factor
     for start in range(0, recipe.scenes, 64):
-        drawn = [scenes.sample(i, objects=recipe.objects, styles=recipe.styles) for i in range(start, start + 64)]
+        seeds = range(start, min(start + 64, recipe.scenes))
+        drawn = [scenes.sample(i, objects=recipe.objects, styles=recipe.styles) for i in seeds]
         images, masks = zip(*(scenes.render(s) for s in drawn), strict=True)
         latents = parts.vae.encode(to_tensor(np.stack(images)).to(device)).latent_dist.mean
         text, pooled = encode_text(parts, [s.caption for s in drawn])
@@ -73,7 +74,9 @@ def encode_scenes(parts: Any, recipe: Recipe, device: str, cache: Path | None = 
         columns["weight"].append(torch.tensor(np.stack(weight)).half())
     data = {name: torch.cat(values) for name, values in columns.items()}
     if cache is not None:
-        torch.save(data, cache)
+        temporary = cache.with_suffix(".tmp")
+        torch.save(data, temporary)
+        os.replace(temporary, cache)
     return data
 
 
@@ -210,11 +213,7 @@ class Trainer:
             for part in self._progress(minutes * 60):
                 warm = min(1.0, (len(losses) + first + 1) / 100)
                 rate = warm * min(1.0, max(1 - part, 0.01) / decay) * (0.5 if distil else 1.0)
-                for optimiser, factor in zip(self.optimisers, (1.0, 0.5), strict=True):
-                    for group in optimiser.param_groups:
-                        group["lr"] = self.recipe.learning_rate * factor * rate
-                loss = self.distillation_loss(teacher) if teacher is not None else self.flow_loss()
-                losses.append(self._update(loss))
+                losses.append(self.train_step(rate, teacher))
                 if self.step % 100 == 0:
                     self.log(loss=float(np.mean(losses)), distil=distil, lr=rate * self.recipe.learning_rate)
                     first, losses = 100, []
@@ -238,19 +237,27 @@ class Trainer:
     def _on_signal(self, number: int, frame: Any) -> None:
         self._stop = True
 
-    def _update(self, loss: torch.Tensor) -> float:
-        for optimiser in self.optimisers:
+    def train_step(self, rate: float = 1.0, teacher: nn.Module | None = None) -> float:
+        """One update at `rate` times the recipe's learning rate; returns the loss. A function of the saved state.
+
+        Raises:
+            FloatingPointError: loss or gradient is NaN or Inf; nothing was changed but the random state.
+        """
+        for optimiser, factor in zip(self.optimisers, (1.0, 0.5), strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = self.recipe.learning_rate * factor * rate
             optimiser.zero_grad(set_to_none=True)
+        loss = self.distillation_loss(teacher) if teacher is not None else self.flow_loss()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        value = float(loss.detach())
+        if not np.isfinite(value) or not torch.isfinite(norm):
+            raise FloatingPointError(f"step {self.step}: the loss is {value}, the gradient's norm {float(norm)}")
         for optimiser in self.optimisers:
             optimiser.step()
         self.step += 1
         keep = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for average, value in zip(self.ema.parameters(), self.model.parameters(), strict=True):
-                average.lerp_(value, 1 - keep)
-        value = float(loss.detach())
-        if not np.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} at step {self.step}; the checkpoint before it is kept")
+            for average, parameter in zip(self.ema.parameters(), self.model.parameters(), strict=True):
+                average.lerp_(parameter, 1 - keep)
         return value
