@@ -221,8 +221,19 @@ class Edit:
 
 
 def sample_edit(seed: int, split: Split = "train", *, objects: tuple[str, ...] = OBJECTS) -> Edit:
-    """Draw an editing task of one of the kinds add, replace, change background, put a hat on."""
+    """Draw an editing task of one of the kinds add, replace, change background, put a hat on.
+
+    The target's layout belongs to the split; a training task shows no held-out layout on either side.
+    """
     rng = np.random.default_rng([3, {"train": 0, "heldout": 1}[split], seed])
+    while True:
+        edit = _edit(rng, int(rng.integers(2**31)), split, objects)
+        owners = [split_of(scene.items, scene.background) for scene in (edit.target, edit.source)]
+        if owners[0] == split and (split == "heldout" or owners[1] == split):
+            return edit
+
+
+def _edit(rng: np.random.Generator, seed: int, split: Split, objects: tuple[str, ...]) -> Edit:
     kind = ("add", "replace", "background", "hat")[int(rng.integers(4))]
     source = sample(
         seed, split, objects=objects, pair=0.0 if kind in ("add", "hat") else 0.5, wordings=0.0, sizes=False
@@ -231,6 +242,8 @@ def sample_edit(seed: int, split: Split = "train", *, objects: tuple[str, ...] =
     others = [name for name in objects if name not in taken]
     new = others[int(rng.integers(len(others)))]
     first = source.items[0]
+    if first.name == "hat" and kind == "hat":
+        kind = "add"
     if kind == "background":
         choices = [name for name in BACKGROUNDS if name != source.background]
         background = choices[int(rng.integers(len(choices)))]

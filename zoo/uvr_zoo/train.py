@@ -98,6 +98,9 @@ class Trainer:
     def __init__(self, recipe: Recipe, parts: Any, folder: Path, *, device: str = "cpu", resume: bool = False):
         self.recipe, self.parts, self.folder, self.device = recipe, parts, folder, device
         folder.mkdir(parents=True, exist_ok=True)
+        for part in vars(parts).values():
+            if isinstance(part, nn.Module):
+                part.to(device)
         torch.manual_seed(recipe.seed)
         self.model = FluxTransformer2DModel(**recipe.transformer).to(device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
