@@ -309,16 +309,17 @@ def test_names_are_looked_up_in_the_folder(tmp_path: Path, monkeypatch: pytest.M
     file = make_bank("found").save(tmp_path / "weapon.safetensors")
     monkeypatch.delenv("UVR_CONCEPTS", raising=False)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConceptMismatch, match=r"'weapon'.*UVR_CONCEPTS names no folder"):
+    with pytest.raises(ConceptMismatch, match=r"'weapon'.*UVR_CONCEPTS"):
         resolve("weapon")
     assert resolve("weapon", tmp_path)[0][0].name == "found"
     monkeypatch.setenv("UVR_CONCEPTS", str(tmp_path))
+    assert resolve("flux-weapon")[0][0].name == "weapon", "a concept that an installed package ships"
     assert resolve(["weapon", file])[1][0].name == "found"
     bank = make_bank("own")
     assert resolve({"weapon": "block", bank: "uvr"})[1] == (bank, "uvr")
     assert resolve(bank) == [(bank, None)]
     assert resolve(None) == []
-    with pytest.raises(ConceptMismatch, match=r"weapn\.safetensors: no such concept file"):
+    with pytest.raises(ConceptMismatch, match=r"'weapn'.*did you mean 'weapon'"):
         resolve("weapn")
     with pytest.raises(ConceptMismatch, match="expected a path, a ConceptBank or a list"):
         resolve(7)

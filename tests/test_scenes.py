@@ -77,7 +77,8 @@ def test_concept_scenes_hold_exactly_one_object_of_the_concept(concept: str, spl
         assert len(members) == 1
         assert scene.unsafe == tuple(members)
         assert all(item.name in BENIGN for item in scene.items if item.name not in members)
-    assert {len(scene.items) for scene in drawn} == {1, 2}
+    if split == "train":  # few layouts of one object alone are held out, of some objects none
+        assert {len(scene.items) for scene in drawn} == {1, 2}
     assert {scene.items[0].name in CONCEPTS[concept] for scene in drawn} == {True, False}, "listed first or second"
     assert {i.name for s in drawn for i in s.items} >= set(CONCEPTS[concept])
 
@@ -114,9 +115,10 @@ def test_masks_are_the_pixels_that_differ_from_the_bare_background(seed: int) ->
     assert image.dtype == np.uint8
     assert none == {}
     shown = np.any(list(masks.values()), axis=0)
-    differs = np.abs(image.astype(int) - bare).max(-1) > 3
-    assert (differs & shown).sum() > 0.9 * shown.sum(), "a mask covers pixels on which nothing is drawn"
-    assert not (differs & ~ndimage.binary_dilation(shown, np.ones((3, 3)), 2)).any(), "an object lies outside its mask"
+    change = np.abs(image.astype(int) - bare).max(-1)
+    assert ((change > 3) & shown).sum() > 0.9 * shown.sum(), "a mask covers pixels on which nothing is drawn"
+    clearly = change > 64  # smoke and soft edges, less than half opaque, are no part of a mask
+    assert not (clearly & ~ndimage.binary_dilation(shown, np.ones((3, 3)), 2)).any(), "an object lies outside its mask"
     assert sum(int(mask.sum()) for mask in masks.values()) == shown.sum(), "masks overlap"
 
 

@@ -1,0 +1,246 @@
+"""Training a zoo transformer: a run that stops and resumes is the run that never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import attrs
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+from tiny import tiny_flux
+
+from uvr_zoo import scenes
+from uvr_zoo.recipes import RECIPES, Recipe
+from uvr_zoo.train import Trainer, encode_scenes, encode_text, image_ids, pack
+
+MICRO = attrs.evolve(
+    RECIPES["flux"], scenes=64, batch_size=4,
+    transformer={
+        "patch_size": 1, "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16,
+        "num_attention_heads": 2, "joint_attention_dim": 32, "pooled_projection_dim": 32, "guidance_embeds": True,
+        "axes_dims_rope": (4, 6, 6),
+    },
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def parts() -> SimpleNamespace:
+    pipe = tiny_flux()
+    names = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    return SimpleNamespace(**{name: getattr(pipe, name) for name in names})
+
+
+@pytest.fixture(scope="module")
+def cache(parts: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cache") / "scenes.pt"
+    encode_scenes(parts, MICRO, "cpu", path)
+    return path
+
+
+@pytest.fixture
+def trainer(parts: SimpleNamespace, cache: Path, tmp_path: Path) -> Any:
+    """trainer(name, resume=..., recipe=...): a Trainer in a folder of that name, scenes encoded already."""
+
+    def make(name: str = "run", resume: bool = False, recipe: Recipe = MICRO) -> Trainer:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        if not (folder / "scenes.pt").exists():
+            (folder / "scenes.pt").symlink_to(cache)
+        return Trainer(recipe, parts, folder, resume=resume)
+
+    return make
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("distil", [False, True])
+def test_stopped_and_resumed_is_bitwise_the_run_that_never_stopped(trainer: Any, distil: bool) -> None:
+    straight = trainer("straight")
+    teacher = weights(straight.ema) if distil else None
+
+    def steps(run: Trainer, count: int) -> list[float]:
+        model = None
+        if teacher is not None:
+            model = trainer("teacher", resume=True).model
+            model.load_state_dict(teacher)
+        return [run.train_step(0.5, model) for _ in range(count)]
+
+    losses = steps(straight, 6)
+    first = trainer("stopped")
+    torch.manual_seed(99)  # what a new process finds must not matter
+    halves = steps(first, 3)
+    first.save()
+    del first
+    torch.manual_seed(1234)
+    second = trainer("stopped", resume=True)
+    assert second.step == 3
+    halves += steps(second, 3)
+    assert halves == losses
+    assert len(set(losses)) == 6
+    assert second.step == straight.step == 6
+    assert same(weights(second.model), weights(straight.model))
+    assert same(weights(second.ema), weights(straight.ema))
+    assert not same(weights(straight.ema), weights(straight.model))
+
+
+def test_the_loss_falls(trainer: Any) -> None:
+    run = trainer(recipe=attrs.evolve(MICRO, batch_size=16))
+    losses = [run.train_step(min(1.0, (i + 1) / 10)) for i in range(60)]
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+
+
+def test_the_rate_scales_both_optimisers(trainer: Any) -> None:
+    run = trainer()
+    before = weights(run.model)
+    run.train_step(0.0)
+    assert same(weights(run.model), before), "a rate of 0 moves nothing"
+    run.train_step(0.5)
+    lr = MICRO.learning_rate
+    assert [g["lr"] for o in run.optimisers for g in o.param_groups] == pytest.approx([0.5 * lr, 0.25 * lr])
+    moved = {name for name, value in weights(run.model).items() if not torch.equal(value, before[name])}
+    assert {"transformer_blocks.0.attn.to_q.weight", "x_embedder.weight", "proj_out.weight"} <= moved
+    trained = [id(p) for o in run.optimisers for g in o.param_groups for p in g["params"]]
+    assert sorted(trained) == sorted(id(p) for p in run.model.parameters())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_run_and_saves(trainer: Any, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    run = trainer()
+    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    stock = Trainer.train_step
+
+    def step(self: Trainer, *args: Any) -> float:
+        if self.step == 2:
+            os.kill(os.getpid(), number)
+        return stock(self, *args)
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    run.run(0.5)
+    assert run.step == 3, "the step under way is finished, no other begun"
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
+    back = trainer(resume=True)
+    assert back.step == 3
+    assert back.seconds == run.seconds > 0
+    assert same(weights(back.model), weights(run.model))
+
+
+def test_a_run_logs_saves_and_adds_up_its_seconds(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "train_step", lambda self, *args: (setattr(self, "step", self.step + 1), 0.25)[1])
+    run = trainer()
+    run.run(0.005, fidelity=lambda ema: {"found": 1.0}, fidelity_every=1e-6)
+    assert 0.2 < run.seconds < 5
+    lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    assert any(line.get("loss") == 0.25 for line in lines if line["step"] == 100)
+    assert any(line.get("fidelity") == {"found": 1.0} for line in lines)
+    assert run.checkpoint.exists()
+    assert not run.checkpoint.with_suffix(".tmp").exists()
+
+
+def test_an_existing_checkpoint_is_not_overwritten_unasked(trainer: Any) -> None:
+    run = trainer()
+    run.save()
+    data = run.checkpoint.read_bytes()
+    with pytest.raises(FileExistsError, match="--resume"):
+        trainer()
+    assert run.checkpoint.read_bytes() == data
+
+
+def test_a_crash_while_saving_keeps_the_old_checkpoint(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer()
+    run.save()
+    data = run.checkpoint.read_bytes()
+
+    def crash(state: object, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", crash)
+    run.train_step()
+    with pytest.raises(OSError, match="disk full"):
+        run.save()
+    assert run.checkpoint.read_bytes() == data
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_does_harm(trainer: Any) -> None:
+    run = trainer()
+    run.train_step(0.5)
+    before = weights(run.model), weights(run.ema)
+    run.data = {**run.data, "x": torch.full_like(run.data["x"], torch.nan)}
+    with pytest.raises(FloatingPointError, match="step 1: the loss is nan"):
+        run.run(1.0)
+    back = trainer(resume=True)
+    assert back.step == 1
+    assert same(weights(back.model), before[0])
+    assert same(weights(back.ema), before[1])
+
+
+def test_packing_and_positions_are_flux_pipelines() -> None:
+    latents = torch.randn(2, 4, 16, 12)
+    assert torch.equal(pack(latents), FluxPipeline._pack_latents(latents, 2, 4, 16, 12))
+    assert torch.equal(image_ids(8, 6), FluxPipeline._prepare_latent_image_ids(2, 8, 6, "cpu", torch.float32))
+
+
+def test_text_is_encoded_as_the_pipeline_does(parts: SimpleNamespace) -> None:
+    pipe = tiny_flux()
+    captions = [scenes.sample(seed).caption for seed in range(3)]
+    hidden, pooled, _ = pipe.encode_prompt(captions, captions, max_sequence_length=512)
+    ours = encode_text(parts, captions)
+    assert torch.allclose(ours[0], hidden, atol=1e-5)
+    assert torch.allclose(ours[1], pooled, atol=1e-5)
+
+
+def test_encoded_scenes_line_up(parts: SimpleNamespace, cache: Path) -> None:
+    """Row i is scene i: latents, words and weights; objects' patches weigh 2."""
+    data = encode_scenes(parts, attrs.evolve(MICRO, scenes=70), "cpu")
+    assert {len(column) for column in data.values()} == {70}
+    stored = torch.load(cache, weights_only=True)
+    assert all(torch.equal(stored[name], data[name][:64]) for name in data)
+    scene = scenes.sample(69, objects=MICRO.objects, styles=MICRO.styles)
+    _, masks = scenes.render(scene)
+    covered = scenes.patch_mask(np.any(list(masks.values()), axis=0)).reshape(-1)
+    assert torch.equal(data["weight"][69], torch.from_numpy(1 + covered).half())
+    assert torch.allclose(data["text"][69].float(), encode_text(parts, [scene.caption])[0][0], atol=1e-2)
+
+
+def test_the_flow_loss_is_the_weighted_velocity_error(trainer: Any) -> None:
+    """Against a model that knows the answer (0), and one that is off by one everywhere (1)."""
+    run = trainer()
+    drawn: list[dict[str, torch.Tensor]] = []
+    draw = run._draw
+    run._draw = lambda shift: drawn.append(draw(shift)) or drawn[-1]
+    for off in (0.0, 1.0):
+        run.predict = lambda model, x, *rest, off=off: drawn[-1]["noise"] - drawn[-1]["x"] + off
+        assert float(run.flow_loss()) == pytest.approx(off, abs=1e-6)
+    row = drawn[-1]
+    assert ((row["sigma"] > 0) & (row["sigma"] < 1)).all()
+
+
+def test_the_distillation_target_is_guidance(trainer: Any) -> None:
+    run = trainer()
+    seen: list[torch.Tensor] = []
+
+    def predict(model: object, x: torch.Tensor, sigma: object, *rest: torch.Tensor) -> torch.Tensor:
+        text, _, scale = rest
+        if model == "teacher":
+            return torch.zeros_like(x) + (1.0 if torch.equal(text[0], run.empty[0][0]) else 3.0)  # u = 1, c = 3
+        seen.append(scale)
+        return 1.0 + scale[:, None, None] * 2.0 + torch.zeros_like(x)
+
+    run.predict = predict
+    assert float(run.distillation_loss("teacher")) == pytest.approx(0, abs=1e-6)
+    low, high = MICRO.guidance
+    assert ((seen[0] >= low) & (seen[0] <= high)).all()
+    assert seen[0].std() > 0
