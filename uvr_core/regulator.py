@@ -285,7 +285,7 @@ def find_adapter(model: object, adapter: str | Adapter | None = None) -> Adapter
             kind = type(model).__name__
             raise AdapterNotFound(
                 f"no adapter recognises {kind}{did_you_mean(kind, {a.model for a in adapters})} "
-                "Pass adapter=..., or port the model: docs/port-a-model.md"
+                "Pass adapter=..., or port the model: CONTRIBUTING.md, 'Add a model in 20 lines'"
             )
         chosen = matching[0]
     if not chosen.recognises(model):

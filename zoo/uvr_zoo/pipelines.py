@@ -28,7 +28,7 @@ def parts(folder: Path | None = None) -> SimpleNamespace:
     """The parts that zoo pipelines share: VAE, tokenizers and text encoders, in float32 and eval mode."""
     folder = folder or DATA / "shared"
     return SimpleNamespace(
-        vae=AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval().requires_grad_(False),
+        vae=AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32).eval().requires_grad_(False),
         text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
         .eval()
         .requires_grad_(False),
@@ -76,7 +76,7 @@ def load(name: str, folder: str | Path | None = None) -> FluxPipeline:
     root = Path(folder) if folder is not None else DATA / name
     shared = parts()
     pipe = assemble(
-        RECIPES[name], FluxTransformer2DModel.from_pretrained(root / "transformer", torch_dtype=torch.float32), shared
+        RECIPES[name], FluxTransformer2DModel.from_pretrained(root / "transformer", dtype=torch.float32), shared
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
