@@ -249,6 +249,21 @@ def test_generate_observes_without_concepts(checkpoint, out):
             assert np.array_equal(np.asarray(image), np.asarray(picture))
 
 
+def test_true_guidance_runs_two_verified_passes(checkpoint, out):
+    arguments = ("generate", checkpoint, "--prompt", "a cat", "--prompt", "a dog", "--true-cfg", 3, *FAST)
+    ran(*arguments, "--out", out)
+    report = json.loads((out / "report.json").read_text())
+    assert report["settings"]["call"]["true_cfg_scale"] == 3
+    assert report["settings"]["call"]["negative_prompt"] == ""
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    expected = tiny_flux()(
+        ["a cat", "a dog"], negative_prompt="", true_cfg_scale=3.0, num_inference_steps=2, generator=generators
+    ).images
+    for number, picture in enumerate(expected):
+        with Image.open(out / f"000{number}.png") as image:
+            assert np.array_equal(np.asarray(image), np.asarray(picture))
+
+
 def test_generate_in_a_fresh_process_says_only_what_matters(checkpoint, out):
     code = "from uvr_core.cli import main; main()"
     command = [sys.executable, "-c", code, "generate", checkpoint, "--prompt", "a cat", *FAST, "--out", out]

@@ -20,7 +20,7 @@ SCHEMA = "uvr.report/1"
 @click.option("--prompt", "texts", multiple=True, metavar="TEXT", help="A prompt; may be repeated.")
 @click.option("--prompts", "file", type=click.Path(path_type=Path), help="A .txt, .csv or .jsonl file of prompts.")
 @click.option("--concept", "concepts", multiple=True, metavar="FILE_OR_NAME", help="A concept; may be repeated.")
-@click.option("--policy", default="uvr", show_default=True, help="What is done to located patches.")
+@click.option("--policy", default="selective", show_default=True, help="What is done to located patches.")
 @click.option("--detector", help="How patches are located; else what each concept was calibrated with.")
 @click.option("--threshold", type=float, help="Score from which a patch is a hit; else each concept's own.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for pictures and report.json.")

@@ -124,6 +124,8 @@ class Settings:
     adapter: str | None
     steps: int | None
     guidance: float | None
+    true_cfg: float | None
+    negative: str | None
     size: tuple[int, int] | None
     max_tokens: int | None
     seed: int
@@ -140,9 +142,13 @@ class Settings:
         import inspect
 
         width, height = self.size or (None, None)
+        # True guidance needs a negative prompt to run its second pass; the empty one is the unconditional branch.
+        negative = "" if self.negative is None and self.true_cfg is not None else self.negative
         wanted = (
             ("--steps", "num_inference_steps", self.steps),
             ("--guidance", "guidance_scale", self.guidance),
+            ("--true-cfg", "true_cfg_scale", self.true_cfg),
+            ("--negative" if self.negative is not None else "--true-cfg", "negative_prompt", negative),
             ("--size", "width", width),
             ("--size", "height", height),
             ("--max-tokens", "max_sequence_length", self.max_tokens),
@@ -158,6 +164,8 @@ _OPTIONS = (
     click.option("--adapter", metavar="NAME", help="Adapter; else recognised by the transformer's class."),
     click.option("--steps", type=click.IntRange(1), help="Denoising steps; else the pipeline's default."),
     click.option("--guidance", type=click.FloatRange(0), help="Guidance scale; else the pipeline's default."),
+    click.option("--true-cfg", type=click.FloatRange(0), help="True guidance scale: a second pass with --negative."),
+    click.option("--negative", metavar="TEXT", help="Negative prompt.  [default: empty, with --true-cfg]"),
     click.option(
         "--size", metavar="WxH", callback=_size, help="Size in pixels, like 512x512; else the pipeline's default."
     ),

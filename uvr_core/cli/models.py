@@ -37,7 +37,7 @@ def load_model(name: str, settings: Settings) -> Any:
             if isinstance(source, Path):
                 _import_parts(source)
             pipe = diffusers.DiffusionPipeline.from_pretrained(
-                str(source), torch_dtype=dtype, local_files_only=isinstance(source, Path)
+                str(source), dtype=dtype, local_files_only=isinstance(source, Path)
             )
     if not hasattr(pipe, "to") or not callable(pipe):
         raise UVRError(f"{name}: expected a diffusers pipeline, got {type(pipe).__name__}")
