@@ -259,9 +259,12 @@ def test_true_guidance_runs_two_verified_passes(checkpoint, out):
     expected = tiny_flux()(
         ["a cat", "a dog"], negative_prompt="", true_cfg_scale=3.0, num_inference_steps=2, generator=generators
     ).images
+    single = tiny_flux()(["a cat", "a dog"], num_inference_steps=2, generator=generators).images
     for number, picture in enumerate(expected):
         with Image.open(out / f"000{number}.png") as image:
-            assert np.array_equal(np.asarray(image), np.asarray(picture))
+            # A loaded checkpoint's tensors lie elsewhere in memory: sums may round differently in the last bit.
+            assert np.abs(np.asarray(image, int) - np.asarray(picture, int)).max() <= 1
+            assert np.abs(np.asarray(image, int) - np.asarray(single[number], int)).max() > 1
 
 
 def test_generate_in_a_fresh_process_says_only_what_matters(checkpoint, out):

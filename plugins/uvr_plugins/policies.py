@@ -95,11 +95,14 @@ class Selective:
     Attributes:
         strong: factor on the chosen text tokens and on reference tokens, 0..1.
         contrast: tokens with a larger flow contrast are chosen.
+        least_elsewhere: when less than this share of the patches is left to compare with (the concept fills the
+            picture), every text token is chosen.
         until: noise level below which nothing is done.
     """
 
     strong: float = attrs.field(default=0.0, validator=_share)
     contrast: float = attrs.field(default=2.5, validator=attrs.validators.gt(0.0))
+    least_elsewhere: float = attrs.field(default=0.05, validator=_share)
     until: float = attrs.field(default=0.0, validator=_share)
     ring: int = 1
     margin: int = 0
@@ -109,6 +112,8 @@ class Selective:
         if located.sigma < self.until:
             return None
         chosen = call.text_contrast() > self.contrast
+        elsewhere = (~(located.core | located.ring)).float().mean(-1)  # share of patches left to compare with
+        chosen |= (elsewhere < self.least_elsewhere)[:, None]
         factor = chosen.float() * self.strong + (~chosen).float()
         line = (1.0, 1.0, 1.0, self.strong)
         return FlowEdit(row_classes(located), (_SAME, line, line), text_factor=factor)
