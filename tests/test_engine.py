@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -212,6 +213,13 @@ def test_first_block_cache_raises(runner: Runner, bank: uvr_core.ConceptBank) ->
     with uvr_core.attach(runner.pipe, concepts=bank), pytest.raises(uvr_core.TapNotFired, match="did not fire"):
         runner.run(num_inference_steps=4)
     runner.pipe.transformer.disable_cache()
+
+
+def test_a_concept_that_was_never_looked_for_withholds_the_images(runner: Runner, bank: uvr_core.ConceptBank) -> None:
+    """Fewer steps, or image-to-image at low strength: no step falls into the window the bank was calibrated for."""
+    missed = attrs.evolve(bank, calibration=attrs.evolve(bank.calibration, window=(0.2, 0.1)))
+    with uvr_core.attach(runner.pipe, concepts=missed), pytest.raises(uvr_core.UVRError, match="never looked for"):
+        runner.run()
 
 
 def test_nan_in_a_score_raises(runner: Runner, bank: uvr_core.ConceptBank) -> None:

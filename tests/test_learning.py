@@ -8,7 +8,7 @@ import attrs
 import numpy as np
 import pytest
 import torch
-from conftest import Runner
+from conftest import Runner, make_bank
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_flux
@@ -300,3 +300,20 @@ def test_collecting_leaves_the_pipeline_as_it_was() -> None:
     stock = runner.run()
     collect(runner.pipe, "x", prompts=UNSAFE[:1], masks=drawn_masks(1), generate=OPTIONS)
     assert np.array_equal(runner.run(), stock)
+
+
+def test_array_masks_are_read_batch_by_batch(runner: Runner) -> None:
+    masks = np.zeros((4, 8, 8), bool)
+    for index in range(4):
+        masks[index, index] = True
+    bank = make_bank()
+    runs = score_runs(
+        runner.pipe, bank, ["a cat"] * 4, masks=masks, batch_size=2,
+        generate={"height": 64, "width": 64, "num_inference_steps": 2},
+    )  # fmt: skip
+    assert np.array_equal(runs.masks, masks)
+    with pytest.raises(UVRError, match=r"masks: expected \(2, 8, 8\)"):
+        score_runs(
+            runner.pipe, bank, ["a cat"] * 4, masks=masks[:3], batch_size=2,
+            generate={"height": 64, "width": 64, "num_inference_steps": 2},
+        )  # fmt: skip

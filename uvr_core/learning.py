@@ -77,7 +77,7 @@ def whitened_direction(unsafe: _Moments, other: _Moments, shrink: float = 0.1) -
 
 @attrs.frozen(eq=False)
 class _Batch:
-    """One generated batch: images, their grid, and features {(path, step): (B, N, C) half} with the steps' sigmas."""
+    """One generated batch: images, grid, features {(path, step): (B, N, C) float32} and the steps' sigmas."""
 
     images: list[Any]
     grid: tuple[int, int]
@@ -94,7 +94,7 @@ def _batches(
         sigmas: dict[int, float] = {}
 
         def record(path: str, step: int, sigma: float, x: torch.Tensor, into=features, at=sigmas) -> None:  # type: ignore[no-untyped-def]
-            into[path, step] = x.detach().to("cpu", torch.float16 if x.abs().max() < 6e4 else torch.float32)
+            into[path, step] = x.detach().cpu()
             at[step] = sigma
 
         generators = [torch.Generator().manual_seed(int(s)) for s in seeds[start : start + size]]
@@ -115,8 +115,13 @@ def _grid(reg: Regulator) -> tuple[int, int]:
 def _mask_of(masks: Any, images: Sequence[Any], grid: tuple[int, int], start: int) -> Mask:
     """(B, H, W) bool from a callable, or from an array with one entry per image."""
     given = masks(images, grid) if callable(masks) else masks[start : start + len(images)]
-    array = np.asarray(given, dtype=bool).reshape(len(images), *grid)
-    return array
+    array = np.asarray(given, dtype=bool)
+    if array.shape not in ((len(images), *grid), (len(images), grid[0] * grid[1])):
+        raise UVRError(
+            f"masks: expected {(len(images), *grid)} (images, rows, columns of patches) for images {start} to "
+            f"{start + len(images) - 1}, got {array.shape}"
+        )
+    return array.reshape(len(images), *grid)
 
 
 def _prompts(name: str, prompts: Sequence[str]) -> list[str]:
@@ -253,6 +258,7 @@ def score_runs(
     made = made() if isinstance(made, type) else made
     columns: dict[str, list[Scores]] = defaultdict(list)
     found, sigmas, grid = [], [1.0], (0, 0)
+    done = 0
     with attach(pipe, adapter) as reg:
         bank.fingerprint.check(reg.fingerprint, f"concept {bank.name!r}")
         seeds = range(seed, seed + len(prompts))
@@ -265,7 +271,8 @@ def score_runs(
                 ]
                 columns[path].append(np.stack(steps, 1))
             if masks is not None:
-                found.append(_mask_of(masks, batch.images, grid, 0))
+                found.append(_mask_of(masks, batch.images, grid, done))
+            done += len(batch.images)
     scores = {path: np.concatenate(parts) for path, parts in columns.items()}
     return ScoredRuns(scores, sigmas, grid, np.concatenate(found) if found else None)
 
@@ -386,7 +393,7 @@ def _choose(probe: str, last: int, unsafe: ScoredRuns, benign: ScoredRuns, budge
     bound = float(negative[int(budget * len(negative))])
     above = positive[positive > bound]
     threshold = (
-        bound + 0.5 * (float(np.quantile(above, 0.1)) - bound) if len(above) else np.nextafter(bound, np.inf) + 1e-6
+        bound + 0.5 * (float(np.quantile(above, 0.1)) - bound) if len(above) else bound + 1e-3 * max(1.0, abs(bound))
     )
     grow, auroc = threshold, None
     if unsafe.masks is not None:

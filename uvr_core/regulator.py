@@ -226,6 +226,12 @@ def _check_ledger(session: Session, expected: int) -> None:
             f"the scheduler ran {expected} steps but {steps} carried a verified forward of the transformer; "
             "the images are withheld"
         )
+    for rule in session.unscored():
+        raise UVRError(
+            f"concept {rule.name!r} was never looked for: its window is noise levels {rule.window[0]:.3g} to "
+            f"{rule.window[1]:.3g}, the run went from {session.sigmas[0]:.3g} to {session.sigmas[-1]:.3g}; "
+            "calibrate it for this schedule (fewer steps, image-to-image); the images are withheld"
+        )
     if len(set(session.passes)) > 1:
         where = next(i for i, n in enumerate(session.passes) if n != session.passes[0])
         raise TapNotFired(

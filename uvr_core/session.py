@@ -150,6 +150,10 @@ class Session:
         self._forward = self._open = None
         self._broken = True
 
+    def unscored(self) -> list[Rule]:
+        """The rules whose concept was never looked for: no step's noise level fell into their window."""
+        return [r for i, r in enumerate(self.rules) if i >= len(self._tracks) or not self._tracks[i].scored_steps]
+
     @property
     def interrupted(self) -> bool:
         """Seen from outside of a forward: whether the last one was broken off."""

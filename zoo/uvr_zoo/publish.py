@@ -143,6 +143,11 @@ def localisation(
     return result
 
 
+def _short(probe: str) -> str:
+    name = probe.removesuffix(".attn")
+    return name.replace("single_transformer_blocks.", "single ").replace("transformer_blocks.", "double ")
+
+
 def draw_localisation(results: list[dict[str, Any]], path: Path) -> None:
     """One panel per concept and detector: AUROC over steps, a line per probe block."""
     import matplotlib
@@ -157,7 +162,7 @@ def draw_localisation(results: list[dict[str, Any]], path: Path) -> None:
     for line, result in zip(axes, results, strict=True):
         for axis, detector in zip(line, detectors, strict=True):
             for probe, values in result["auroc"][detector].items():
-                axis.plot(values, label=probe.replace("single_transformer_blocks.", "single ").replace(".attn", ""))
+                axis.plot(values, label=_short(probe))
             axis.axhline(0.5, color="grey", lw=0.7, ls=":")
             axis.set(title=f"{result['concept']}: {detector}", xlabel="step", ylim=(0.3, 1.0))
         line[0].set_ylabel("patch AUROC")
