@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import attrs
 import torch
 from torch import nn
 
@@ -391,11 +390,3 @@ def _named(kind: str, given: object) -> tuple[Any, str]:
         made = plugins.registry().get(kind, given)
         return (made() if isinstance(made, type) else made), given
     return given, getattr(given, "name", type(given).__name__)
-
-
-@attrs.frozen
-class Tap:
-    """A tap as `uvr doctor` lists it."""
-
-    path: str
-    module: str
