@@ -25,11 +25,20 @@ class Layout:
         image: number of image tokens I = output + reference tokens.
         output: number of output patches N.
         grid: (H, W) of the output patches, H * W == N.
+        references: (H, W) of each reference image's patches, in token order; together they are the I - N others.
     """
 
     image: int
     output: int
     grid: tuple[int, int]
+    references: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether grids and counts agree."""
+        return self.grid[0] * self.grid[1] == self.output and self.image == self.output + sum(
+            height * width for height, width in self.references
+        )
 
 
 def _paths(instance: object, attribute: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
@@ -50,8 +59,10 @@ class Adapter:
         time: bound root arguments -> noise level sigma per sample (B,), 1 = pure noise, 0 = clean.
         image_at: end of the key axis at which the image span lies.
         output_first: whether output patches come before reference tokens within the image span.
-        guidance: how guidance branches reach the model: "two_pass" (conditional pass first), "batched:uc",
-            "batched:cu", or "single".
+        guidance: how guidance branches reach the model. "two_pass": one pass each, told apart by the name that the
+            pipeline gives through `cache_context` ("cond", "uncond"), else by order, the conditional first.
+            "batched:uc", "batched:cu": one pass, unconditional (u) and conditional (c) halves of the batch in that
+            order, while the pipeline's `do_classifier_free_guidance` is true. "single": no guidance branch.
         probes: patterns (a subset of `attention`) among which a probe block may be chosen.
         text_output: whether queries include the text tokens.
         pipelines: class names of pipelines known to drive it (documentation and `uvr doctor`).

@@ -68,12 +68,34 @@ class CallInfo:
         text: number of text tokens among the keys; reference: number of reference tokens.
         text_contrast: () -> (B, text): attention mass that each text token receives from the located rows, per
             row, over what it receives from the other output rows. Computed only when called.
+        reference_contrast: () -> (B, reference): the same for reference tokens.
     """
 
     path: str
     text: int
     reference: int
     text_contrast: Callable[[], torch.Tensor]
+    reference_contrast: Callable[[], torch.Tensor] = lambda: torch.ones(0)
+
+
+# Classes of a query and of a key in ColumnScale.
+Q_TEXT, Q_OUTPUT, Q_REFERENCE = 0, 1, 2
+K_TEXT, K_OUTPUT, K_REFERENCE, K_FACING_CORE, K_FACING_RING = 0, 1, 2, 3, 4
+
+
+@attrs.frozen
+class ColumnScale:
+    """Attention weights scaled after the softmax and not renormalised: what the released code does when editing.
+
+    It reaches every query of an image in which something was located; other images stay bitwise stock.
+
+    Attributes:
+        table: 3 x 5 factors >= 0, [query: Q_TEXT, Q_OUTPUT, Q_REFERENCE][key: K_TEXT, K_OUTPUT, K_REFERENCE,
+            K_FACING_CORE, K_FACING_RING]. The last two are reference tokens at the place of a core or ring patch
+            in their own image (nearest, if its grid has another size).
+    """
+
+    table: tuple[tuple[float, float, float, float, float], ...]
 
 
 @attrs.frozen(eq=False)
@@ -89,6 +111,8 @@ class FlowEdit:
         alpha: share of noise per row class, 0..1.
         noise: "matched" to the output's mean and deviation per head, or "unit" N(0, 1).
         text_factor: (B, text) further factors for single text tokens, or None.
+        reference_factor: (B, reference) further factors for single reference tokens, or None.
+        columns: a ColumnScale applied to the whole call before the rows are written, or None.
     """
 
     row_class: torch.Tensor
@@ -96,6 +120,8 @@ class FlowEdit:
     alpha: tuple[float, float, float] = (0.0, 0.0, 0.0)
     noise: Literal["matched", "unit"] = "matched"
     text_factor: torch.Tensor | None = None
+    reference_factor: torch.Tensor | None = None
+    columns: ColumnScale | None = None
 
 
 @runtime_checkable

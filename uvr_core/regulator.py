@@ -56,11 +56,13 @@ class Regulator:
         self.last_grid: tuple[int, int] | None = None
         self._recorder: tuple[Recorder, frozenset[str]] | None = None
         self._pipeline_class: type | None = None
+        self._named_branch: Any = None
         self._handles: list[Any] = []
         self._seam: Seam | None = Seam(modules, self._observe, entered=self._enter, left=self._leave)
         try:
             self._handles.append(transformer.register_forward_pre_hook(self._before, with_kwargs=True))
             self._handles.append(transformer.register_forward_hook(self._after, always_call=True))
+            self._watch_branches()
             if self._pipeline is not None:
                 self._wrap_pipeline()
         except BaseException:
@@ -78,6 +80,8 @@ class Regulator:
         if self._pipeline_class is not None:
             self._pipeline.__class__ = self._pipeline_class
             self._pipeline_class = None
+        if self._transformer.__dict__.get("cache_context") is self._named_branch:
+            del self._transformer.__dict__["cache_context"]
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -133,6 +137,26 @@ class Regulator:
             self._pipeline is None,
         )
 
+    def _watch_branches(self) -> None:
+        """Hear the names that pipelines give to guidance passes: `with transformer.cache_context("cond")`."""
+        stock = getattr(self._transformer, "cache_context", None)
+        if stock is None or "cache_context" in self._transformer.__dict__:
+            return
+
+        @contextmanager
+        def cache_context(name: str) -> Iterator[None]:
+            session = self._session.get()
+            if session is not None:
+                session.branch = name
+            try:
+                with stock(name):
+                    yield
+            finally:
+                if session is not None:
+                    session.branch = None
+
+        self._named_branch = self._transformer.__dict__["cache_context"] = cache_context
+
     def _wrap_pipeline(self) -> None:
         pipeline = self._pipeline
         stock = type(pipeline)
@@ -178,7 +202,7 @@ class Regulator:
             raise AdapterMismatch(
                 f"adapter {self.adapter.name!r} cannot read the arguments of {type(module).__name__}.forward: {error}"
             ) from error
-        if layout.grid[0] * layout.grid[1] != layout.output or layout.output > layout.image:
+        if not layout.adds_up:
             raise AdapterMismatch(f"adapter {self.adapter.name!r} read a layout that does not add up: {layout}")
         session = self._session.get()
         if self._pipeline is None and (session is None or _begins(session, float(sigma.reshape(-1)[0]))):
@@ -189,7 +213,14 @@ class Regulator:
                 "the regulated transformer was called outside its pipeline; attach to the transformer itself to "
                 "drive it by hand, or detach"
             )
+        session.halves = self._halves()
         session.begin_forward(layout, sigma)
+
+    def _halves(self) -> str:
+        """The order of guidance halves in the batch, while the pipeline batches them."""
+        kind, _, order = self.adapter.guidance.partition(":")
+        batched = kind == "batched" and bool(getattr(self._pipeline, "do_classifier_free_guidance", False))
+        return order if batched else ""
 
     def _after(self, module: nn.Module, args: object, output: object) -> None:
         session = self._session.get()

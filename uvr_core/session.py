@@ -18,7 +18,15 @@ from .concepts import ConceptBank
 from .errors import TapNotFired, UVRError
 from .protocols import (
     CORE,
+    K_FACING_CORE,
+    K_FACING_RING,
+    K_OUTPUT,
+    K_REFERENCE,
+    K_TEXT,
     LOCATED,
+    Q_OUTPUT,
+    Q_REFERENCE,
+    Q_TEXT,
     REFERENCE,
     RING,
     SAFE,
@@ -83,6 +91,8 @@ class Session:
         seeds: one per sample, for the policies' noise; a short list is extended by counting up.
         every_pass: regulate every forward of a step, not the first (conditional) alone: for a bare transformer,
             where a second forward at the same noise level may be another generation's.
+        halves: "uc" or "cu" while the batch holds unconditional and conditional halves in that order, else "". Set
+            before each forward.
         recorder: called with (path, step, sigma, features (B, N, C) float32) at the paths in `record`.
     """
 
@@ -95,6 +105,7 @@ class Session:
     recorder: Recorder | None = None
     record: frozenset[str] = frozenset()
     every_pass: bool = False
+    halves: str = ""
 
     step: int = attrs.field(default=-1, init=False)
     passes: list[int] = attrs.field(factory=list, init=False)  # root forwards per step
@@ -102,6 +113,7 @@ class Session:
     fired: int = attrs.field(default=0, init=False)
     batch: int = attrs.field(default=0, init=False)
     layout: Layout | None = attrs.field(default=None, init=False)
+    branch: str | None = attrs.field(default=None, init=False)  # name that the pipeline gave to the pass it is in
     _forward: Counter[str] | None = attrs.field(default=None, init=False)
     _open: str | None = attrs.field(default=None, init=False)
     _regulating: bool = attrs.field(default=False, init=False)
@@ -111,7 +123,10 @@ class Session:
 
     # ------------------------------------------------------------------ one root forward
     def begin_forward(self, layout: Layout, sigma: torch.Tensor) -> None:
-        """Open a root forward. A new noise level is a new step; the first forward of a step is the conditional."""
+        """Open a root forward. A new noise level is a new step.
+
+        Which pass is the conditional one: the one so named by the pipeline, else the first of a step.
+        """
         level = float(sigma.reshape(-1)[0])
         if not np.isfinite(level):
             raise UVRError(f"the model's time argument gives noise level {level}; expected 0..1")
@@ -126,7 +141,10 @@ class Session:
         self.passes[-1] += 1
         self.layout = layout
         self._forward = Counter()
-        self._regulating = self.every_pass or self.passes[-1] == 1
+        if self.branch in ("cond", "uncond"):
+            self._regulating = self.branch == "cond"
+        else:
+            self._regulating = self.every_pass or self.passes[-1] == 1
 
     def end_forward(self) -> None:
         """Close a root forward: every tap must have fired exactly once.
@@ -181,10 +199,26 @@ class Session:
         self._forward[call.path] += 1
         if not self._regulating:
             return None
-        self.batch = call.query.shape[0]
         rows = self._output_span(queries, layout)
-        self._observe(call, rows, layout)
-        return self._regulate(call, rows, layout)
+        own = self._conditional(call.query.shape[0])
+        part = call if own == slice(0, call.query.shape[0]) else _part(call, own)
+        self.batch = part.query.shape[0]
+        self._observe(part, rows, layout)
+        edited = self._regulate(part, rows, layout)
+        if edited is None or part is call:
+            return edited
+        return torch.cat([call.output[: own.start], edited, call.output[own.stop :]])
+
+    def _conditional(self, batch: int) -> slice:
+        """The samples of the batch that follow the prompt."""
+        if not self.halves:
+            return slice(0, batch)
+        if batch % 2:
+            raise UVRError(
+                f"a batch of {batch} does not hold an unconditional and a conditional half; another kind of guidance "
+                "is on (perturbed attention?): disable it, or detach UVR"
+            )
+        return slice(batch // 2, batch) if self.halves == "uc" else slice(0, batch // 2)
 
     def _output_span(self, tokens: int, layout: Layout) -> slice:
         start = 0 if self.image_at == "start" else tokens - layout.image
@@ -273,8 +307,10 @@ class Session:
                 continue
             located = attrs.evolve(track.device, sigma=self.sigmas[-1], step=self.step)
             text = call.key.shape[2] - layout.image
-            contrast = functools.partial(self._contrast, call, located, span, layout)
-            info = CallInfo(call.path, text, layout.image - layout.output, contrast)
+            references = self._reference_span(call.key.shape[2], layout)
+            spans = self._text_span(call.key.shape[2], layout), references
+            contrasts = [functools.partial(self._contrast, call, located, span, layout, keys) for keys in spans]
+            info = CallInfo(call.path, text, layout.image - layout.output, *contrasts)
             edit = rule.policy.edit(located, info)
             if edit is None:
                 continue
@@ -291,18 +327,25 @@ class Session:
     def _text_span(self, tokens: int, layout: Layout) -> slice:
         return slice(layout.image, tokens) if self.image_at == "start" else slice(0, tokens - layout.image)
 
-    def _contrast(self, call: AttentionCall, located: Located, span: slice, layout: Layout) -> torch.Tensor:
+    def _reference_span(self, tokens: int, layout: Layout) -> slice:
+        start = 0 if self.image_at == "start" else tokens - layout.image
+        if self.output_first:
+            start += layout.output
+        return slice(start, start + layout.image - layout.output)
+
+    def _contrast(
+        self, call: AttentionCall, located: Located, span: slice, layout: Layout, asked: slice
+    ) -> torch.Tensor:
         queries, keys = call.query.shape[2], call.key.shape[2]
         inside = self._full_mask(located.core, span, queries)
         outside = self._full_mask(~(located.core | located.ring), span, queries)
-        text = self._text_span(keys, layout)
-        is_text = torch.zeros(len(inside), keys, dtype=torch.bool, device=inside.device)
-        is_text[:, text] = True
+        chosen = torch.zeros(len(inside), keys, dtype=torch.bool, device=inside.device)
+        chosen[:, asked] = True
         key, _ = _grouped(call)
         contrast = flow.token_contrast(
-            call.query, key, inside, outside, is_text, attn_mask=call.attn_mask, scale=call.scale
+            call.query, key, inside, outside, chosen, attn_mask=call.attn_mask, scale=call.scale
         )
-        return contrast[:, text]
+        return contrast[:, asked]
 
     def _key_classes(self, edit: FlowEdit, keys: int, layout: Layout) -> torch.Tensor:
         classes = torch.full((len(edit.row_class), keys), TEXT, device=edit.row_class.device)
@@ -314,6 +357,8 @@ class Session:
     def _apply(
         self, edit: FlowEdit, call: AttentionCall, output: torch.Tensor, span: slice, layout: Layout
     ) -> torch.Tensor:
+        if edit.columns is not None:
+            output = self._scale_columns(edit, call, output, layout)
         full = torch.zeros(len(edit.row_class), call.query.shape[2], dtype=torch.long, device=edit.row_class.device)
         full[:, span] = edit.row_class
         rows = flow.rows_of(full > 0)
@@ -321,11 +366,17 @@ class Session:
             return output
         row_class = full.gather(1, rows.index)
         new = flow.take_rows(output, rows)
-        if edit.text_factor is not None or any(factor != 1.0 for line in edit.table[1:] for factor in line):
+        factors = {
+            self._text_span: edit.text_factor, self._reference_span: edit.reference_factor,
+        }  # fmt: skip
+        own_tokens = any(factor is not None for factor in factors.values())
+        if own_tokens or any(factor != 1.0 for line in edit.table[1:] for factor in line):
+            keys = call.key.shape[2]
             table = torch.tensor(edit.table)
-            bias = flow.log_weights(row_class, self._key_classes(edit, call.key.shape[2], layout), table)
-            if edit.text_factor is not None:
-                bias[:, :, self._text_span(call.key.shape[2], layout)] += edit.text_factor.log()[:, None]
+            bias = flow.log_weights(row_class, self._key_classes(edit, keys, layout), table)
+            for find, factor in factors.items():
+                if factor is not None:
+                    bias[:, :, find(keys, layout)] += factor.log()[:, None]
             key, value = _grouped(call)
             new = flow.restricted_rows(call.query, key, value, rows, bias, attn_mask=call.attn_mask, scale=call.scale)
         if not any(edit.alpha):
@@ -335,6 +386,30 @@ class Session:
         noise = flow.matched_noise(new, rows, self._noise_generators(len(full)), **stats)
         return flow.write_rows(output, new, rows, alpha=alpha, noise=noise)
 
+    def _scale_columns(self, edit: FlowEdit, call: AttentionCall, output: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """The call anew with scaled columns, for the samples in which something was located."""
+        assert edit.columns is not None
+        some = (edit.row_class > 0).any(1).nonzero().flatten()  # host sync
+        if not len(some):
+            return output
+        queries, keys = call.query.shape[2], call.key.shape[2]
+        roles = torch.full((queries,), Q_TEXT, device=output.device)
+        roles[self._output_span(queries, layout)] = Q_OUTPUT
+        roles[self._reference_span(queries, layout)] = Q_REFERENCE
+        classes = torch.full((len(some), keys), K_TEXT, device=output.device)
+        classes[:, self._output_span(keys, layout)] = K_OUTPUT
+        facing = [_facing(edit.row_class[some], layout.grid, grid) for grid in layout.references]
+        if facing:
+            by_row = torch.tensor([K_REFERENCE, K_FACING_CORE, K_FACING_RING], device=output.device)
+            classes[:, self._reference_span(keys, layout)] = by_row[torch.cat(facing, 1)]
+        scales = torch.tensor(edit.columns.table, device=output.device)[:, classes].transpose(0, 1)  # (b, 3, Sk)
+        part = _part(call, some)
+        key, value = _grouped(part)
+        new = flow.scaled_columns_by_group(
+            part.query, key, value, roles, scales, attn_mask=part.attn_mask, scale=part.scale
+        )
+        return output.index_copy(0, some, new)
+
     def _noise_generators(self, batch: int) -> list[torch.Generator]:
         """One CPU generator per sample, seeded apart from the pipeline's own."""
         while len(self._generators) < batch:
@@ -342,6 +417,24 @@ class Session:
             seed = self.seeds[index] if index < len(self.seeds) else self.seeds[-1] + index - len(self.seeds) + 1
             self._generators.append(torch.Generator().manual_seed((seed * 2654435761 + 97) % 2**63))
         return self._generators[:batch]
+
+
+def _part(call: AttentionCall, samples: slice | torch.Tensor) -> AttentionCall:
+    """The same call for some of its samples."""
+    mask = call.attn_mask
+    if mask is not None and mask.dim() == 4 and mask.shape[0] > 1:
+        mask = mask[samples]
+    return attrs.evolve(
+        call, query=call.query[samples], key=call.key[samples], value=call.value[samples],
+        output=call.output[samples], attn_mask=mask,
+    )  # fmt: skip
+
+
+def _facing(row_class: torch.Tensor, grid: tuple[int, int], reference: tuple[int, int]) -> torch.Tensor:
+    """(B, N) row classes -> (B, h*w) classes of the patches of a reference grid, by nearest place."""
+    rows = [torch.div((2 * torch.arange(n) + 1) * m, 2 * n, rounding_mode="floor") for n, m in zip(reference, grid)]
+    index = (rows[0][:, None] * grid[1] + rows[1]).reshape(-1).to(row_class.device)
+    return row_class[:, index]
 
 
 def _grouped(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor]:

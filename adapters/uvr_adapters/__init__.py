@@ -11,4 +11,8 @@ hookimpl = pluggy.HookimplMarker("uvr")
 
 @hookimpl
 def uvr_adapters() -> Mapping[str, object]:
-    return {"flux": "uvr_adapters.flux:FLUX"}
+    return {
+        "flux": "uvr_adapters.flux:FLUX",
+        "sd3": "uvr_adapters.sd3:SD3",
+        "qwen-image": "uvr_adapters.qwen_image:QWEN_IMAGE",
+    }

@@ -1,8 +1,9 @@
-"""FLUX.1 (dev, schnell, img2img, inpaint, Fill, Control): all that UVR knows about it.
+"""FLUX.1 (dev, schnell, img2img, inpaint, Fill, Control) and FLUX.1 Kontext: all that UVR knows about them.
 
 Joint order: text, output, reference. Double-stream blocks first, then single-stream blocks. `img_ids` is (I, 3):
 column 0 tells output (0) from reference (1, Kontext), columns 1 and 2 are row and column of the patch. The time
-argument is sigma = t / 1000. Guidance is distilled; with true_cfg_scale > 1 two passes run, the conditional first.
+argument is sigma = t / 1000. Guidance is distilled; with true_cfg_scale > 1 two passes run, the conditional first;
+FluxPipeline names them, Kontext does not.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from uvr_core.adapter import Adapter, Arguments, Layout
 def layout(arguments: Arguments) -> Layout:
     ids = arguments["img_ids"]
     ids = ids[0] if ids.ndim == 3 else ids
-    output = ids[ids[:, 0] == 0]
-    height, width = (int(output[:, axis].max() - output[:, axis].min()) + 1 for axis in (1, 2))
-    return Layout(image=arguments["hidden_states"].shape[1], output=len(output), grid=(height, width))
+    images = [ids[ids[:, 0] == number] for number in ids[:, 0].unique()]
+    grids = [tuple(int(n) for n in (part[:, 1:].amax(0) - part[:, 1:].amin(0) + 1).tolist()) for part in images]
+    return Layout(arguments["hidden_states"].shape[1], len(images[0]), grids[0], tuple(grids[1:]))
 
 
 def sigma(arguments: Arguments) -> torch.Tensor:
@@ -33,5 +34,5 @@ FLUX = Adapter(
     time=sigma,
     image_at="end",
     guidance="two_pass",
-    pipelines=("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"),
+    pipelines=("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxKontextPipeline"),
 )

@@ -180,15 +180,12 @@ def train(
 
     where = str(find_device(device))
     be_quiet()
-    from .pipelines import parts
+    from .pipelines import load_transformer, parts
     from .train import Trainer
 
-    shared = parts()
-    for part in vars(shared).values():
-        if hasattr(part, "parameters"):
-            part.to(where)
-    trainer = Trainer(recipe, shared, out, device=where, resume=resume)
-    trainer.run(minutes, distil=distil, fidelity=_fidelity(recipe, shared))
+    start = None if recipe.start_from is None else load_transformer(recipe.start_from, _data() / recipe.start_from)
+    trainer = Trainer(recipe, parts(name), out, device=where, resume=resume, start_from=start)
+    trainer.run(minutes, distil=distil, fidelity=_fidelity(recipe, trainer.parts))
     if trainer._stop:
         raise KeyboardInterrupt
     if export is not None:
@@ -214,13 +211,13 @@ def _fidelity(recipe: Recipe, shared: Any, count: int = 64) -> Callable[[Any], d
     if not (_data() / "judge" / "judge.json").is_file():
         say(f"note: prompt fidelity is not measured: no judge in {_data() / 'judge'}")
         return None
+    if recipe.edits:
+        return None
     from .experiment import fidelity
     from .pipelines import assemble
 
     def measure(transformer: Any) -> dict[str, Any]:
-        pipe = assemble(recipe, transformer, shared)
-        pipe.set_progress_bar_config(disable=True)
-        return fidelity(pipe, recipe.name, count)
+        return fidelity(assemble(recipe, transformer, shared), recipe.name, count)
 
     return measure
 

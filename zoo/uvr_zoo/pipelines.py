@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
+import types
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from transformers import CLIPTextModel, T5EncoderModel
 
+from .families import FAMILIES
 from .recipes import RECIPES, Recipe
 from .scenes import SIZE
-from .text import ZooTokenizer
 
 DATA = Path(str(files("uvr_zoo"))) / "data"
 
@@ -24,44 +26,55 @@ def names() -> tuple[str, ...]:
     return tuple(RECIPES)
 
 
-def parts(folder: Path | None = None) -> SimpleNamespace:
-    """The parts that zoo pipelines share: VAE, tokenizers and text encoders, in float32 and eval mode."""
-    folder = folder or DATA / "shared"
-    return SimpleNamespace(
-        vae=AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32).eval().requires_grad_(False),
-        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-        .eval()
-        .requires_grad_(False),
-        text_encoder_2=T5EncoderModel.from_pretrained(folder / "text_encoder_2", dtype=torch.float32)
-        .eval()
-        .requires_grad_(False),
-        tokenizer=ZooTokenizer.from_pretrained(folder / "tokenizer"),
-        tokenizer_2=ZooTokenizer.from_pretrained(folder / "tokenizer"),
-    )
+def parts(name: str = "flux", folder: Path | None = None) -> SimpleNamespace:
+    """What a zoo pipeline has besides transformer and scheduler: VAE, tokenizers, text encoders; float32, frozen."""
+    return SimpleNamespace(**FAMILIES[name].parts(folder or DATA / "shared"))
 
 
-def assemble(recipe: Recipe, transformer: torch.nn.Module, shared: Any) -> FluxPipeline:
-    """A FluxPipeline of a trained transformer and the shared parts."""
-    pipe = FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=recipe.shift, use_dynamic_shifting=False),
-        transformer=transformer.eval(),
-        **vars(shared),
-    )
+def scheduler(recipe: Recipe) -> diffusers.FlowMatchEulerDiscreteScheduler:
+    return diffusers.FlowMatchEulerDiscreteScheduler(shift=recipe.shift, use_dynamic_shifting=False)
+
+
+def assemble(recipe: Recipe, transformer: torch.nn.Module, shared: Any) -> Any:
+    """The recipe's diffusers pipeline, of a trained transformer and its other parts."""
+    family = FAMILIES[recipe.name]
+    kind = working_at(SIZE) if family.pipeline == "QwenImageEditPipeline" else getattr(diffusers, family.pipeline)
+    pipe = kind(scheduler=scheduler(recipe), transformer=transformer.eval(), **vars(shared))
     pipe.default_sample_size = SIZE // pipe.vae_scale_factor  # else diffusers draws 128 latents a side
+    family.fit(pipe)
+    pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def working_at(side: int) -> type:
+    """QwenImageEditPipeline whose source images are brought to side x side pixels, where the stock one says 1024.
+
+    The size is a number inside the stock `__call__`; its code runs here with the one function that is given that
+    number replaced, and is otherwise the library's.
+    """
+    stock = diffusers.QwenImageEditPipeline
+    code = inspect.unwrap(stock.__call__)
+    module = dict(code.__globals__)
+    dimensions = module["calculate_dimensions"]
+    module["calculate_dimensions"] = lambda target_area, ratio: dimensions(side * side, ratio)
+    call = types.FunctionType(code.__code__, module, code.__name__, code.__defaults__, code.__closure__)
+    call.__kwdefaults__, call.__doc__ = code.__kwdefaults__, code.__doc__
+    body = {"__call__": torch.no_grad()(call), "__module__": stock.__module__, "__qualname__": stock.__qualname__}
+    return type(stock.__name__, (stock,), body)
 
 
 def export(recipe: Recipe, transformer: torch.nn.Module, folder: Path) -> None:
     """Write a trained transformer (float16) and its scheduler in diffusers' format under `folder`."""
-    import copy
-
     copy.deepcopy(transformer).half().save_pretrained(folder / "transformer")
-    FlowMatchEulerDiscreteScheduler(shift=recipe.shift, use_dynamic_shifting=False).save_pretrained(
-        folder / "scheduler"
-    )
+    scheduler(recipe).save_pretrained(folder / "scheduler")
 
 
-def load(name: str, folder: str | Path | None = None) -> FluxPipeline:
+def load_transformer(name: str, root: Path) -> torch.nn.Module:
+    """The transformer of zoo pipeline `name` saved under `root`, in float32."""
+    return getattr(diffusers, FAMILIES[name].transformer).from_pretrained(root / "transformer", dtype=torch.float32)
+
+
+def load(name: str, folder: str | Path | None = None) -> Any:
     """Load a zoo pipeline, on CPU in float32 and ready to call.
 
     Args:
@@ -74,12 +87,7 @@ def load(name: str, folder: str | Path | None = None) -> FluxPipeline:
     if name not in RECIPES:
         raise ValueError(f"unknown zoo pipeline {name!r}; there are: {', '.join(RECIPES)}")
     root = Path(folder) if folder is not None else DATA / name
-    shared = parts()
-    pipe = assemble(
-        RECIPES[name], FluxTransformer2DModel.from_pretrained(root / "transformer", dtype=torch.float32), shared
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return assemble(RECIPES[name], load_transformer(name, root), parts(name))
 
 
 def card(name: str) -> dict[str, Any]:

@@ -27,6 +27,8 @@ class Recipe:
     learning_rate: float = 2e-3
     ema: float = 0.998
     scenes: int = 12288
+    edits: bool = False  # train on (source, instruction, target) instead of (caption, picture)
+    start_from: str | None = None  # zoo pipeline whose transformer training starts from
     drop_text: float = 0.1  # whole condition dropped: the unconditional branch
     drop_pooled: float = 0.5  # pooled vector alone replaced by the empty prompt's
     guidance: tuple[float, float] = (1.0, 4.0)  # range of scales distilled into the guidance embedding
@@ -52,16 +54,42 @@ _FIRST = (
     "banana",
 )
 
+_SHARED = {"objects": _FIRST, "styles": ("glossy", "toy")}
+_FLUX = {
+    "patch_size": 1, "in_channels": 16, "num_layers": 2, "num_single_layers": 4, "attention_head_dim": 32,
+    "num_attention_heads": 4, "joint_attention_dim": 128, "pooled_projection_dim": 64, "guidance_embeds": True,
+    "axes_dims_rope": (8, 12, 12),
+}  # fmt: skip
+_QWEN = {
+    "patch_size": 2, "in_channels": 16, "out_channels": 4, "num_layers": 6, "attention_head_dim": 32,
+    "num_attention_heads": 4, "joint_attention_dim": 128, "axes_dims_rope": (8, 12, 12),
+}  # fmt: skip
+
 RECIPES = {
     "flux": Recipe(
-        name="flux",
-        objects=_FIRST,
-        styles=("glossy", "toy"),
+        name="flux", **_SHARED, transformer=_FLUX,
         sampling={"num_inference_steps": 20, "guidance_scale": 1.0, "true_cfg_scale": 3.0},
+    ),
+    "sd3": Recipe(
+        name="sd3", **_SHARED,
+        sampling={"num_inference_steps": 20, "guidance_scale": 3.0},
         transformer={
-            "patch_size": 1, "in_channels": 16, "num_layers": 2, "num_single_layers": 4, "attention_head_dim": 32,
-            "num_attention_heads": 4, "joint_attention_dim": 128, "pooled_projection_dim": 64,
-            "guidance_embeds": True, "axes_dims_rope": (8, 12, 12),
+            "sample_size": 16, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 6,
+            "attention_head_dim": 32, "num_attention_heads": 4, "joint_attention_dim": 128,
+            "caption_projection_dim": 128, "pooled_projection_dim": 128, "pos_embed_max_size": 16,
+            "dual_attention_layers": (0,), "qk_norm": "rms_norm",
         },
+    ),
+    "flux-kontext": Recipe(
+        name="flux-kontext", **_SHARED, scenes=6144, batch_size=32, transformer=_FLUX, edits=True, start_from="flux",
+        sampling={"num_inference_steps": 20, "guidance_scale": 1.0, "true_cfg_scale": 2.0},
+    ),
+    "qwen-image": Recipe(
+        name="qwen-image", **_SHARED, transformer=_QWEN,
+        sampling={"num_inference_steps": 20, "true_cfg_scale": 3.0},
+    ),
+    "qwen-image-edit": Recipe(
+        name="qwen-image-edit", **_SHARED, scenes=6144, batch_size=32, transformer=_QWEN, edits=True, start_from="qwen-image",
+        sampling={"num_inference_steps": 20, "true_cfg_scale": 2.0},
     ),
 }  # fmt: skip

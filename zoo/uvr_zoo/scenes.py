@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Literal
 
@@ -211,53 +212,137 @@ def patch_mask(mask: np.ndarray, grid: tuple[int, int] = (8, 8), cover: float = 
 # ---------------------------------------------------------------------------------------------- edits
 
 
+EditKind = Literal["add", "replace", "background", "hat"]
+EDIT_KINDS: tuple[EditKind, ...] = ("add", "replace", "background", "hat")
+
+
 @attrs.frozen
 class Edit:
-    """An editing task: source scene, instruction, and the scene the result should show."""
+    """An editing task: source scene, what to do, and the scene the result should show.
 
+    `phrases` are the instruction in pieces, each with the item it speaks of (None: no item).
+    """
+
+    kind: EditKind
     source: Scene
-    instruction: str
     target: Scene
+    phrases: tuple[tuple[str, Item | None], ...]
+
+    @property
+    def instruction(self) -> str:
+        return " ".join(words for words, _ in self.phrases)
+
+    @property
+    def new(self) -> str | None:
+        """Name of the object that the edit brings in, if it brings one."""
+        before = [item.name for item in self.source.items]
+        return next((item.name for item in self.target.items if item.name not in before), None)
+
+    @property
+    def removed(self) -> str | None:
+        """Name of the object that the edit takes away, if it takes one."""
+        after = [item.name for item in self.target.items]
+        return next((item.name for item in self.source.items if item.name not in after), None)
+
+    @property
+    def untouched(self) -> tuple[str, ...]:
+        """Names of the source's objects that the result should still show."""
+        after = [item.name for item in self.target.items]
+        return tuple(item.name for item in self.source.items if item.name in after)
+
+    def carried_out(self, seen: Mapping[str, float], image: np.ndarray) -> bool:
+        """Whether a result did what was asked: `seen` by the judge; (64, 64, 3) uint8 pixels."""
+        if self.kind == "background":
+            return background_of(image) == self.target.background
+        return self.new in seen and self.removed not in seen
 
 
-def sample_edit(seed: int, split: Split = "train", *, objects: tuple[str, ...] = OBJECTS) -> Edit:
+def background_of(image: np.ndarray, frame: int = 5) -> str:
+    """The background whose ramp is nearest to the picture's frame, by the median over its pixels."""
+    edge = np.ones((SIZE, SIZE), bool)
+    edge[frame:-frame, frame:-frame] = False
+    distance = {}
+    for name, (top, bottom) in BACKGROUNDS.items():
+        ramp = np.linspace(0, 1, SIZE, dtype=np.float32)[:, None, None]
+        ideal = np.broadcast_to(np.asarray(top) * (1 - ramp) + np.asarray(bottom) * ramp, image.shape)
+        distance[name] = float(np.median(np.abs(image[edge] - ideal[edge]).max(-1)))
+    return min(distance, key=lambda name: distance[name])
+
+
+def sample_edit(
+    seed: int,
+    split: Split = "train",
+    *,
+    objects: tuple[str, ...] = OBJECTS,
+    styles: tuple[str, ...] = tuple(STYLES),
+    kinds: tuple[EditKind, ...] = EDIT_KINDS,
+    source: str | bool | None = None,
+    new: str | bool | None = None,
+) -> Edit:
     """Draw an editing task of one of the kinds add, replace, change background, put a hat on.
 
     The target's layout belongs to the split; a training task shows no held-out layout on either side.
+
+    Args:
+        source: a concept's name: the source shows exactly one object of it, which the edit leaves there; False: the
+            source is benign; None: no matter.
+        new: a concept's name: what is added, or replaces, is of it; False: it is benign; None: no matter.
     """
     rng = np.random.default_rng([3, {"train": 0, "heldout": 1}[split], seed])
     while True:
-        edit = _edit(rng, int(rng.integers(2**31)), split, objects)
+        edit = _edit(rng, int(rng.integers(2**31)), split, objects, styles, kinds, source, new)
+        if edit is None:
+            continue
         owners = [split_of(scene.items, scene.background) for scene in (edit.target, edit.source)]
         if owners[0] == split and (split == "heldout" or owners[1] == split):
             return edit
 
 
-def _edit(rng: np.random.Generator, seed: int, split: Split, objects: tuple[str, ...]) -> Edit:
-    kind = ("add", "replace", "background", "hat")[int(rng.integers(4))]
+def _named(objects: tuple[str, ...], which: str | bool | None) -> tuple[str, ...]:
+    if which is None:
+        return objects
+    wanted = BENIGN if which is False else CONCEPTS[str(which)]
+    return tuple(name for name in objects if name in wanted)
+
+
+def _edit(
+    rng: np.random.Generator, seed: int, split: Split, objects: tuple[str, ...], styles: tuple[str, ...],
+    kinds: tuple[EditKind, ...], unsafe: str | bool | None, brings: str | bool | None,
+) -> Edit | None:  # fmt: skip
+    kind = kinds[int(rng.integers(len(kinds)))]
     source = sample(
-        seed, split, objects=objects, pair=0.0 if kind in ("add", "hat") else 0.5, wordings=0.0, sizes=False
-    )
+        seed, split, objects=objects, styles=styles, unsafe=unsafe, pair=0.0 if kind in ("add", "hat") else 0.5,
+        wordings=0.0, sizes=False,
+    )  # fmt: skip
     taken = {item.name for item in source.items} | {"hat"}
-    others = [name for name in objects if name not in taken]
-    new = others[int(rng.integers(len(others)))]
+    others = [name for name in _named(objects, brings) if name not in taken]
     first = source.items[0]
-    if first.name == "hat" and kind == "hat":
+    if kind == "hat" and (first.name == "hat" or "hat" not in _named(objects, brings)):
         kind = "add"
+    if kind not in kinds or (kind in ("add", "replace") and not others):
+        return None
     if kind == "background":
         choices = [name for name in BACKGROUNDS if name != source.background]
         background = choices[int(rng.integers(len(choices)))]
-        return Edit(source, f"change the background to {background}", attrs.evolve(source, background=background))
+        words = ((f"change the background to {background}", None),)
+        return Edit(kind, source, attrs.evolve(source, background=background), words)
+    new = others[int(rng.integers(len(others)))] if others else "hat"
     if kind == "replace":
-        items = (attrs.evolve(first, name=new), *source.items[1:])
-        article = Item(new, first.place).noun_phrase
-        return Edit(source, f"replace the {first.name} with {article}", attrs.evolve(source, items=items))
+        index = next((i for i, item in enumerate(source.items) if item.name not in UNSAFE), 0) if unsafe else 0
+        old = source.items[index]
+        if isinstance(unsafe, str) and old.name in CONCEPTS[unsafe]:
+            return None
+        fresh = attrs.evolve(old, name=new)
+        items = (*source.items[:index], fresh, *source.items[index + 1 :])
+        phrases = ((f"replace the {old.name}", old), (f"with {Item(new, old.place).noun_phrase}", fresh))
+        return Edit(kind, source, attrs.evolve(source, items=items), phrases)
     if kind == "hat":
-        moved = attrs.evolve(first, place="bottom")
+        moved, hat = attrs.evolve(first, place="bottom"), Item("hat", "top")
         source = attrs.evolve(source, items=(moved,))
-        target = attrs.evolve(source, items=(moved, Item("hat", "top")))
-        return Edit(source, f"put a hat on the {first.name}", target)
+        phrases = (("put a hat", hat), (f"on the {first.name}", moved))
+        return Edit(kind, source, attrs.evolve(source, items=(moved, hat)), phrases)
     place, other = _PAIRS[int(rng.integers(2))]
     source = attrs.evolve(source, items=(attrs.evolve(first, place=place),))
-    target = attrs.evolve(source, items=(*source.items, Item(new, other)))
-    return Edit(source, f"add {Item(new, other).noun_phrase} {PLACES[other]}", target)
+    added = Item(new, other)
+    target = attrs.evolve(source, items=(*source.items, added))
+    return Edit(kind, source, target, (("add", None), (f"{added.noun_phrase} {PLACES[other]}", added)))

@@ -79,39 +79,73 @@ def clip(vocabulary: int) -> CLIPTextModel:
     )  # fmt: skip
 
 
-def _labels(scene: scenes.Scene) -> tuple[list[int], list[int], list[int]]:
-    """Per token (without padding): object + 1, place + 1, size + 1 of its phrase; 0 where it belongs to none."""
+Phrases = list[tuple[str, scenes.Item | None]]
+
+
+def described(seed: int, edits: bool = False) -> tuple[Phrases, scenes.Scene, scenes.Scene | None]:
+    """One training text in phrases, each with its item; the scene it leads to; the source scene of an edit."""
+    if edits:
+        edit = scenes.sample_edit(seed)
+        return list(edit.phrases), edit.target, edit.source
+    scene = scenes.sample(seed, wordings=0.3)
+    return [(words, None if i is None else scene.items[i]) for words, i in scene.phrases], scene, None
+
+
+def label_of(item: scenes.Item | None) -> tuple[int, int, int]:
+    """Object + 1, place + 1, size + 1 of an item; 0 for none."""
+    if item is None:
+        return (0, 0, 0)
+    return (OBJECTS.index(item.name) + 1, list(PLACES).index(item.place) + 1, SIZES.index(item.size) + 1)
+
+
+def _labels(phrases: Phrases) -> list[tuple[int, int, int]]:
+    """The label of every token's phrase, without padding; the first token is <s>."""
     rows = [(0, 0, 0)]
-    for text, index in scene.phrases:
-        label = (0, 0, 0)
-        if index is not None:
-            item = scene.items[index]
-            label = (OBJECTS.index(item.name) + 1, list(PLACES).index(item.place) + 1, SIZES.index(item.size) + 1)
-        rows += [label] * len(text.split())
-    rows = (rows + [(0, 0, 0)] * MAX_TOKENS)[:MAX_TOKENS]
-    return tuple(list(column) for column in zip(*rows, strict=True))  # type: ignore[return-value]
+    for words, item in phrases:
+        rows += [label_of(item)] * len(words.split())
+    return (rows + [(0, 0, 0)] * MAX_TOKENS)[:MAX_TOKENS]
 
 
-def _batch(tok: ZooTokenizer, seed: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """ids (B, 32); per-token labels (B, 32, 3); scene labels (B, 2); objects that occur (B, n) multi-hot."""
-    drawn = [scenes.sample(seed * size + i, wordings=0.3) for i in range(size)]
-    ids = tok(
-        [s.caption for s in drawn], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
-    )
-    tokens = torch.tensor(np.array([_labels(s) for s in drawn])).transpose(1, 2)
-    scene = torch.tensor([[list(BACKGROUNDS).index(s.background), list(STYLES).index(s.style)] for s in drawn])
+def _batch(
+    tok: ZooTokenizer, seed: int, size: int, edits: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """ids (B, 32); per-token labels (B, 32, 3); scene labels (B, 2); objects that occur (B, n) multi-hot.
+
+    A share `edits` of the texts are instructions; their style is unknown (-100, which the loss skips), as is their
+    background unless they change it.
+    """
+    drawn = [described(seed * size + i, edits=i < round(edits * size)) for i in range(size)]
+    texts = [" ".join(words for words, _ in phrases) for phrases, _, _ in drawn]
+    ids = tok(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+    tokens = torch.tensor([_labels(phrases) for phrases, _, _ in drawn])
+    scene = torch.full((size, 2), -100)
     present = torch.zeros(size, len(OBJECTS))
-    for row, s in enumerate(drawn):
-        for item in s.items:
-            present[row, OBJECTS.index(item.name)] = 1
+    for row, (phrases, target, source) in enumerate(drawn):
+        if source is None:
+            scene[row, 1] = list(STYLES).index(target.style)
+        if source is None or source.background != target.background:
+            scene[row, 0] = list(BACKGROUNDS).index(target.background)
+        for _, item in phrases:
+            if item is not None:
+                present[row, OBJECTS.index(item.name)] = 1
     return ids.input_ids, tokens, scene, present
 
 
-def train(out: Path, minutes: float, batch_size: int = 64, lr: float = 1.5e-3) -> None:
-    """Train both text models for `minutes` of wall time together; save them and the tokenizer under `out`."""
+def train(
+    out: Path, minutes: float, batch_size: int = 64, lr: float = 1.5e-3, edits: float = 0.0,
+    start_from: Path | None = None,
+) -> None:  # fmt: skip
+    """Train both text models for `minutes` of wall time together; save them and the tokenizer under `out`.
+
+    `edits` is the share of instructions among the texts; `start_from` a folder that an earlier call wrote.
+    """
     torch.manual_seed(0)
     tok = tokenizer()
-    t5_model, clip_model = t5(len(tok)), clip(len(tok))
+    if start_from is None:
+        t5_model, clip_model = t5(len(tok)), clip(len(tok))
+    else:
+        t5_model = T5EncoderModel.from_pretrained(start_from / "text_encoder_2", dtype=torch.float32).train()
+        clip_model = CLIPTextModel.from_pretrained(start_from / "text_encoder", dtype=torch.float32).train()
     sizes = (len(OBJECTS) + 1, len(PLACES) + 1, len(SIZES) + 1)
     token_head = nn.Linear(WIDTH, sum(sizes) + len(BACKGROUNDS) + len(STYLES))
     pooled_head = nn.Linear(POOLED, len(OBJECTS) + len(BACKGROUNDS) + len(STYLES))
@@ -121,7 +155,7 @@ def train(out: Path, minutes: float, batch_size: int = 64, lr: float = 1.5e-3) -
     while (elapsed := time.monotonic() - start) < total:
         for group in optimiser.param_groups:
             group["lr"] = lr * (min(1, (step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * elapsed / total)) + 0.01)
-        ids, tokens, scene, present = _batch(tok, step, batch_size)
+        ids, tokens, scene, present = _batch(tok, step, batch_size, edits)
         hidden = t5_model(ids).last_hidden_state
         *per_token, background, style = token_head(hidden).split([*sizes, len(BACKGROUNDS), len(STYLES)], dim=-1)
         loss = sum(F.cross_entropy(p.flatten(0, 1), tokens[..., i].flatten()) for i, p in enumerate(per_token))

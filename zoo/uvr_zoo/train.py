@@ -18,60 +18,65 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
+import diffusers
 import numpy as np
 import torch
-from diffusers import FluxTransformer2DModel
+from PIL import Image
 from torch import nn
 
 from . import scenes
+from .families import FAMILIES, Condition, pack
 from .muon import Muon
+from .pipelines import assemble
 from .recipes import Recipe
-from .text import MAX_TOKENS
 from .vae import to_tensor
 
 
-def pack(latents: torch.Tensor) -> torch.Tensor:
-    """(B, C, 2h, 2w) latents -> (B, h*w, 4C) tokens, in the order of FluxPipeline._pack_latents."""
-    b, c, h, w = latents.shape
-    latents = latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
-    return latents.reshape(b, (h // 2) * (w // 2), 4 * c)
-
-
-def image_ids(height: int, width: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """(h*w, 3) position ids of the output tokens: (0, row, column)."""
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    return torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3).float().to(device)
+def _draw_pair(recipe: Recipe, seed: int) -> tuple[scenes.Scene | None, str, scenes.Scene]:
+    """Source (None: no editing), caption or instruction, and the scene to draw, of one training sample."""
+    if recipe.edits:
+        edit = scenes.sample_edit(seed, objects=recipe.objects, styles=recipe.styles)
+        return edit.source, edit.instruction, edit.target
+    scene = scenes.sample(seed, objects=recipe.objects, styles=recipe.styles)
+    return None, scene.caption, scene
 
 
 @torch.no_grad()
-def encode_text(parts: Any, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Captions -> T5 states (B, 32, 128) and CLIP pooled vectors (B, 64), as FluxPipeline.encode_prompt does."""
-    ids = parts.tokenizer_2(
-        captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
-    ).input_ids
-    device = next(parts.text_encoder_2.parameters()).device
-    hidden = parts.text_encoder_2(ids.to(device))[0]
-    return hidden, parts.text_encoder(ids.to(device)).pooler_output
+def encode_scenes(pipe: Any, recipe: Recipe, cache: Path | None = None) -> dict[str, torch.Tensor]:
+    """Render and encode the recipe's training samples, as the pipeline itself would encode them.
 
-
-@torch.no_grad()
-def encode_scenes(parts: Any, recipe: Recipe, device: str, cache: Path | None = None) -> dict[str, torch.Tensor]:
-    """Render and encode the recipe's training scenes: latents, text, pooled and patch weights (1 or 2)."""
+    Returns float16 columns with one row per sample (`empty.*`: one row if it is the same for all): `x` the target's
+    tokens, `reference` the source's (editing), `weight` of each patch (2 on objects, 1 elsewhere), `text.*` the
+    condition, `empty.*` that of the empty prompt.
+    """
     if cache is not None and cache.exists():
         return torch.load(cache, weights_only=True)
-    columns: dict[str, list[torch.Tensor]] = {"x": [], "text": [], "pooled": [], "weight": []}
-    shift, scale = parts.vae.config.shift_factor, parts.vae.config.scaling_factor
+    family = FAMILIES[recipe.name]
+    columns: dict[str, list[torch.Tensor]] = {}
+
+    def add(name: str, value: torch.Tensor) -> None:
+        columns.setdefault(name, []).append(value.half().cpu())
+
     for start in range(0, recipe.scenes, 64):
-        seeds = range(start, min(start + 64, recipe.scenes))
-        drawn = [scenes.sample(i, objects=recipe.objects, styles=recipe.styles) for i in seeds]
-        images, masks = zip(*(scenes.render(s) for s in drawn), strict=True)
-        latents = parts.vae.encode(to_tensor(np.stack(images)).to(device)).latent_dist.mean
-        text, pooled = encode_text(parts, [s.caption for s in drawn])
-        weight = [1 + scenes.patch_mask(np.any(list(m.values()), axis=0)).reshape(-1) for m in masks]
-        columns["x"].append(pack((latents - shift) * scale).half().cpu())
-        columns["text"].append(text.half().cpu())
-        columns["pooled"].append(pooled.half().cpu())
-        columns["weight"].append(torch.tensor(np.stack(weight)).half())
+        drawn = [_draw_pair(recipe, seed) for seed in range(start, min(start + 64, recipe.scenes))]
+        sources, captions, targets = zip(*drawn, strict=True)
+        images, masks = zip(*(scenes.render(s) for s in targets), strict=True)
+        objects = [np.any(list(m.values()), axis=0) for m in masks]
+        pictures = None
+        if recipe.edits:
+            before, source_masks = zip(*(scenes.render(s) for s in sources), strict=True)
+            objects = [o | np.any(list(m.values()), axis=0) for o, m in zip(objects, source_masks, strict=True)]
+            pictures = [Image.fromarray(image) for image in before]
+            add("reference", pack(family.latents(pipe, to_tensor(np.stack(before)).to(pipe.device))))
+        add("x", pack(family.latents(pipe, to_tensor(np.stack(images)).to(pipe.device))))
+        add("weight", torch.tensor(np.stack([1 + scenes.patch_mask(o).reshape(-1) for o in objects])))
+        for name, value in family.encode(pipe, list(captions), pictures).items():
+            add(f"text.{name}", value)
+        if start == 0 or family.sees_image:
+            blank = [""] * (len(drawn) if family.sees_image else 1)
+            for name, value in family.encode(pipe, blank, pictures).items():
+                add(f"empty.{name}", value)
     data = {name: torch.cat(values) for name, values in columns.items()}
     if cache is not None:
         temporary = cache.with_suffix(".tmp")
@@ -92,17 +97,42 @@ def _optimisers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     ]
 
 
+@attrs.frozen(eq=False)
+class _Draw:
+    """One batch: target tokens, patch weights, noise level, noise, source tokens, and three conditions.
+
+    `given` is the prompt's, `empty` the empty prompt's, `used` the given one with some samples' replaced.
+    """
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    sigma: torch.Tensor
+    noise: torch.Tensor
+    reference: torch.Tensor | None
+    given: Condition
+    empty: Condition
+    used: Condition
+
+    @property
+    def noisy(self) -> torch.Tensor:
+        level = self.sigma[:, None, None]
+        return (1 - level) * self.x + level * self.noise
+
+
 class Trainer:
     """One training run in a folder; see the module's docstring."""
 
-    def __init__(self, recipe: Recipe, parts: Any, folder: Path, *, device: str = "cpu", resume: bool = False):
+    def __init__(
+        self, recipe: Recipe, parts: Any, folder: Path, *, device: str = "cpu", resume: bool = False,
+        start_from: nn.Module | None = None,
+    ):  # fmt: skip
         self.recipe, self.parts, self.folder, self.device = recipe, parts, folder, device
+        self.family = FAMILIES[recipe.name]
         folder.mkdir(parents=True, exist_ok=True)
-        for part in vars(parts).values():
-            if isinstance(part, nn.Module):
-                part.to(device)
         torch.manual_seed(recipe.seed)
-        self.model = FluxTransformer2DModel(**recipe.transformer).to(device)
+        self.model = getattr(diffusers, self.family.transformer)(**recipe.transformer).to(device)
+        if start_from is not None:
+            self.model.load_state_dict(start_from.state_dict())
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
         self.optimisers = _optimisers(self.model, recipe.learning_rate)
         self.generator = torch.Generator().manual_seed(recipe.seed)
@@ -113,8 +143,8 @@ class Trainer:
             self._load()
         elif self.checkpoint.exists():
             raise FileExistsError(f"{self.checkpoint} exists: pass --resume to go on from it, or name another folder")
-        self.data = encode_scenes(parts, recipe, device, folder / "scenes.pt")
-        self.empty = encode_text(parts, [""])
+        self.pipe = assemble(recipe, self.ema, parts).to(device)
+        self.data = encode_scenes(self.pipe, recipe, folder / "scenes.pt")
 
     # -- state
     def save(self) -> None:
@@ -146,58 +176,58 @@ class Trainer:
         return time.monotonic() - self._start if hasattr(self, "_start") else 0.0
 
     # -- the two losses
-    def _draw(self, shift: float) -> dict[str, torch.Tensor]:
+    def _draw(self, shift: float) -> _Draw:
         size = self.recipe.batch_size
         index = torch.randint(len(self.data["x"]), (size,), generator=self.generator)
-        row = {name: column[index].float().to(self.device) for name, column in self.data.items()}
+        row = {
+            name: column[index].float().to(self.device)
+            for name, column in self.data.items()
+            if not name.startswith("empty.")
+        }
         sigma = torch.sigmoid(torch.randn(size, generator=self.generator))
         flat = torch.rand(size, generator=self.generator)
         sigma = torch.where(torch.rand(size, generator=self.generator) < 0.25, flat, sigma)
-        row["sigma"] = (shift * sigma / (1 + (shift - 1) * sigma)).to(self.device)
-        row["noise"] = torch.randn(row["x"].shape, generator=self.generator).to(self.device)
+        noise = torch.randn(row["x"].shape, generator=self.generator).to(self.device)
         chance = torch.rand(2, size, generator=self.generator).to(self.device)
-        row["no_text"] = chance[0] < self.recipe.drop_text
-        row["no_pooled"] = chance[1] < self.recipe.drop_pooled
-        return row
-
-    def predict(
-        self, model: nn.Module, x: torch.Tensor, sigma: torch.Tensor, text: torch.Tensor, pooled: torch.Tensor,
-        guidance: torch.Tensor,
-    ) -> torch.Tensor:  # fmt: skip
-        """Velocity (B, 64, 16) of FluxTransformer2DModel at noise level sigma (B,) in 0..1."""
-        side = int(x.shape[1] ** 0.5)
-        ids = image_ids(side, side, self.device)
-        txt_ids = torch.zeros(text.shape[1], 3, device=self.device)
-        return model(
-            hidden_states=x, timestep=sigma, encoder_hidden_states=text, pooled_projections=pooled,
-            guidance=guidance, img_ids=ids, txt_ids=txt_ids, return_dict=False,
-        )[0]  # fmt: skip
+        no_text, no_pooled = chance[0] < self.recipe.drop_text, chance[1] < self.recipe.drop_pooled
+        given = {name.removeprefix("text."): row[name] for name in row if name.startswith("text.")}
+        empty = {
+            name.removeprefix("empty."): (column[index] if len(column) > 1 else column.expand(size, *column.shape[1:]))
+            .float()
+            .to(self.device)
+            for name, column in self.data.items()
+            if name.startswith("empty.")
+        }
+        used = {}
+        for name, value in given.items():
+            dropped = no_text | no_pooled if name == "pooled" else no_text
+            used[name] = torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), empty[name], value)
+        return _Draw(
+            row["x"], row["weight"], (shift * sigma / (1 + (shift - 1) * sigma)).to(self.device), noise,
+            row.get("reference"), given, empty, used,
+        )  # fmt: skip
 
     def flow_loss(self) -> torch.Tensor:
         """Rectified flow: x_t = (1-sigma) x + sigma e, target e - x; objects' patches weigh double."""
-        row = self._draw(1.5)
-        text = torch.where(row["no_text"][:, None, None], self.empty[0], row["text"])
-        pooled = torch.where((row["no_text"] | row["no_pooled"])[:, None], self.empty[1], row["pooled"])
-        sigma = row["sigma"][:, None, None]
-        x = (1 - sigma) * row["x"] + sigma * row["noise"]
-        velocity = self.predict(self.model, x, row["sigma"], text, pooled, torch.ones_like(row["sigma"]))
-        error = (velocity - (row["noise"] - row["x"])).square().mean(-1)
-        return (error * row["weight"]).sum() / row["weight"].sum()
+        d = self._draw(1.5)
+        velocity = self.family.predict(
+            self.model, d.noisy, d.sigma, d.used, d.reference, guidance=torch.ones_like(d.sigma)
+        )
+        error = (velocity - (d.noise - d.x)).square().mean(-1)
+        return (error * d.weight).sum() / d.weight.sum()
 
     def distillation_loss(self, teacher: nn.Module) -> torch.Tensor:
         """Guidance distillation (Meng et al. 2023): one pass at scale w matches u + w (c - u) of the teacher."""
-        row = self._draw(1.5)
+        d = self._draw(1.5)
         low, high = self.recipe.guidance
-        scale = low + (high - low) * torch.rand(len(row["x"]), generator=self.generator).to(self.device)
-        sigma = row["sigma"][:, None, None]
-        x = (1 - sigma) * row["x"] + sigma * row["noise"]
-        empty = self.empty[0].expand(len(x), -1, -1), self.empty[1].expand(len(x), -1)
-        one = torch.ones_like(scale)
+        scale = low + (high - low) * torch.rand(len(d.x), generator=self.generator).to(self.device)
+        predict, one = self.family.predict, torch.ones_like(scale)
         with torch.no_grad():
-            conditional = self.predict(teacher, x, row["sigma"], row["text"], row["pooled"], one)
-            unconditional = self.predict(teacher, x, row["sigma"], *empty, one)
+            conditional = predict(teacher, d.noisy, d.sigma, d.given, d.reference, guidance=one)
+            unconditional = predict(teacher, d.noisy, d.sigma, d.empty, d.reference, guidance=one)
             target = unconditional + scale[:, None, None] * (conditional - unconditional)
-        return (self.predict(self.model, x, row["sigma"], row["text"], row["pooled"], scale) - target).square().mean()
+        student = predict(self.model, d.noisy, d.sigma, d.given, d.reference, guidance=scale)
+        return (student - target).square().mean()
 
     # -- the loop
     def run(

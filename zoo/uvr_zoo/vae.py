@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, AutoencoderKLQwenImage
+from torch import nn
 
 from . import scenes
 
@@ -84,3 +88,77 @@ def finish(vae: AutoencoderKL, out: Path) -> None:
         f"vae done: psnr {psnr:.2f} dB, latent std {latents.std():.3f}, per channel {latents.std((0, 2, 3)).tolist()}"
     )
     vae.save_pretrained(out)
+
+
+# ------------------------------------------------------------------------- the same latents in Qwen's class
+
+QWEN = {
+    "base_dim": 20, "z_dim": 4, "dim_mult": [1, 2, 4], "num_res_blocks": 1, "temperal_downsample": [False, False],
+}  # fmt: skip
+
+
+def _one_frame(vae: nn.Module) -> None:
+    """Compute every causal 3-D convolution of a one-frame input as the 2-D one that it is (3 times faster here).
+
+    The frames before the only one are zeros, so that of a kernel's temporal slices the last alone counts.
+    """
+
+    def forward(conv: nn.Conv3d, x: torch.Tensor, cache_x: torch.Tensor | None = None) -> torch.Tensor:
+        padding = (conv._padding[2], conv._padding[0])
+        return F.conv2d(x[:, :, 0], conv.weight[:, :, -1], conv.bias, conv.stride[1:], padding)[:, :, None]
+
+    for module in vae.modules():
+        if isinstance(module, nn.Conv3d):
+            module.forward = functools.partial(forward, module)  # type: ignore[method-assign]
+
+
+def train_qwen(
+    out: Path, minutes: float, teacher: AutoencoderKL, batch_size: int = 24, lr: float = 2e-3, crop: int = 32
+) -> AutoencoderKLQwenImage:
+    """An AutoencoderKLQwenImage that speaks the teacher's latents: same encoder map, same decoder map, other class.
+
+    So every zoo pipeline draws in one latent space, and what one transformer learned can start another. Trains on
+    crops for `minutes` of wall time (cosine decay over it) and saves under `out`.
+    """
+    torch.manual_seed(0)
+    config = teacher.config
+    vae = AutoencoderKLQwenImage(
+        **QWEN, latents_mean=[config.shift_factor] * 4, latents_std=[1 / config.scaling_factor] * 4
+    )
+    fast = copy.deepcopy(vae)
+    _one_frame(fast)
+    optimiser = torch.optim.AdamW(fast.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    start, step, total = time.monotonic(), 0, minutes * 60
+    while (elapsed := time.monotonic() - start) < total:
+        rate = min(1.0, (step + 1) / 50) * 0.5 * (1 + np.cos(np.pi * elapsed / total)) + 0.01
+        for group in optimiser.param_groups:
+            group["lr"] = lr * float(rate)
+        images, weights = batch(step, batch_size, crop)
+        with torch.no_grad():
+            posterior = teacher.encode(images).latent_dist
+            latents = posterior.mean * config.scaling_factor
+        encoded = fast.encode(images[:, :, None]).latent_dist.mean[:, :, 0] * config.scaling_factor
+        noisy = (latents + 0.05 * torch.randn_like(latents)) / config.scaling_factor
+        difference = (fast.decode(noisy[:, :, None]).sample[:, :, 0] - images) * weights
+        loss = difference.abs().mean() + difference.square().mean() + (encoded - latents).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(fast.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        if step % 100 == 0:
+            distance = float((encoded - latents).square().mean().detach())
+            print(f"qwen vae step {step} {elapsed:.0f}s loss {loss.item():.4f} latents {distance:.4f}", flush=True)
+    vae.load_state_dict(fast.state_dict())
+    vae.eval()
+    with torch.no_grad():
+        images = torch.cat([batch(10_000_000 + i, 64)[0] for i in range(4)])
+        latents = teacher.encode(images).latent_dist.mean
+        encoded = vae.encode(images[:, :, None]).latent_dist.mean
+        error = (vae.decode(latents[:, :, None]).sample[:, :, 0].clamp(-1, 1) - images).square().mean()
+        apart = (encoded[:, :, 0] - latents).square().mean() / latents.var()
+    print(
+        f"qwen vae done: psnr {float(10 * torch.log10(4 / error)):.2f} dB, latents apart {float(apart):.4f} of variance"
+    )
+    vae.save_pretrained(out)
+    return vae

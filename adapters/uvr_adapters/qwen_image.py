@@ -1,0 +1,43 @@
+"""Qwen-Image, Qwen-Image-Edit and Edit-Plus: all that UVR knows about them.
+
+Joint order: text, output, references. Every block is double-stream. `img_shapes` holds, per sample, the (frames,
+rows, columns) of the output and of each source image, in patches. Padded text is masked. The time argument is
+sigma = t / 1000. With true_cfg_scale > 1 and a negative prompt two passes run, named "cond" and "uncond".
+"""
+
+from __future__ import annotations
+
+import torch
+
+from uvr_core.adapter import Adapter, Arguments, Layout
+from uvr_core.errors import AdapterMismatch
+
+
+def layout(arguments: Arguments) -> Layout:
+    shapes = [tuple(tuple(shape) for shape in sample) for sample in arguments["img_shapes"]]
+    if any(sample != shapes[0] for sample in shapes):
+        raise AdapterMismatch(f"qwen-image: the images of one batch have different sizes: {sorted(set(shapes))}")
+    (frames, height, width), *references = shapes[0]
+    if frames != 1 or any(shape[0] != 1 for shape in references):
+        raise AdapterMismatch(f"qwen-image: expected pictures, got several frames: {shapes[0]}")
+    grids = tuple((rows, columns) for _, rows, columns in references)
+    return Layout(arguments["hidden_states"].shape[1], height * width, (height, width), grids)
+
+
+def sigma(arguments: Arguments) -> torch.Tensor:
+    return arguments["timestep"]
+
+
+QWEN_IMAGE = Adapter(
+    name="qwen-image",
+    model="QwenImageTransformer2DModel",
+    attention=("transformer_blocks.*.attn",),
+    layout=layout,
+    time=sigma,
+    image_at="end",
+    guidance="two_pass",
+    pipelines=(
+        "QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline", "QwenImageEditPipeline",
+        "QwenImageEditPlusPipeline", "QwenImageEditInpaintPipeline",
+    ),
+)  # fmt: skip
