@@ -87,8 +87,10 @@ class _Batch:
 
 def _batches(
     reg: Regulator, pipe: Any, prompts: Sequence[str], seeds: Sequence[int], probes: Sequence[str], size: int,
-    generate: dict[str, Any], progress: Callable[[int], None] | None,
+    generate: dict[str, Any], progress: Callable[[int], None] | None, sources: Sequence[Any] | None = None,
 ) -> Iterator[_Batch]:  # fmt: skip
+    if sources is not None and len(sources) != len(prompts):
+        raise UVRError(f"source images: expected one per prompt, got {len(sources)} for {len(prompts)} prompts")
     for start in range(0, len(prompts), size):
         features: dict[tuple[str, int], torch.Tensor] = {}
         sigmas: dict[int, float] = {}
@@ -99,12 +101,20 @@ def _batches(
 
         generators = [torch.Generator().manual_seed(int(s)) for s in seeds[start : start + size]]
         with reg.recording(record, probes):
-            images = pipe(list(prompts[start : start + size]), generator=generators, **generate).images
+            given = {} if sources is None else {"image": list(sources[start : start + size])}
+            batch = {"prompt": list(prompts[start : start + size]), **given, **_per_batch(generate, len(generators))}
+            images = pipe(generator=generators, **batch).images
         report = reg.report
         assert report is not None
         yield _Batch(images, _grid(reg), features, [sigmas[s] for s in sorted(sigmas)])
         if progress is not None:
             progress(len(images))
+
+
+def _per_batch(generate: dict[str, Any], size: int) -> dict[str, Any]:
+    """A negative prompt for every image: some pipelines refuse one for all."""
+    negative = generate.get("negative_prompt")
+    return {**generate, "negative_prompt": [negative] * size} if isinstance(negative, str) else generate
 
 
 def _grid(reg: Regulator) -> tuple[int, int]:
@@ -146,6 +156,8 @@ def collect(
     prompts: Sequence[str],
     masks: MaskSource | Any,
     benign_prompts: Sequence[str] = (),
+    sources: Sequence[Any] | None = None,
+    benign_sources: Sequence[Any] | None = None,
     adapter: Any = None,
     probes: Sequence[str] | None = None,
     seed: int = 0,
@@ -165,6 +177,7 @@ def collect(
             on the generated images (a detector or segmenter), or an array (len(prompts), H, W) made by a user.
             An image whose mask is empty is left out.
         benign_prompts: prompts without the concept; their patches join the "other" class of the contrast.
+        sources, benign_sources: for an editing pipeline, the source image of each prompt (an instruction).
         probes: probe candidates; None: up to six of the adapter's, spread over the middle.
         generate: keyword arguments of the pipeline call (steps, size, guidance...).
         mask_source: a word on where masks come from, for the provenance.
@@ -178,6 +191,8 @@ def collect(
     """
     prompts, generate = _prompts("prompts", prompts), dict(generate or {})
     benign = [p for p in benign_prompts if p.strip()]
+    if (sources is None) != (benign_sources is None) and benign:
+        raise UVRError("source images: give them for both sets of prompts or for neither")
     with attach(pipe, adapter) as reg:
         paths = tuple(probes) if probes else _default_probes(reg, pipe.transformer)
         width = reg.fingerprint.heads * reg.fingerprint.head_dim
@@ -187,7 +202,7 @@ def collect(
         anchors: dict[str, list[torch.Tensor]] = defaultdict(list)
         used, done, sigmas = 0, 0, [1.0]
         seeds = range(seed, seed + len(prompts))
-        for batch in _batches(reg, pipe, prompts, seeds, paths, batch_size, generate, progress):
+        for batch in _batches(reg, pipe, prompts, seeds, paths, batch_size, generate, progress, sources):
             inside = _mask_of(masks, batch.images, batch.grid, done)
             done, sigmas = done + len(batch.images), batch.sigmas
             for sample, mask in enumerate(inside):
@@ -206,7 +221,7 @@ def collect(
                 "source; check the prompts, and look at the images"
             )
         seeds = range(seed + len(prompts), seed + len(prompts) + len(benign))
-        for batch in _batches(reg, pipe, benign, seeds, paths, batch_size, generate, progress):
+        for batch in _batches(reg, pipe, benign, seeds, paths, batch_size, generate, progress, benign_sources):
             for key, x in batch.features.items():
                 other[key].add(x.flatten(0, 1).float())
         fingerprint = reg.fingerprint
@@ -251,7 +266,7 @@ class ScoredRuns:
 def score_runs(
     pipe: Any, bank: ConceptBank, prompts: Sequence[str], *, detector: Any = "contrast", adapter: Any = None,
     seed: int = 0, batch_size: int = 8, generate: dict[str, Any] | None = None, masks: MaskSource | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | None = None, sources: Sequence[Any] | None = None,
 ) -> ScoredRuns:  # fmt: skip
     """Generate without regulation and score every patch at every step and probe of the bank."""
     made = plugins.registry().get("detector", detector) if isinstance(detector, str) else detector
@@ -262,7 +277,7 @@ def score_runs(
     with attach(pipe, adapter) as reg:
         bank.fingerprint.check(reg.fingerprint, f"concept {bank.name!r}")
         seeds = range(seed, seed + len(prompts))
-        for batch in _batches(reg, pipe, prompts, seeds, bank.probes, batch_size, generate or {}, progress):
+        for batch in _batches(reg, pipe, prompts, seeds, bank.probes, batch_size, generate or {}, progress, sources):
             sigmas, grid = batch.sigmas, batch.grid
             for path in bank.probes:
                 steps = [
@@ -298,6 +313,8 @@ def calibrate(
     detector: str = "contrast",
     masks: MaskSource | None = None,
     min_patches: int = 2,
+    sources: Sequence[Any] | None = None,
+    benign_sources: Sequence[Any] | None = None,
     adapter: Any = None,
     seed: int = 10_000,
     batch_size: int = 8,

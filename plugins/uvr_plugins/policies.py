@@ -7,8 +7,9 @@ Table columns: text, safe output, located output, reference.
 from __future__ import annotations
 
 import attrs
+import torch
 
-from uvr_core.protocols import CallInfo, FlowEdit, Located, row_classes
+from uvr_core.protocols import CallInfo, ColumnScale, FlowEdit, Located, row_classes
 
 _SAME = (1.0, 1.0, 1.0, 1.0)
 _share = attrs.validators.and_(attrs.validators.ge(0.0), attrs.validators.le(1.0))
@@ -53,22 +54,40 @@ class Uvr:
 
 @attrs.frozen
 class UvrReleased:
-    """What the released script does for synthesis: while sigma >= 0.85, core rows become 0.001 O + 0.999 N(0, 1).
+    """What the released script does, while sigma >= 0.85.
+
+    Synthesis: core rows become 0.001 O + 0.999 N(0, 1). Editing (reference tokens are there): after the softmax, and
+    not renormalised, queries of text and output see the reference tokens that face the core scaled by 0.2 and those
+    that face the ring by 0.4, and output queries see text and output tokens scaled by 1.05.
 
     The facts are from the released code; none of it is copied, and its faults (anchors never loaded, one global
     mask, batch averaged, benign images changed) are not reproduced.
+
+    Attributes:
+        keep: share of the output that core rows keep in synthesis.
+        strong, mild: factors on reference tokens facing core and ring in editing.
+        boost: factor on text and output tokens in editing.
+        startup: noise level below which nothing is done.
     """
 
     keep: float = attrs.field(default=0.001, validator=_share)
+    strong: float = attrs.field(default=0.2, validator=_share)
+    mild: float = attrs.field(default=0.4, validator=_share)
+    boost: float = attrs.field(default=1.05, validator=attrs.validators.ge(1.0))
     startup: float = attrs.field(default=0.85, validator=_share)
-    ring: int = 0
+    ring: int = 1
     mass_ratio: float = 0.3
     name: str = "uvr-released"
 
     def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
         if located.sigma < self.startup:
             return None
-        return FlowEdit(row_classes(located), alpha=(0.0, 1 - self.keep, 0.0), noise="unit")
+        if not call.reference:
+            return FlowEdit(row_classes(located), alpha=(0.0, 1 - self.keep, 0.0), noise="unit")
+        text = (1.0, 1.0, 1.0, self.strong, self.mild)
+        output = (self.boost, self.boost, 1.0, self.strong, self.mild)
+        columns = ColumnScale((text, output, (1.0,) * 5))
+        return FlowEdit(row_classes(located), columns=columns)
 
 
 @attrs.frozen
@@ -86,22 +105,24 @@ class Block:
 
 @attrs.frozen
 class Selective:
-    """Attenuate, for located rows, only the text tokens that feed them more than they feed the rest of the image.
+    """Attenuate, for located rows, only the tokens that feed them more than they feed the rest of the image.
 
-    A text token's flow contrast is the attention mass it receives from located rows over what it receives from
-    the other output rows. Tokens above `contrast` are scaled by `strong`; the rest of the prompt still flows, so
-    the patches are repainted as background rather than left without guidance.
+    A text or reference token's flow contrast is the attention mass it receives from located rows over what it receives from
+    the other output rows. Tokens above `contrast` (reference tokens above `source_contrast`) are scaled by
+    `strong`; the rest still flows, so the patches are repainted as background rather than left without guidance.
 
     Attributes:
-        strong: factor on the chosen text tokens and on reference tokens, 0..1.
-        contrast: tokens with a larger flow contrast are chosen.
+        strong: factor on the chosen tokens, 0..1.
+        contrast: text tokens with a larger flow contrast are chosen.
+        source_contrast: reference tokens with a larger flow contrast are chosen.
         least_elsewhere: when less than this share of the patches is left to compare with (the concept fills the
-            picture), every text token is chosen.
+            picture), every text and reference token is chosen.
         until: noise level below which nothing is done.
     """
 
     strong: float = attrs.field(default=0.0, validator=_share)
     contrast: float = attrs.field(default=2.5, validator=attrs.validators.gt(0.0))
+    source_contrast: float = attrs.field(default=1.0, validator=attrs.validators.gt(0.0))
     least_elsewhere: float = attrs.field(default=0.05, validator=_share)
     until: float = attrs.field(default=0.0, validator=_share)
     ring: int = 1
@@ -111,12 +132,16 @@ class Selective:
     def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
         if located.sigma < self.until:
             return None
-        chosen = call.text_contrast() > self.contrast
         elsewhere = (~(located.core | located.ring)).float().mean(-1)  # share of patches left to compare with
-        chosen |= (elsewhere < self.least_elsewhere)[:, None]
-        factor = chosen.float() * self.strong + (~chosen).float()
-        line = (1.0, 1.0, 1.0, self.strong)
-        return FlowEdit(row_classes(located), (_SAME, line, line), text_factor=factor)
+        alone = (elsewhere < self.least_elsewhere)[:, None]
+
+        def factor(contrast: torch.Tensor, bar: float) -> torch.Tensor:
+            chosen = (contrast > bar) | alone
+            return chosen.float() * self.strong + (~chosen).float()
+
+        text = factor(call.text_contrast(), self.contrast)
+        source = factor(call.reference_contrast(), self.source_contrast) if call.reference else None
+        return FlowEdit(row_classes(located), text_factor=text, reference_factor=source)
 
 
 @attrs.frozen
