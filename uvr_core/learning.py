@@ -332,6 +332,7 @@ def calibrate(
         detector: registered name whose scores are calibrated.
         masks: as in `collect`; when given, `grow` (the lower threshold at which patches join the mask of a located
             image) maximises the patches' F0.5 score, and patch AUROC is measured.
+        sources, benign_sources: for an editing pipeline, the source image of each prompt (an instruction).
         min_patches: an image counts as located when this many patches reach the threshold in one step.
 
     Returns:
@@ -354,8 +355,10 @@ def calibrate(
         _prompts("unsafe_prompts", unsafe_prompts),
         _prompts("benign_prompts", benign_prompts),
     )
-    unsafe = score_runs(pipe, bank, unsafe_prompts, seed=seed, masks=masks, **common)
-    benign = score_runs(pipe, bank, benign_prompts, seed=seed + len(unsafe_prompts), **common)
+    unsafe = score_runs(pipe, bank, unsafe_prompts, seed=seed, masks=masks, sources=sources, **common)
+    benign = score_runs(
+        pipe, bank, benign_prompts, seed=seed + len(unsafe_prompts), sources=benign_sources, **common
+    )
     choices = [
         _choose(probe, last, unsafe, benign, max_false_positive, min_patches)
         for probe in bank.probes

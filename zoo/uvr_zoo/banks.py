@@ -19,7 +19,7 @@ import uvr_core
 from uvr_core import ConceptBank
 
 from . import judge
-from .experiment import scenes_for, settings
+from .experiment import Task, edits_for, prompt_of, scenes_for, settings, sources_of
 from .recipes import RECIPES
 from .world import CONCEPTS
 
@@ -39,24 +39,31 @@ def mask_source(pipeline: str, concept: str) -> Callable[[Sequence[Any], tuple[i
     return lambda images, grid: judge().locate(images, names, grid).numpy()
 
 
-def call_options(pipeline: str, batch: int) -> dict[str, Any]:
-    options = settings(pipeline)
-    if options.get("true_cfg_scale", 1) > 1:
-        options["negative_prompt"] = ""
-    return options
+def tasks(pipeline: str, concept: str, count: int, first: int, *, unsafe: bool) -> Sequence[Task]:
+    """Training-split tasks: with the concept in the anchors' style, or without it in every style.
+
+    For an editing pipeline half of the unsafe ones bring the concept by the instruction, half by the source.
+    """
+    style = (anchor_style(pipeline),)
+    if RECIPES[pipeline].edits:
+        if not unsafe:
+            return edits_for(pipeline, count, "removed", split="train", first=first)
+        half = count // 2
+        asked = edits_for(pipeline, half, "instruction", concept, split="train", first=first, styles=style)
+        given = edits_for(pipeline, count - half, "source", concept, split="train", first=first + half, styles=style)
+        return [*asked, *given]
+    options: dict[str, Any] = {"styles": style, "wordings": 0.0} if unsafe else {}
+    return scenes_for(pipeline, count, unsafe=concept if unsafe else False, split="train", first=first, **options)
 
 
 def collect(pipe: Any, pipeline: str, concept: str, progress: Progress | None = None) -> ConceptBank:
     """The uncalibrated bank, with every probe candidate."""
-    style = (anchor_style(pipeline),)
-    unsafe = scenes_for(
-        pipeline, UNSAFE_PROMPTS, unsafe=concept, split="train", first=100_000, styles=style, wordings=0.0
-    )
-    benign = scenes_for(pipeline, BENIGN_PROMPTS, unsafe=False, split="train", first=200_000)
+    unsafe = tasks(pipeline, concept, UNSAFE_PROMPTS, 100_000, unsafe=True)
+    benign = tasks(pipeline, concept, BENIGN_PROMPTS, 200_000, unsafe=False)
     return uvr_core.collect(
-        pipe, concept, prompts=[s.caption for s in unsafe], benign_prompts=[s.caption for s in benign],
-        masks=mask_source(pipeline, concept), mask_source="zoo judge, location map", batch_size=16,
-        generate=call_options(pipeline, 16), progress=progress,
+        pipe, concept, prompts=[prompt_of(t) for t in unsafe], benign_prompts=[prompt_of(t) for t in benign],
+        sources=sources_of(unsafe), benign_sources=sources_of(benign), masks=mask_source(pipeline, concept),
+        mask_source="zoo judge, location map", batch_size=16, generate=settings(pipeline), progress=progress,
     )  # fmt: skip
 
 
@@ -70,14 +77,12 @@ def calibrate(
     progress: Progress | None = None,
 ) -> ConceptBank:
     """Choose probe, window and threshold on further training-split prompts."""
-    style = (anchor_style(pipeline),)
-    unsafe = scenes_for(
-        pipeline, CALIBRATE_UNSAFE, unsafe=bank.name, split="train", first=300_000, styles=style, wordings=0.0
-    )
-    benign = scenes_for(pipeline, CALIBRATE_BENIGN, unsafe=False, split="train", first=400_000)
+    unsafe = tasks(pipeline, bank.name, CALIBRATE_UNSAFE, 300_000, unsafe=True)
+    benign = tasks(pipeline, bank.name, CALIBRATE_BENIGN, 400_000, unsafe=False)
     bank = uvr_core.calibrate(
-        pipe, bank, [s.caption for s in unsafe], [s.caption for s in benign], max_false_positive, detector=detector,
-        masks=mask_source(pipeline, bank.name), batch_size=16, generate=call_options(pipeline, 16), progress=progress,
+        pipe, bank, [prompt_of(t) for t in unsafe], [prompt_of(t) for t in benign], max_false_positive,
+        detector=detector, sources=sources_of(unsafe), benign_sources=sources_of(benign),
+        masks=mask_source(pipeline, bank.name), batch_size=16, generate=settings(pipeline), progress=progress,
     )  # fmt: skip
     how = {"made_by": f"uvr zoo concepts {pipeline}", "anchor_style": anchor_style(pipeline), "anchor_split": "train"}
     return attrs.evolve(bank, provenance={**bank.provenance, **how})

@@ -211,13 +211,13 @@ def _fidelity(recipe: Recipe, shared: Any, count: int = 64) -> Callable[[Any], d
     if not (_data() / "judge" / "judge.json").is_file():
         say(f"note: prompt fidelity is not measured: no judge in {_data() / 'judge'}")
         return None
-    if recipe.edits:
-        return None
-    from .experiment import fidelity
+    from .experiment import edit_fidelity, fidelity
     from .pipelines import assemble
 
+    found = edit_fidelity if recipe.edits else fidelity
+
     def measure(transformer: Any) -> dict[str, Any]:
-        return fidelity(assemble(recipe, transformer, shared), recipe.name, count)
+        return found(assemble(recipe, transformer, shared), recipe.name, count)
 
     return measure
 

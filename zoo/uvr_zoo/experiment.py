@@ -20,6 +20,9 @@ from .world import CONCEPTS, UNSAFE
 Progress = Callable[[int], None]
 
 
+Task = scenes.Scene | scenes.Edit
+
+
 def scenes_for(
     pipeline: str, count: int, *, unsafe: str | bool | None, split: scenes.Split, first: int = 0, **options: Any
 ) -> list[scenes.Scene]:
@@ -29,9 +32,60 @@ def scenes_for(
     return [scenes.sample(first + i, split, unsafe=unsafe, **options) for i in range(count)]
 
 
+def edits_for(
+    pipeline: str, count: int, case: str | None, concept: str = "", *, split: scenes.Split, first: int = 0,
+    **options: Any,
+) -> list[scenes.Edit]:  # fmt: skip
+    """`count` editing tasks, from seeds first, first + 1, ...
+
+    Args:
+        case: "instruction": a benign source and an instruction that asks for the concept; "source": a source that
+            shows the concept and an instruction that does not touch it; "benign": neither source nor result shows
+            anything unsafe; "removed": the result is benign whatever the source shows; None: no matter.
+    """
+    recipe = RECIPES[pipeline]
+    options = {"objects": recipe.objects, "styles": recipe.styles, **options}
+    if case == "instruction":
+        options |= {"source": False, "new": concept, "kinds": ("add", "replace")}
+    elif case == "source":
+        options |= {"source": concept, "new": False}
+    elif case == "benign":
+        options |= {"source": False, "new": False}
+    elif case == "removed":
+        options |= {"new": False}
+    found: list[scenes.Edit] = []
+    seed = first
+    while len(found) < count:
+        edit = scenes.sample_edit(seed, split, **options)
+        seed += 1
+        if case != "removed" or not edit.target.unsafe:
+            found.append(edit)
+    return found
+
+
+def shown(task: Task) -> scenes.Scene:
+    """The scene that the result should show."""
+    return task.target if isinstance(task, scenes.Edit) else task
+
+
+def prompt_of(task: Task) -> str:
+    return task.instruction if isinstance(task, scenes.Edit) else task.caption
+
+
+def source_of(task: Task) -> Image.Image | None:
+    """The picture to be edited."""
+    return Image.fromarray(scenes.render(task.source)[0]) if isinstance(task, scenes.Edit) else None
+
+
+def sources_of(tasks: Sequence[Task]) -> list[Image.Image] | None:
+    pictures = [picture for task in tasks if (picture := source_of(task)) is not None]
+    return pictures or None
+
+
 def settings(pipeline: str) -> dict[str, Any]:
     """Keyword arguments of the pipeline call under which the zoo's figures are taken."""
-    return {"height": scenes.SIZE, "width": scenes.SIZE, **RECIPES[pipeline].sampling}
+    options = {"height": scenes.SIZE, "width": scenes.SIZE, **RECIPES[pipeline].sampling}
+    return {**options, "negative_prompt": ""} if options.get("true_cfg_scale", 1) > 1 else options
 
 
 @attrs.frozen(eq=False)
@@ -52,27 +106,29 @@ class Generated:
 
 
 def generate(
-    pipe: Any, drawn: Sequence[scenes.Scene], options: dict[str, Any], *, batch: int = 16, seed: int = 50_000,
+    pipe: Any, drawn: Sequence[Task], options: dict[str, Any], *, batch: int = 16, seed: int = 50_000,
     regulator: Callable[[slice], Any] | None = None, progress: Progress | None = None,
 ) -> Generated:  # fmt: skip
-    """Draw every scene's caption with seed + index. `regulator(slice)` returns the Regulator to attach per batch."""
+    """Draw every task with seed + index. `regulator(slice)` returns the Regulator to attach per batch."""
     images: list[Image.Image] = []
     reports, sizes = [], []
     for start in range(0, len(drawn), batch):
         part = slice(start, min(start + batch, len(drawn)))
-        captions = [s.caption for s in drawn[part]]
-        extra = {"negative_prompt": [""] * len(captions)} if options.get("true_cfg_scale", 1) > 1 else {}
+        prompts, sources = [prompt_of(task) for task in drawn[part]], sources_of(drawn[part])
+        call = {"prompt": prompts, **options, **({} if sources is None else {"image": sources})}
+        if "negative_prompt" in call:
+            call["negative_prompt"] = [call["negative_prompt"]] * len(prompts)
         generators = [torch.Generator().manual_seed(seed + i) for i in range(part.start, part.stop)]
         reg = regulator(part) if regulator is not None else None
         try:
-            images += pipe(captions, generator=generators, **extra, **options).images
+            images += pipe(generator=generators, **call).images
             reports.append(reg.report if reg is not None else None)
         finally:
             if reg is not None:
                 reg.detach()
-        sizes.append(len(captions))
+        sizes.append(len(prompts))
         if progress is not None:
-            progress(len(captions))
+            progress(len(prompts))
     return Generated(images, reports, sizes)
 
 
@@ -105,6 +161,28 @@ def fidelity(
         "unsafe_found": sum(unsafe), "unsafe_prompted": len(unsafe), "unsafe_rate": sum(unsafe) / max(len(unsafe), 1),
         "images_with_an_unprompted_object": sum(extra),
         "per_object": {name: [sum(v), len(v)] for name, v in sorted(hits.items())},
+    }  # fmt: skip
+
+
+def edit_fidelity(
+    pipe: Any, pipeline: str, count: int = 400, progress: Progress | None = None, first: int = 0
+) -> dict[str, Any]:
+    """How often held-out edits are carried out, and the source's untouched objects stay. Counts and rates."""
+    drawn = edits_for(pipeline, count, None, split="heldout", first=first)
+    images = generate(pipe, drawn, settings(pipeline), progress=progress).images
+    seen = judge()(images)
+    done = [edit.carried_out(s, np.asarray(im)) for edit, s, im in zip(drawn, seen, images, strict=True)]
+    kept = [name in s for edit, s in zip(drawn, seen, strict=True) for name in edit.untouched]
+    extra = [bool(set(s) - {i.name for i in edit.target.items}) for edit, s in zip(drawn, seen, strict=True)]
+    kinds = {k: [d for e, d in zip(drawn, done, strict=True) if e.kind == k] for k in scenes.EDIT_KINDS}
+    unsafe = [d for e, d in zip(drawn, done, strict=True) if e.new in UNSAFE]
+    return {
+        "edits": count, "carried_out": sum(done), "carried_out_rate": sum(done) / count,
+        "carried_out_ci95": wilson(sum(done), count),
+        "by_kind": {kind: [sum(values), len(values)] for kind, values in kinds.items()},
+        "unsafe_found": sum(unsafe), "unsafe_prompted": len(unsafe),
+        "untouched_kept": sum(kept), "untouched": len(kept), "untouched_rate": sum(kept) / max(len(kept), 1),
+        "untouched_ci95": wilson(sum(kept), len(kept)), "images_with_an_unprompted_object": sum(extra),
     }  # fmt: skip
 
 

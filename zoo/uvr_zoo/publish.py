@@ -12,12 +12,12 @@ from typing import Any
 from uvr_core import ConceptBank
 from uvr_core.learning import auroc_of, score_runs
 
-from .banks import anchor_style, call_options, mask_source
-from .experiment import fidelity, generate, scenes_for, settings, sheet
+from .banks import anchor_style, mask_source
+from .experiment import edit_fidelity, edits_for, fidelity, generate, scenes_for, settings, sheet, source_of
 from .pipelines import load
 from .recipes import RECIPES
 
-GATE = 0.90
+GATE, EDIT_GATE = 0.90, 0.85
 Progress = Callable[[int], None]
 
 
@@ -26,22 +26,34 @@ def write_card(
 ) -> dict[str, Any]:
     """Write card.json, README.md and samples.png beside a pipeline's weights; return the card."""
     pipe, recipe = load(name, folder), RECIPES[name]
-    drawn = scenes_for(name, 8, unsafe=None, split="heldout", first=1)
+
+    def some(count: int, first: int) -> list[Any]:
+        if recipe.edits:
+            return list(edits_for(name, count, None, split="heldout", first=first))
+        return list(scenes_for(name, count, unsafe=None, split="heldout", first=first))
+
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        generate(pipe, drawn, settings(name), batch=8)
+        generate(pipe, some(8, 1), settings(name), batch=8)
         times.append(time.perf_counter() - start)
+    measure = edit_fidelity if recipe.edits else fidelity
     card = {
         "name": name, "objects": list(recipe.objects), "styles": list(recipe.styles), "seed": recipe.seed,
         "parameters": sum(p.numel() for p in pipe.transformer.parameters()), "sampling": recipe.sampling,
         "training": training, "seconds_for_8_images": round(statistics.median(times), 2),
-        "fidelity": fidelity(pipe, name, count, progress), "pooled_path": pooled_share(pipe, name),
+        "fidelity": measure(pipe, name, count, progress),
     }  # fmt: skip
+    if name == "flux":
+        card["pooled_path"] = pooled_share(pipe, name)
     (folder / "card.json").write_text(json.dumps(card, indent=1))
-    scenes24 = scenes_for(name, 48, unsafe=None, split="heldout", first=3_000)
-    images = generate(pipe, scenes24, settings(name)).images
-    sheet([images[i : i + 12] for i in range(0, 48, 12)]).save(folder / "samples.png", optimize=True)
+    drawn = some(48, 3_000)
+    images = generate(pipe, drawn, settings(name)).images
+    rows = [images[i : i + 12] for i in range(0, 48, 12)]
+    if recipe.edits:
+        before = [source_of(edit) for edit in drawn]
+        rows = [line for i in range(0, 48, 12) for line in (before[i : i + 12], images[i : i + 12])]
+    sheet(rows).save(folder / "samples.png", optimize=True)
     (folder / "README.md").write_text(_markdown(card))
     return card
 
@@ -61,13 +73,12 @@ def pooled_share(pipe: Any, name: str, count: int = 48) -> dict[str, int]:
     for start in range(0, count, 16):
         part = drawn[start : start + 16]
         generators = [torch.Generator().manual_seed(70_000 + start + i) for i in range(len(part))]
-        extra = {"negative_prompt": [""] * len(part)} if settings(name).get("true_cfg_scale", 1) > 1 else {}
+        options = settings(name) | {"negative_prompt": [""] * len(part)}
         images = pipe(
             [s.caption for s in part],
             prompt_2=bare[start : start + 16],
             generator=generators,
-            **extra,
-            **settings(name),
+            **options,
         ).images
         for scene, seen in zip(part, judge()(images), strict=True):
             total += len(scene.items)
@@ -77,10 +88,30 @@ def pooled_share(pipe: Any, name: str, count: int = 48) -> dict[str, int]:
 
 def _markdown(card: dict[str, Any]) -> str:
     fid = card["fidelity"]
-    low, high = fid["all_objects_ci95"]
-    rows = "\n".join(f"| {name} | {hit} / {of} |" for name, (hit, of) in fid["per_object"].items())
     training = "\n".join(f"- {key}: {value}" for key, value in card["training"].items())
-    pooled = card["pooled_path"]
+    if "edits" in fid:
+        (low, high), (least, most) = fid["carried_out_ci95"], fid["untouched_ci95"]
+        figures = f"""- instruction carried out: **{fid["carried_out"]} of {fid["edits"]}** (95% {low:.1%} to {high:.1%}); \
+gate {EDIT_GATE:.0%}
+- untouched objects still there: **{fid["untouched_kept"]} of {fid["untouched"]}** (95% {least:.1%} to {most:.1%}); \
+gate {GATE:.0%}
+- unsafe objects brought in when asked: **{fid["unsafe_found"]} of {fid["unsafe_prompted"]}**"""
+        table = "| kind of edit | carried out |\n|---|---|\n" + "\n".join(
+            f"| {kind} | {hit} / {of} |" for kind, (hit, of) in fid["by_kind"].items()
+        )
+    else:
+        low, high = fid["all_objects_ci95"]
+        figures = f"""- every prompted object found: **{fid["all_objects_found"]} of {fid["prompts"]}** \
+(95% {low:.1%} to {high:.1%}); gate {GATE:.0%}
+- unsafe objects found: **{fid["unsafe_found"]} of {fid["unsafe_prompted"]}**"""
+        table = "| object | found |\n|---|---|\n" + "\n".join(
+            f"| {name} | {hit} / {of} |" for name, (hit, of) in fid["per_object"].items()
+        )
+    if "pooled_path" in card:
+        pooled = card["pooled_path"]
+        figures += f"""
+- objects drawn from the pooled CLIP vector alone (T5 sees only background and style): \
+{pooled["objects_drawn"]} of {pooled["objects_prompted"]}"""
     return f"""# {card["name"]} (zoo)
 
 A small pipeline in diffusers' own classes, trained by this project on emoji scenes ({card["parameters"]:,} transformer
@@ -90,13 +121,9 @@ Weights: float16, loaded as float32. Data: rendered scenes, split "train", sprit
 
 Figures are for the call `{card["sampling"]}` on held-out prompts, judged by the zoo's judge.
 
-- every prompted object found: **{fid["all_objects_found"]} of {fid["prompts"]}** (95% {low:.1%} to {high:.1%}); \
-gate {GATE:.0%}
-- unsafe objects found: **{fid["unsafe_found"]} of {fid["unsafe_prompted"]}**
+{figures}
 - images in which the judge sees an object nobody asked for: {fid["images_with_an_unprompted_object"]}
 - 8 images in {card["seconds_for_8_images"]} s on the machine that wrote this card (two cores)
-- objects drawn from the pooled CLIP vector alone (T5 sees only background and style): \
-{pooled["objects_drawn"]} of {pooled["objects_prompted"]}
 
 ![samples](samples.png)
 
@@ -104,11 +131,9 @@ gate {GATE:.0%}
 
 {training}
 
-## Per object
+## Per {"kind" if "edits" in fid else "object"}
 
-| object | found |
-|---|---|
-{rows}
+{table}
 """
 
 
@@ -130,7 +155,7 @@ def localisation(
     for detector in detectors:
         runs = score_runs(
             pipe, bank, [s.caption for s in drawn], detector=detector, batch_size=16, seed=80_000, progress=progress,
-            generate=call_options(name, 16), masks=mask_source(name, bank.name),
+            generate=settings(name), masks=mask_source(name, bank.name),
         )  # fmt: skip
         assert runs.masks is not None
         shown = runs.masks.reshape(len(runs.masks), -1)

@@ -82,14 +82,18 @@ RECIPES = {
     ),
     "flux-kontext": Recipe(
         name="flux-kontext", **_SHARED, scenes=6144, batch_size=32, transformer=_FLUX, edits=True, start_from="flux",
-        sampling={"num_inference_steps": 20, "guidance_scale": 1.0, "true_cfg_scale": 2.0},
+        sampling={
+            "num_inference_steps": 20, "guidance_scale": 1.0, "true_cfg_scale": 1.0, "max_area": 64 * 64,
+            "_auto_resize": False,
+        },
     ),
     "qwen-image": Recipe(
         name="qwen-image", **_SHARED, transformer=_QWEN,
         sampling={"num_inference_steps": 20, "true_cfg_scale": 3.0},
     ),
     "qwen-image-edit": Recipe(
-        name="qwen-image-edit", **_SHARED, scenes=6144, batch_size=32, transformer=_QWEN, edits=True, start_from="qwen-image",
+        name="qwen-image-edit", **_SHARED, scenes=6144, batch_size=32, transformer=_QWEN, edits=True,
+        start_from="qwen-image",
         sampling={"num_inference_steps": 20, "true_cfg_scale": 2.0},
     ),
 }  # fmt: skip
