@@ -87,13 +87,13 @@ def _sd3(model: Published) -> dict[str, Any]:
 
 
 def _qwen(model: Published) -> dict[str, Any]:
-    """As QwenImagePipeline and QwenImageEditPipeline: packed latents, shapes per picture, a text mask, t / 1000."""
+    """As QwenImagePipeline and QwenImageEditPipeline: packed latents, picture shapes, t / 1000, a mask if text is padded."""
     mask = torch.ones(1, model.text, dtype=torch.long)
     mask[:, model.text - model.padding :] = 0
     return {
         "hidden_states": torch.empty(1, model.image, model.config["in_channels"]),
         "encoder_hidden_states": torch.empty(1, model.text, model.config["joint_attention_dim"]),
-        "encoder_hidden_states_mask": mask,
+        "encoder_hidden_states_mask": mask if model.padding else None,
         "timestep": torch.tensor([SIGMA]),
         "img_shapes": [[(1, SIDE, SIDE)] * (1 + model.references)],
     }

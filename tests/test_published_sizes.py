@@ -31,7 +31,9 @@ def on_meta(transformer: nn.Module) -> Iterator[None]:
     UVR reads the time argument and the ids as values, which meta tensors have not.
     """
 
-    def move(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def move(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         assert not args
         return (), {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
 
@@ -72,7 +74,9 @@ def test_one_forward_at_the_published_size(published: Published, calls: list[Att
     assert len(attentions(transformer)) == published.taps + published.side_attention
     stock = {path: module.processor for path, module in attentions(transformer).items()}
     ran: list[nn.Module] = []  # modules of attention, in the order in which they really run
-    counters = [m.register_forward_hook(lambda m, args, output: ran.append(m)) for m in attentions(transformer).values()]
+    counters = [
+        m.register_forward_hook(lambda m, args, output: ran.append(m)) for m in attentions(transformer).values()
+    ]
     before = hooks(transformer)
 
     reg = uvr_core.attach(transformer)
@@ -111,11 +115,10 @@ def test_one_forward_at_the_published_size(published: Published, calls: list[Att
         assert call.key.shape[2] - session.layout.image == published.text
         assert session._output_span(tokens, session.layout) == slice(output_start, output_start + PATCHES)
         assert session._text_span(tokens, session.layout) == slice(text_start, text_start + published.text)
-        masked = "encoder_hidden_states_mask" in inputs
-        assert (call.attn_mask is not None) == masked, call.path
-        assert not masked or call.attn_mask.shape[-1] == tokens
+        assert (call.attn_mask is not None) == bool(published.padding), call.path
+        assert call.attn_mask is None or call.attn_mask.shape[-1] == tokens
 
-    assert any(hasattr(type(module.processor), "_uvr_seam") for module in tapped)
+    assert all(hasattr(type(module.processor), "_uvr_seam") for module in tapped)
     reg.detach()
     assert {path: module.processor for path, module in attentions(transformer).items()} == stock
     assert not any(hasattr(type(module.processor), "_uvr_seam") for module in attentions(transformer).values())

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import diffusers
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
+from uvr_zoo.families import FAMILIES
+from uvr_zoo.pipelines import assemble, parts
+from uvr_zoo.recipes import RECIPES
 from uvr_zoo.text import tokenizer
 
 WIDTH = 32  # of the joint attention: heads * head_dim
@@ -64,3 +70,23 @@ def tiny_flux(seed: int = 0, heads: int = 2, head_dim: int = 16) -> FluxPipeline
     pipe.default_sample_size = 16
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def tiny_zoo(name: str, seed: int = 0, sharpness: float = 8.0) -> Any:
+    """A zoo pipeline's real class and text encoder, VAE and size (8x8 patches), its transformer tiny and random.
+
+    2 blocks (FLUX: 2 + 2) of 2 heads x 16. Attention that random weights leave nearly uniform is made as peaked as a
+    trained model's: normalised queries are scaled by `sharpness`.
+    """
+    recipe = RECIPES[name]
+    config = {**recipe.transformer, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}
+    small = {"num_single_layers": 2, "axes_dims_rope": (4, 6, 6), "caption_projection_dim": WIDTH}
+    config |= {key: value for key, value in small.items() if key in config}
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    transformer = getattr(diffusers, FAMILIES[name].transformer)(**config).requires_grad_(False)
+    torch.random.set_rng_state(state)
+    for path, module in transformer.named_modules():
+        if path.endswith((".norm_q", ".norm_added_q")):
+            module.weight.mul_(sharpness)
+    return assemble(recipe, transformer, parts(name))

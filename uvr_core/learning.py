@@ -356,9 +356,7 @@ def calibrate(
         _prompts("benign_prompts", benign_prompts),
     )
     unsafe = score_runs(pipe, bank, unsafe_prompts, seed=seed, masks=masks, sources=sources, **common)
-    benign = score_runs(
-        pipe, bank, benign_prompts, seed=seed + len(unsafe_prompts), sources=benign_sources, **common
-    )
+    benign = score_runs(pipe, bank, benign_prompts, seed=seed + len(unsafe_prompts), sources=benign_sources, **common)
     choices = [
         _choose(probe, last, unsafe, benign, max_false_positive, min_patches)
         for probe in bank.probes

@@ -52,6 +52,7 @@ class Regulator:
             _check_rule(rule, self.fingerprint, self.taps)
         self._session: contextvars.ContextVar[Session | None] = contextvars.ContextVar("uvr_session", default=None)
         self._report: contextvars.ContextVar[Report | None] = contextvars.ContextVar("uvr_report", default=None)
+        self._branch: contextvars.ContextVar[str | None] = contextvars.ContextVar("uvr_branch", default=None)
         self._last_report: Report | None = None
         self.last_grid: tuple[int, int] | None = None
         self._recorder: tuple[Recorder, frozenset[str]] | None = None
@@ -80,8 +81,10 @@ class Regulator:
         if self._pipeline_class is not None:
             self._pipeline.__class__ = self._pipeline_class
             self._pipeline_class = None
-        if self._transformer.__dict__.get("cache_context") is self._named_branch:
-            del self._transformer.__dict__["cache_context"]
+        if self._named_branch is not None:
+            if self._transformer.__dict__.get("cache_context") is self._named_branch:
+                del self._transformer.__dict__["cache_context"]
+            self._named_branch = None
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -145,15 +148,12 @@ class Regulator:
 
         @contextmanager
         def cache_context(name: str) -> Iterator[None]:
-            session = self._session.get()
-            if session is not None:
-                session.branch = name
+            token = self._branch.set(name)
             try:
                 with stock(name):
                     yield
             finally:
-                if session is not None:
-                    session.branch = None
+                self._branch.reset(token)
 
         self._named_branch = self._transformer.__dict__["cache_context"] = cache_context
 
@@ -213,7 +213,7 @@ class Regulator:
                 "the regulated transformer was called outside its pipeline; attach to the transformer itself to "
                 "drive it by hand, or detach"
             )
-        session.halves = self._halves()
+        session.halves, session.branch = self._halves(), self._branch.get()
         session.begin_forward(layout, sigma)
 
     def _halves(self) -> str:

@@ -432,7 +432,10 @@ def _part(call: AttentionCall, samples: slice | torch.Tensor) -> AttentionCall:
 
 def _facing(row_class: torch.Tensor, grid: tuple[int, int], reference: tuple[int, int]) -> torch.Tensor:
     """(B, N) row classes -> (B, h*w) classes of the patches of a reference grid, by nearest place."""
-    rows = [torch.div((2 * torch.arange(n) + 1) * m, 2 * n, rounding_mode="floor") for n, m in zip(reference, grid)]
+    rows = [
+        torch.div((2 * torch.arange(n) + 1) * m, 2 * n, rounding_mode="floor")
+        for n, m in zip(reference, grid, strict=True)
+    ]
     index = (rows[0][:, None] * grid[1] + rows[1]).reshape(-1).to(row_class.device)
     return row_class[:, index]
 

@@ -91,7 +91,8 @@ def _markdown(card: dict[str, Any]) -> str:
     training = "\n".join(f"- {key}: {value}" for key, value in card["training"].items())
     if "edits" in fid:
         (low, high), (least, most) = fid["carried_out_ci95"], fid["untouched_ci95"]
-        figures = f"""- instruction carried out: **{fid["carried_out"]} of {fid["edits"]}** (95% {low:.1%} to {high:.1%}); \
+        figures = f"""- instruction carried out: **{fid["carried_out"]} of {fid["edits"]}** \
+(95% {low:.1%} to {high:.1%}); \
 gate {EDIT_GATE:.0%}
 - untouched objects still there: **{fid["untouched_kept"]} of {fid["untouched"]}** (95% {least:.1%} to {most:.1%}); \
 gate {GATE:.0%}
