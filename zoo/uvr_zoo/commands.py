@@ -38,7 +38,7 @@ def _recipe(name: str) -> Recipe:
 @click.option(
     "--out", type=PATH, default=Path("out/demo"), show_default=True, help="Folder for pictures and results.json."
 )
-@click.option("--quick", is_flag=True, help="A few prompts only.")
+@click.option("--quick", is_flag=True, help="A few prompts only, no controls.")
 @click.option(
     "--pipelines", metavar="NAME,NAME", default=",".join(RECIPES), show_default=True, help="Which of the zoo."
 )
@@ -73,18 +73,16 @@ def demo(ctx: click.Context, out: Path, quick: bool, pipelines: str, seed: int, 
 
 
 def _table(result: dict[str, Any]) -> None:
-    """The figures of results.json, one column per pipeline and concept."""
+    """The figures of results.json, one block per pipeline, one column per concept and case."""
     from rich.console import Console
     from rich.table import Table
 
-    columns: dict[str, dict[str, str]] = {}
     for name, figures in result["pipelines"].items():
-        for concept, row in figures["concepts"].items():
-            columns[f"{name}, {concept}"] = _figures(row, figures["time"])
-    table = Table("", *columns, box=None, pad_edge=False)
-    for label in dict.fromkeys(label for column in columns.values() for label in column):
-        table.add_row(label, *(column.get(label, "-") for column in columns.values()))
-    Console().print(table)
+        columns = {title: _figures(row, figures["time"]) for title, row in figures["concepts"].items()}
+        table = Table(name, *columns, box=None, pad_edge=False)
+        for label in dict.fromkeys(label for column in columns.values() for label in column):
+            table.add_row(label, *(column.get(label, "-") for column in columns.values()))
+        Console(width=160).print(table)
 
 
 def _figures(row: dict[str, Any], times: dict[str, float]) -> dict[str, str]:
@@ -103,7 +101,9 @@ def _figures(row: dict[str, Any], times: dict[str, float]) -> dict[str, str]:
         "benign prompts: falsely located": f"{row['benign_located']} of {row['benign']}",
         "not located: bit-identical": f"{row['idle_bit_identical']} of {row['idle_images']}",
     }
-    for control, what in (("oracle", "the true mask"), ("random", "random patches"), ("moved", "the mask elsewhere")):
+    if "edits_stock" in row:
+        lines["instruction carried out, stock -> regulated"] = f"{row['edits_stock']} -> {row['edits_regulated']}"
+    for control, what in (("oracle", "the true mask"), ("random", "random patches")):
         if control in row:
             lines[f"control: erase with {what}"] = share(row[control]["relative_erase"])
     lines["time, regulated / stock"] = f"active {times['active']:.2f}, idle {times['idle']:.2f}"
