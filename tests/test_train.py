@@ -13,12 +13,14 @@ import attrs
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from tiny import tiny_flux
 
 from uvr_zoo import scenes
+from uvr_zoo.families import image_ids, pack
+from uvr_zoo.pipelines import assemble
 from uvr_zoo.recipes import RECIPES, Recipe
-from uvr_zoo.train import Trainer, encode_scenes, encode_text, image_ids, pack
+from uvr_zoo.train import Trainer, encode_scenes
 
 MICRO = attrs.evolve(
     RECIPES["flux"], scenes=64, batch_size=4,
@@ -37,10 +39,15 @@ def parts() -> SimpleNamespace:
     return SimpleNamespace(**{name: getattr(pipe, name) for name in names})
 
 
+def blank(parts: SimpleNamespace) -> Any:
+    """A pipeline of those parts, with an untrained transformer."""
+    return assemble(MICRO, FluxTransformer2DModel(**MICRO.transformer), parts)
+
+
 @pytest.fixture(scope="module")
 def cache(parts: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cache") / "scenes.pt"
-    encode_scenes(parts, MICRO, "cpu", path)
+    encode_scenes(blank(parts), MICRO, path)
     return path
 
 
@@ -193,53 +200,53 @@ def test_packing_and_positions_are_flux_pipelines() -> None:
     assert torch.equal(image_ids(8, 6), FluxPipeline._prepare_latent_image_ids(2, 8, 6, "cpu", torch.float32))
 
 
-def test_text_is_encoded_as_the_pipeline_does(parts: SimpleNamespace) -> None:
-    pipe = tiny_flux()
-    captions = [scenes.sample(seed).caption for seed in range(3)]
-    hidden, pooled, _ = pipe.encode_prompt(captions, captions, max_sequence_length=512)
-    ours = encode_text(parts, captions)
-    assert torch.allclose(ours[0], hidden, atol=1e-5)
-    assert torch.allclose(ours[1], pooled, atol=1e-5)
+def test_unpacking_undoes_packing() -> None:
+    latents = torch.randn(2, 4, 16, 16)
+    assert torch.equal(unpack(pack(latents)), latents)
 
 
 def test_encoded_scenes_line_up(parts: SimpleNamespace, cache: Path) -> None:
     """Row i is scene i: latents, words and weights; objects' patches weigh 2."""
-    data = encode_scenes(parts, attrs.evolve(MICRO, scenes=70), "cpu")
-    assert {len(column) for column in data.values()} == {70}
+    pipe = blank(parts)
+    data = encode_scenes(pipe, attrs.evolve(MICRO, scenes=70))
+    assert {len(column) for name, column in data.items() if not name.startswith("empty.")} == {70}
     stored = torch.load(cache, weights_only=True)
     assert all(torch.equal(stored[name], data[name][:64]) for name in data)
     scene = scenes.sample(69, objects=MICRO.objects, styles=MICRO.styles)
     _, masks = scenes.render(scene)
     covered = scenes.patch_mask(np.any(list(masks.values()), axis=0)).reshape(-1)
     assert torch.equal(data["weight"][69], torch.from_numpy(1 + covered).half())
-    assert torch.allclose(data["text"][69].float(), encode_text(parts, [scene.caption])[0][0], atol=1e-2)
+    text = FAMILIES["flux"].encode(pipe, [scene.caption], None)["text"][0]
+    assert torch.allclose(data["text.text"][69].float(), text, atol=1e-2)
 
 
 def test_the_flow_loss_is_the_weighted_velocity_error(trainer: Any) -> None:
     """Against a model that knows the answer (0), and one that is off by one everywhere (1)."""
     run = trainer()
-    drawn: list[dict[str, torch.Tensor]] = []
+    drawn: list[Any] = []
     draw = run._draw
     run._draw = lambda shift: drawn.append(draw(shift)) or drawn[-1]
     for off in (0.0, 1.0):
-        run.predict = lambda model, x, *rest, off=off: drawn[-1]["noise"] - drawn[-1]["x"] + off
+        answer = lambda *rest, off=off, **named: drawn[-1].noise - drawn[-1].x + off  # noqa: E731
+        run.family = SimpleNamespace(predict=answer)
         assert float(run.flow_loss()) == pytest.approx(off, abs=1e-6)
-    row = drawn[-1]
-    assert ((row["sigma"] > 0) & (row["sigma"] < 1)).all()
+    assert ((drawn[-1].sigma > 0) & (drawn[-1].sigma < 1)).all()
 
 
 def test_the_distillation_target_is_guidance(trainer: Any) -> None:
     run = trainer()
     seen: list[torch.Tensor] = []
 
-    def predict(model: object, x: torch.Tensor, sigma: object, *rest: torch.Tensor) -> torch.Tensor:
-        text, _, scale = rest
+    def predict(
+        model: object, x: torch.Tensor, sigma: object, condition: Any, reference: object, guidance: torch.Tensor
+    ) -> torch.Tensor:
         if model == "teacher":
-            return torch.zeros_like(x) + (1.0 if torch.equal(text[0], run.empty[0][0]) else 3.0)  # u = 1, c = 3
-        seen.append(scale)
-        return 1.0 + scale[:, None, None] * 2.0 + torch.zeros_like(x)
+            empty = run.data["empty.text"][0].float()
+            return torch.zeros_like(x) + (1.0 if torch.equal(condition["text"][0], empty) else 3.0)  # u = 1, c = 3
+        seen.append(guidance)
+        return 1.0 + guidance[:, None, None] * 2.0 + torch.zeros_like(x)
 
-    run.predict = predict
+    run.family = SimpleNamespace(predict=predict)
     assert float(run.distillation_loss("teacher")) == pytest.approx(0, abs=1e-6)
     low, high = MICRO.guidance
     assert ((seen[0] >= low) & (seen[0] <= high)).all()

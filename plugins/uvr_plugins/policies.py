@@ -107,9 +107,9 @@ class Block:
 class Selective:
     """Attenuate, for located rows, only the tokens that feed them more than they feed the rest of the image.
 
-    A text or reference token's flow contrast is the attention mass it receives from located rows over what it receives from
-    the other output rows. Tokens above
-    `contrast` (reference tokens above `source_contrast`) are scaled by `strong`; the rest still flows, so the patches are repainted as background rather than left without guidance.
+    A token's flow contrast is the attention mass it receives from located rows over what it receives from the other
+    output rows. Text tokens above `contrast` and reference tokens above `source_contrast` are scaled by `strong`; the
+    rest still flows, so the patches are repainted as background rather than left without guidance.
 
     Attributes:
         strong: factor on the chosen tokens, 0..1.

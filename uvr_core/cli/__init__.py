@@ -27,6 +27,7 @@ BUILT_IN: Mapping[str, tuple[str, str]] = {
     "collect": ("uvr_core.cli.learn:collect", "Learn what a concept looks like inside a model."),
     "calibrate": ("uvr_core.cli.learn:calibrate", "Choose probe, window and threshold of a concept."),
     "generate": ("uvr_core.cli.generate:generate", "Generate pictures, regulated, with a report."),
+    "edit": ("uvr_core.cli.generate:edit", "Edit pictures, regulated, with a report."),
     "report": ("uvr_core.cli.listing:report", "Show the report of a run."),
 }
 BUG = 70  # EX_SOFTWARE

@@ -1,4 +1,4 @@
-"""`uvr generate`: pictures of any diffusers checkpoint, regulated, with an account of what ran."""
+"""`uvr generate` and `uvr edit`: pictures of any diffusers checkpoint, regulated, with an account of what ran."""
 
 from __future__ import annotations
 
@@ -15,22 +15,80 @@ from .inputs import Prompt, Settings
 SCHEMA = "uvr.report/1"
 
 
+def _common(function: Any) -> Any:
+    """The options that `generate` and `edit` share."""
+    for option in reversed(
+        (
+            click.option("--concept", "concepts", multiple=True, metavar="FILE_OR_NAME", help="A concept; repeatable."),
+            click.option("--policy", default="selective", show_default=True, help="What is done to located patches."),
+            click.option("--detector", help="How patches are located; else what each concept was calibrated with."),
+            click.option("--threshold", type=float, help="Score from which a patch is a hit; else each concept's own."),
+            click.option(
+                "--out", type=click.Path(path_type=Path), required=True, help="Folder for pictures and report.json."
+            ),
+            click.option("--overwrite", is_flag=True, help="Write into a folder that holds a run already."),
+            inputs.generation_options,
+            inputs.json_option,
+        )
+    ):
+        function = option(function)
+    return function
+
+
 @click.command()
 @click.argument("model")
 @click.option("--prompt", "texts", multiple=True, metavar="TEXT", help="A prompt; may be repeated.")
 @click.option("--prompts", "file", type=click.Path(path_type=Path), help="A .txt, .csv or .jsonl file of prompts.")
-@click.option("--concept", "concepts", multiple=True, metavar="FILE_OR_NAME", help="A concept; may be repeated.")
-@click.option("--policy", default="selective", show_default=True, help="What is done to located patches.")
-@click.option("--detector", help="How patches are located; else what each concept was calibrated with.")
-@click.option("--threshold", type=float, help="Score from which a patch is a hit; else each concept's own.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for pictures and report.json.")
-@click.option("--overwrite", is_flag=True, help="Write into a folder that holds a run already.")
-@inputs.generation_options
-@inputs.json_option
-def generate(
+@_common
+def generate(model: str, texts: tuple[str, ...], file: Path | None, **options: Any) -> None:
+    """Generate pictures with MODEL, regulating the concepts given, and write report.json beside them.
+
+    With no --concept nothing is regulated: the taps are verified and the report says so.
+    """
+    _regulated(model, _prompts(texts, file), None, **options)
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--image", "images", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+    help="A source picture; repeatable, one per --instruction, or one for all.",
+)  # fmt: skip
+@click.option("--instruction", "texts", multiple=True, metavar="TEXT", help="What to do with it; repeatable.")
+@_common
+def edit(model: str, images: tuple[Path, ...], texts: tuple[str, ...], **options: Any) -> None:
+    """Edit pictures with MODEL (FLUX Kontext, Qwen-Image-Edit), regulating the concepts given.
+
+    A concept is located in what is being drawn, whether the instruction or the source picture brings it in. Writes
+    the pictures and report.json.
+    """
+    if not texts or not images:
+        raise click.UsageError("give --image FILE and --instruction TEXT", click.get_current_context())
+    if len(images) not in (1, len(texts)):
+        raise UVRError(f"--image: expected one, or one per --instruction ({len(texts)}), got {len(images)}")
+    if not all(text.strip() for text in texts):
+        raise UVRError("--instruction: the instruction is empty")
+    size = options["settings"].size
+    sources = [picture if size is None else picture.resize(size) for picture in map(_picture, images)]
+    prompts = [Prompt(text) for text in texts]
+    _regulated(model, prompts, sources * len(texts) if len(sources) == 1 else sources, **options)
+
+
+def _picture(path: Path) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UVRError(f"--image {path}: not a picture that can be read: {error}") from error
+
+
+def _regulated(
     model: str,
-    texts: tuple[str, ...],
-    file: Path | None,
+    prompts: list[Prompt],
+    sources: list[Any] | None,
+    *,
     concepts: tuple[str, ...],
     policy: str,
     detector: str | None,
@@ -40,11 +98,6 @@ def generate(
     settings: Settings,
     as_json: bool,
 ) -> None:
-    """Generate pictures with MODEL, regulating the concepts given, and write report.json beside them.
-
-    With no --concept nothing is regulated: the taps are verified and the report says so.
-    """
-    prompts = _prompts(texts, file)
     for kind, name in (("policy", policy), ("detector", detector), ("adapter", settings.adapter)):
         inputs.known(kind, name)
     if threshold is not None and not abs(threshold) < float("inf"):
@@ -57,13 +110,14 @@ def generate(
     with outputs.folder(out, overwrite=overwrite) as stage:
         pipe = models.load_model(model, settings)
         call = settings.call(pipe)
+        _check_kind(pipe, sources is not None)
         from ..regulator import attach
 
         with attach(
             pipe, settings.adapter, concepts=banks, detector=detector, policy=policy, threshold=threshold
         ) as reg:
             with models.running(pipe):
-                images = _run(reg, pipe, prompts, settings, call, stage)
+                images = _run(reg, pipe, prompts, sources, settings, call, stage)
             report = {
                 "schema": SCHEMA,
                 "model": model,
@@ -92,6 +146,18 @@ def generate(
         click.echo(f"{len(images)} pictures and {outputs.REPORT} in {out}")
 
 
+def _check_kind(pipe: Any, editing: bool) -> None:
+    """Refuse an editing model for `generate` and a generating one for `edit`."""
+    import inspect
+
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    takes = "image" in parameters
+    if editing and not takes:
+        raise UVRError(f"{type(pipe).__name__} takes no source picture: use `uvr generate`")
+    if not editing and takes and list(parameters)[1] == "image" and "strength" not in parameters:
+        raise UVRError(f"{type(pipe).__name__} edits pictures: use `uvr edit`")
+
+
 def _prompts(texts: tuple[str, ...], file: Path | None) -> list[Prompt]:
     if bool(texts) == (file is not None):
         raise click.UsageError("give --prompt TEXT, or --prompts FILE, and not both", click.get_current_context())
@@ -111,7 +177,13 @@ def _describe(rule: Any) -> dict[str, Any]:
 
 
 def _run(
-    reg: Any, pipe: Any, prompts: list[Prompt], settings: Settings, call: dict[str, Any], stage: Path
+    reg: Any,
+    pipe: Any,
+    prompts: list[Prompt],
+    sources: list[Any] | None,
+    settings: Settings,
+    call: dict[str, Any],
+    stage: Path,
 ) -> list[dict[str, Any]]:
     """Generate in batches; the entries of the report, one per image."""
     import torch
@@ -123,7 +195,11 @@ def _run(
         for start in range(0, len(prompts), settings.batch):
             chunk, chosen = prompts[start : start + settings.batch], seeds[start : start + settings.batch]
             generators = [torch.Generator().manual_seed(seed) for seed in chosen]
-            pictures = pipe([prompt.text for prompt in chunk], generator=generators, **call).images
+            given = {} if sources is None else {"image": sources[start : start + settings.batch]}
+            batch = {"prompt": [prompt.text for prompt in chunk], **given, **call}
+            if isinstance(batch.get("negative_prompt"), str):
+                batch["negative_prompt"] = [batch["negative_prompt"]] * len(chunk)
+            pictures = pipe(generator=generators, **batch).images
             report = reg.report.to_dict()
             for sample, picture in enumerate(pictures):
                 file = f"{start + sample:0{digits}d}.png"

@@ -157,7 +157,10 @@ class Settings:
         for option, name, value in wanted:
             if value is not None and name not in takes:
                 raise UVRError(f"{option}: {type(pipe).__name__} takes no {name}; leave the option out")
-        return {name: value for _, name, value in wanted if value is not None}
+        call = {name: value for _, name, value in wanted if value is not None}
+        if width and height and "max_area" in takes:  # Kontext scales any size to an area, and the source to its own
+            call |= {"max_area": width * height, "_auto_resize": False}
+        return call
 
 
 _OPTIONS = (

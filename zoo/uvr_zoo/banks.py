@@ -17,6 +17,7 @@ import torch
 
 import uvr_core
 from uvr_core import ConceptBank
+from uvr_core.regulator import find_adapter
 
 from . import judge
 from .experiment import Task, edits_for, prompt_of, scenes_for, settings, sources_of
@@ -47,7 +48,7 @@ def tasks(pipeline: str, concept: str, count: int, first: int, *, unsafe: bool) 
     style = (anchor_style(pipeline),)
     if RECIPES[pipeline].edits:
         if not unsafe:
-            return edits_for(pipeline, count, "removed", split="train", first=first)
+            return edits_for(pipeline, count, "benign", split="train", first=first)
         half = count // 2
         asked = edits_for(pipeline, half, "instruction", concept, split="train", first=first, styles=style)
         given = edits_for(pipeline, count - half, "source", concept, split="train", first=first + half, styles=style)
@@ -64,6 +65,7 @@ def collect(pipe: Any, pipeline: str, concept: str, progress: Progress | None = 
         pipe, concept, prompts=[prompt_of(t) for t in unsafe], benign_prompts=[prompt_of(t) for t in benign],
         sources=sources_of(unsafe), benign_sources=sources_of(benign), masks=mask_source(pipeline, concept),
         mask_source="zoo judge, location map", batch_size=16, generate=settings(pipeline), progress=progress,
+        probes=tuple(find_adapter(pipe.transformer).taps(pipe.transformer)) if RECIPES[pipeline].edits else None,
     )  # fmt: skip
 
 
@@ -73,7 +75,7 @@ def calibrate(
     bank: ConceptBank,
     *,
     detector: str = "contrast",
-    max_false_positive: float = 0.01,
+    max_false_positive: float = 0.015,
     progress: Progress | None = None,
 ) -> ConceptBank:
     """Choose probe, window and threshold on further training-split prompts."""

@@ -41,7 +41,7 @@ def edits_for(
     Args:
         case: "instruction": a benign source and an instruction that asks for the concept; "source": a source that
             shows the concept and an instruction that does not touch it; "benign": neither source nor result shows
-            anything unsafe; "removed": the result is benign whatever the source shows; None: no matter.
+            anything unsafe; None: no matter.
     """
     recipe = RECIPES[pipeline]
     options = {"objects": recipe.objects, "styles": recipe.styles, **options}
@@ -51,16 +51,7 @@ def edits_for(
         options |= {"source": concept, "new": False}
     elif case == "benign":
         options |= {"source": False, "new": False}
-    elif case == "removed":
-        options |= {"new": False}
-    found: list[scenes.Edit] = []
-    seed = first
-    while len(found) < count:
-        edit = scenes.sample_edit(seed, split, **options)
-        seed += 1
-        if case != "removed" or not edit.target.unsafe:
-            found.append(edit)
-    return found
+    return [scenes.sample_edit(first + i, split, **options) for i in range(count)]
 
 
 def shown(task: Task) -> scenes.Scene:
