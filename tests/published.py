@@ -87,7 +87,7 @@ def _sd3(model: Published) -> dict[str, Any]:
 
 
 def _qwen(model: Published) -> dict[str, Any]:
-    """As QwenImagePipeline and QwenImageEditPipeline: packed latents, img_shapes, t / 1000, a mask of padded text."""
+    """As QwenImagePipeline and QwenImageEditPipeline: packed latents, img_shapes, t / 1000, padded text masked."""
     mask = torch.ones(1, model.text, dtype=torch.long)
     mask[:, model.text - model.padding :] = 0
     return {

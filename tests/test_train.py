@@ -17,7 +17,7 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from tiny import tiny_flux
 
 from uvr_zoo import scenes
-from uvr_zoo.families import image_ids, pack
+from uvr_zoo.families import FAMILIES, image_ids, pack, unpack
 from uvr_zoo.pipelines import assemble
 from uvr_zoo.recipes import RECIPES, Recipe
 from uvr_zoo.train import Trainer, encode_scenes

@@ -13,7 +13,7 @@ from diffusers import FluxPipeline
 import uvr_core
 import uvr_zoo
 from uvr_zoo import scenes
-from uvr_zoo.demo import erase, moved_masks, scattered_masks, shortfalls
+from uvr_zoo.demo import erase, scattered_masks, shortfalls
 from uvr_zoo.experiment import fidelity, generate, scenes_for, settings
 
 README = Path(__file__).parents[1] / "README.md"
@@ -92,7 +92,7 @@ def test_unknown_names_say_what_there_is() -> None:
 def test_control_masks_have_the_true_masks_area() -> None:
     rng = np.random.default_rng(0)
     masks = rng.random((20, 8, 8)) < 0.2
-    for control in (scattered_masks, moved_masks):
+    for control in (scattered_masks,):
         made = control(masks, rng)
         assert np.array_equal(made.sum((1, 2)), masks.sum((1, 2)))
         assert not np.array_equal(made, masks)
