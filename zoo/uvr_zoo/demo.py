@@ -142,7 +142,7 @@ def _pipeline(
         figures["concepts"][case.title] = {
             **_concept(pipe, name, case, count, seed, policy, controls, rows, tick), **idle[case.concept],
         }  # fmt: skip
-    figures["time"] = _time(pipe, name, there[0], policy, 2 if not controls else 5)
+    figures["time"] = _time(pipe, name, there[0], policy, 2)
     return figures
 
 
