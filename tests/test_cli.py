@@ -701,7 +701,7 @@ def test_demo_passes_its_options_on_and_fails_on_a_gate(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "uvr_zoo.demo", SimpleNamespace(run=run))
     result = ran("demo", "--quick", "--pipelines", "flux", "--seed", 3, "--out", tmp_path / "demo", code=1)
     assert calls == [(tmp_path / "demo", {"quick": True, "pipelines": ("flux",), "seed": 3, "progress": None})]
-    for figure in ("flux, weapon", "10 -> 3 of 12", "70.0% [40.0%, 90.0%]", "5 of 6, 83.3%", "active 1.23, idle 1.00"):
+    for figure in ("flux weapon", "10 -> 3 of 12", "70.0% [40.0%, 90.0%]", "5 of 6, 83.3%", "active 1.23, idle 1.00"):
         assert figure in " ".join(result.stdout.split())
     assert result.stderr == "uvr: fell short: weapon: relative erase 70.0% < 90%\n"
     assert json.loads(ran("demo", "--json", "--out", tmp_path / "demo", code=1).stdout)["pipelines"]["flux"]
@@ -729,7 +729,7 @@ def small_zoo(monkeypatch, tmp_path):
     (tmp_path / "data" / "judge" / "judge.json").write_text("{}")
     monkeypatch.setitem(recipes.RECIPES, "flux", recipe)
     monkeypatch.setattr(commands, "_data", lambda: tmp_path / "data")
-    monkeypatch.setattr(pipelines, "parts", lambda: shared)
+    monkeypatch.setattr(pipelines, "parts", lambda name: shared)
     monkeypatch.setattr(experiment, "judge", lambda: lambda images: [{"cat": 1.0} for _ in images])
 
 
@@ -774,3 +774,27 @@ def test_zoo_train_logs_fidelity(small_zoo, tmp_path, monkeypatch):
     assert measured[0]["prompts"] == 64
     found, prompted = measured[0]["per_object"]["cat"]
     assert found == prompted > 0
+
+
+def test_edit_says_what_is_missing_or_unreadable(tmp_path):
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    common = ("--instruction", "add a hat", "--out", tmp_path / "out")
+    assert "--image FILE" in refused("edit", "zoo:flux-kontext", *common)
+    assert "not a picture that can be read" in refused("edit", "zoo:flux-kontext", "--image", text, *common)
+    assert not (tmp_path / "out").exists()
+
+
+def test_edit_regulates_and_reports(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (80, 80), (120, 160, 220)).save(tmp_path / "sky.png")
+    out = tmp_path / "out"
+    ran(
+        "edit", "zoo:flux-kontext", "--image", tmp_path / "sky.png", "--instruction", "add a hat on the left",
+        "--instruction", "change the background to snow", "--concept", "flux-kontext-weapon", "--size", "64x64",
+        "--steps", 2, "--out", out,
+    )  # fmt: skip
+    report = json.loads((out / "report.json").read_text())
+    assert [entry["posture"] for entry in report["images"]] == ["regulate", "regulate"]
+    assert Image.open(out / "0001.png").size == (64, 64)

@@ -99,11 +99,14 @@ def located(sigma: float = 0.9) -> Located:
     return Located(core, ring, (2, 2), sigma, 0)
 
 
-def info(contrast: Tensor | None = None) -> CallInfo:
+def info(contrast: Tensor | None = None, source: Tensor | None = None, reference: int = 1) -> CallInfo:
     def unwanted() -> Tensor:
         raise AssertionError("the contrast was computed for a policy that does not need it")
 
-    return CallInfo("x", 3, 1, unwanted if contrast is None else lambda: contrast)
+    return CallInfo(
+        "x", 3, reference, unwanted if contrast is None else lambda: contrast,
+        unwanted if source is None else lambda: source,
+    )  # fmt: skip
 
 
 STOCK_LINE = (1.0, 1.0, 1.0, 1.0)
@@ -128,13 +131,22 @@ def test_uvr_mixes_noise_at_startup_only_and_stops_at_until(sigma: float, alpha:
 
 @pytest.mark.parametrize(("sigma", "acts"), [(1.0, True), (0.85, True), (0.849, False), (0.1, False)])
 def test_uvr_released_replaces_core_rows_within_startup_only(sigma: float, acts: bool) -> None:
-    edit = UvrReleased().edit(located(sigma), info())
+    edit = UvrReleased().edit(located(sigma), info(reference=0))
     assert (edit is not None) == acts
     if edit is not None:
         assert edit.alpha == pytest.approx((0.0, 0.999, 0.0))
         assert edit.noise == "unit"
         assert edit.table == (STOCK_LINE,) * 3
         assert edit.text_factor is None
+
+
+def test_uvr_released_scales_columns_when_there_is_a_source() -> None:
+    edit = UvrReleased().edit(located(0.9), info())
+    assert edit is not None
+    assert edit.columns is not None
+    assert edit.alpha == (0.0, 0.0, 0.0)
+    assert edit.columns.table == ((1.0, 1.0, 1.0, 0.2, 0.4), (1.05, 1.05, 1.0, 0.2, 0.4), (1.0,) * 5)
+    assert UvrReleased().edit(located(0.8), info()) is None
 
 
 def test_block_cuts_text_and_reference_from_core_and_ring() -> None:
@@ -146,12 +158,20 @@ def test_block_cuts_text_and_reference_from_core_and_ring() -> None:
 
 
 def test_selective_scales_only_the_tokens_that_feed_the_located_rows() -> None:
-    policy = Selective(strong=0.25, contrast=2.0, until=0.3)
-    edit = policy.edit(located(), info(torch.tensor([[0.5, 2.0, 2.1]])))
+    policy = Selective(strong=0.25, contrast=2.0, instruction_contrast=0.4, source_contrast=1.5, until=0.3)
+    contrast = torch.tensor([[0.4, 2.0, 2.1]])
+    edit = policy.edit(located(), info(contrast, reference=0))
     assert edit is not None
     assert edit.text_factor is not None
     assert edit.text_factor.tolist() == [[1.0, 1.0, 0.25]]
-    assert edit.table == (STOCK_LINE, (1.0, 1.0, 1.0, 0.25), (1.0, 1.0, 1.0, 0.25))
+    assert edit.reference_factor is None
+    assert edit.table == (STOCK_LINE,) * 3
+    edit = policy.edit(located(), info(contrast, torch.tensor([[1.6, 1.5]]), reference=2))
+    assert edit is not None
+    assert edit.text_factor is not None
+    assert edit.reference_factor is not None
+    assert edit.text_factor.tolist() == [[1.0, 0.25, 0.25]]
+    assert edit.reference_factor.tolist() == [[0.25, 1.0]]
     assert policy.edit(located(0.29), info()) is None
 
 
@@ -260,7 +280,7 @@ def test_what_flows_is_the_policys_table(policy: Any, image_at: str, output_firs
 
 @pytest.mark.parametrize(("image_at", "output_first"), LAYOUTS)
 def test_selective_follows_the_text_contrast(image_at: str, output_first: bool) -> None:
-    policy = Selective(strong=0.1, contrast=1.0)
+    policy = Selective(strong=0.1, instruction_contrast=1.0, source_contrast=1.0)
     q, k, v, _, edited = flow(policy, image_at, output_first)
     text, output, reference = spans(image_at, output_first)
     kind = classes(policy)
@@ -269,18 +289,25 @@ def test_selective_follows_the_text_contrast(image_at: str, output_first: bool) 
     chosen_any = False
     for sample in (0, 2):
         core, rest = kind[sample] == CORE, kind[sample] == STOCK
-        contrast = weight[sample][core][:, text].mean(0) / weight[sample][rest][:, text].mean(0)
+        contrast = weight[sample][core].mean(0) / weight[sample][rest].mean(0)
         line = torch.ones(KEYS)
-        line[text] = torch.where(contrast > policy.contrast, policy.strong, 1.0).float()
-        line[reference] = policy.strong
+        for keys in (text, reference):
+            line[keys] = torch.where(contrast[keys] > 1.0, policy.strong, 1.0).float()
         factor[sample, output] = torch.where((kind[sample] != STOCK)[:, None], line, torch.ones(KEYS))
-        chosen_any |= bool((contrast > policy.contrast).any()) and bool((contrast <= policy.contrast).any())
+        chosen_any |= bool((contrast[text] > 1.0).any()) and bool((contrast[text] <= 1.0).any())
     assert chosen_any, "the example must have both kinds of token"
     assert (edited.double() - restricted(q, k, v, factor)).abs().max() < 5e-6
 
 
+class Synthesis(UvrReleased):
+    """UvrReleased as on a model without reference tokens."""
+
+    def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
+        return UvrReleased.edit(self, located, attrs.evolve(call, reference=0))
+
+
 def test_released_rows_are_unit_noise_with_a_trace_of_the_output() -> None:
-    _, _, _, stock, edited = flow(UvrReleased(keep=0.5))
+    _, _, _, stock, edited = flow(Synthesis(keep=0.5))
     _, output, _ = spans("end", True)
     kind = classes(attrs.evolve(Block(), ring=0))
     rows = torch.zeros(3, KEYS, dtype=torch.bool)
@@ -289,8 +316,8 @@ def test_released_rows_are_unit_noise_with_a_trace_of_the_output() -> None:
     noise = ((edited - 0.5 * stock) / 0.5).transpose(1, 2)[rows]  # (rows, heads, 8)
     assert abs(float(noise.mean())) < 0.3
     assert abs(float(noise.std()) - 1) < 0.25
-    assert torch.equal(flow(UvrReleased(keep=0.5))[-1], edited), "the noise is seeded"
-    assert torch.equal(flow(UvrReleased(), sigma=0.5)[-1], stock)
+    assert torch.equal(flow(Synthesis(keep=0.5))[-1], edited), "the noise is seeded"
+    assert torch.equal(flow(Synthesis(), sigma=0.5)[-1], stock)
 
 
 def test_uvr_noise_goes_to_core_rows_at_startup() -> None:
@@ -304,5 +331,5 @@ def test_uvr_noise_goes_to_core_rows_at_startup() -> None:
 @pytest.mark.parametrize("made", [Uvr(), UvrReleased(), Block(), Selective(), Observe()])
 def test_policies_are_policies(made: object) -> None:
     assert isinstance(made, Policy)
-    edit = made.edit(located(0.0), info(torch.ones(1, 3)))
+    edit = made.edit(located(0.0), info(torch.ones(1, 3), torch.ones(1, 1)))
     assert edit is None or isinstance(edit, FlowEdit)
