@@ -164,7 +164,7 @@ def test_installed_wheel_imports_from_its_own_environment(clean_python, away):
 @pytest.mark.slow
 def test_installed_wheel_runs_the_demo(clean_python, away):
     out = away["cwd"] / "demo"
-    run(clean_python.parent / "uvr", "demo", "--quick", "--out", out, **away)
+    run(clean_python.parent / "uvr", "demo", "--quick", "--pipelines", "flux", "--out", out, **away)
     assert json.loads((out / "results.json").read_text())
     assert (out / "contact.png").read_bytes().startswith(b"\x89PNG")
 
