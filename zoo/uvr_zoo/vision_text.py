@@ -114,8 +114,6 @@ def model(tok: ZooTokenizer) -> Qwen2_5_VLForConditionalGeneration:
 
 # ------------------------------------------------------------------------------------------ training
 
-UNKNOWN = -100  # label that the loss skips
-
 
 class Heads(nn.Module):
     """What the last hidden state must tell: at phrases' ends, at the picture's tokens, and after the prompt."""
