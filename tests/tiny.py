@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import diffusers
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from uvr_zoo.families import FAMILIES
+from uvr_core.testing import Example
+from uvr_zoo.families import FAMILIES, image_ids
 from uvr_zoo.pipelines import assemble, parts
 from uvr_zoo.recipes import RECIPES
 from uvr_zoo.text import tokenizer
@@ -73,13 +76,17 @@ def tiny_flux(seed: int = 0, heads: int = 2, head_dim: int = 16) -> FluxPipeline
 
 
 def tiny_zoo(name: str, seed: int = 0, sharpness: float = 8.0) -> Any:
-    """A zoo pipeline's real class and text encoder, VAE and size (8x8 patches), its transformer tiny and random.
+    """A zoo pipeline's real class and text encoder, VAE and size (8x8 patches), its transformer tiny and random."""
+    return assemble(RECIPES[name], tiny_transformer(name, seed, sharpness), parts(name))
+
+
+def tiny_transformer(name: str, seed: int = 0, sharpness: float = 8.0) -> torch.nn.Module:
+    """A zoo pipeline's transformer, tiny and random.
 
     2 blocks (FLUX: 2 + 2) of 2 heads x 16. Attention that random weights leave nearly uniform is made as peaked as a
     trained model's: normalised queries are scaled by `sharpness`.
     """
-    recipe = RECIPES[name]
-    config = {**recipe.transformer, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}
+    config = {**RECIPES[name].transformer, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}
     small = {"num_single_layers": 2, "axes_dims_rope": (4, 6, 6), "caption_projection_dim": WIDTH}
     config |= {key: value for key, value in small.items() if key in config}
     state = torch.random.get_rng_state()
@@ -89,4 +96,67 @@ def tiny_zoo(name: str, seed: int = 0, sharpness: float = 8.0) -> Any:
     for path, module in transformer.named_modules():
         if path.endswith((".norm_q", ".norm_added_q")):
             module.weight.mul_(sharpness)
-    return assemble(recipe, transformer, parts(name))
+    return transformer.eval()
+
+
+# ---------------------------------------------------------------------------------------------- conformance
+
+
+def example(name: str) -> Example:
+    """A zoo pipeline's transformer, tiny and random, and its pipeline, as the conformance kit takes them."""
+    pipe = assemble(RECIPES[name], tiny_transformer(name), _parts(name))
+    family = FAMILIES[name].transformer
+    options: dict[str, Any] = {"guidance_scale": 3.0} if name == "sd3" else {"true_cfg_scale": 3.0}
+    if name in ("flux-kontext", "qwen-image-edit"):
+        options["image"] = Image.new("RGB", (64, 64), "teal")
+    if name == "flux-kontext":
+        options |= {"max_area": 64 * 64, "_auto_resize": False}
+
+    def sample(prompt: str, negative: str) -> object:
+        noise = torch.Generator().manual_seed(0)
+        return pipe(
+            prompt=prompt, negative_prompt=negative, height=64, width=64, num_inference_steps=1, generator=noise,
+            output_type="latent", **options,
+        )  # fmt: skip
+
+    inputs = functools.partial(_INPUTS[family], pipe.transformer.config)
+    return Example(pipe.transformer, inputs, references=family != "SD3Transformer2DModel", pipeline=pipe, sample=sample)
+
+
+_parts = functools.cache(parts)
+
+
+def _flux(config: Any, height: int, width: int, batch: int, sigma: float, references: Any) -> dict[str, Any]:
+    ids = [image_ids(*size, image=number) for number, size in enumerate([(height, width), *references])]
+    return {
+        "hidden_states": torch.randn(batch, sum(map(len, ids)), config.in_channels),
+        "encoder_hidden_states": torch.randn(batch, 5, config.joint_attention_dim),
+        "pooled_projections": torch.randn(batch, config.pooled_projection_dim),
+        "timestep": torch.full((batch,), sigma),
+        "guidance": torch.full((batch,), 3.0),
+        "img_ids": torch.cat(ids),
+        "txt_ids": torch.zeros(5, 3),
+    }
+
+
+def _sd3(config: Any, height: int, width: int, batch: int, sigma: float) -> dict[str, Any]:
+    return {
+        "hidden_states": torch.randn(batch, config.in_channels, 2 * height, 2 * width),
+        "encoder_hidden_states": torch.randn(batch, 5, config.joint_attention_dim),
+        "pooled_projections": torch.randn(batch, config.pooled_projection_dim),
+        "timestep": torch.full((batch,), 1000 * sigma),
+    }
+
+
+def _qwen(config: Any, height: int, width: int, batch: int, sigma: float, references: Any) -> dict[str, Any]:
+    grids = [(height, width), *references]
+    return {
+        "hidden_states": torch.randn(batch, sum(h * w for h, w in grids), config.in_channels),
+        "encoder_hidden_states": torch.randn(batch, 5, config.joint_attention_dim),
+        "encoder_hidden_states_mask": torch.ones(batch, 5, dtype=torch.long),
+        "timestep": torch.full((batch,), sigma),
+        "img_shapes": [[(1, h, w) for h, w in grids]] * batch,
+    }
+
+
+_INPUTS = {"FluxTransformer2DModel": _flux, "SD3Transformer2DModel": _sd3, "QwenImageTransformer2DModel": _qwen}

@@ -45,6 +45,18 @@ class UnsafeContent(UVRError):
         self.concept, self.samples, self.step = concept, samples, step
 
 
+class ConformanceError(UVRError):
+    """A plugin does not keep the contract; raised by the checks of `uvr_core.testing`.
+
+    Attributes:
+        report: the uvr_core.testing.Conformance of all checks, those that passed included.
+    """
+
+    def __init__(self, message: str, *, report: object = None):
+        super().__init__(message)
+        self.report = report
+
+
 def did_you_mean(name: str, known: object) -> str:
     """'; did you mean X?' or a list of what there is."""
     import difflib

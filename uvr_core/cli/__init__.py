@@ -23,7 +23,7 @@ from ..errors import PluginError, UVRError, did_you_mean
 BUILT_IN: Mapping[str, tuple[str, str]] = {
     "adapters": ("uvr_core.cli.listing:adapters", "List the model families that UVR knows."),
     "plugins": ("uvr_core.cli.listing:plugins", "List what was loaded through the plugin door."),
-    "doctor": ("uvr_core.cli.listing:doctor", "Check that UVR fits a model; list its taps."),
+    "doctor": ("uvr_core.cli.doctor:doctor", "Check that UVR fits a model; draft an adapter."),
     "collect": ("uvr_core.cli.learn:collect", "Learn what a concept looks like inside a model."),
     "calibrate": ("uvr_core.cli.learn:calibrate", "Choose probe, window and threshold of a concept."),
     "generate": ("uvr_core.cli.generate:generate", "Generate pictures, regulated, with a report."),

@@ -1,0 +1,17 @@
+"""The conformance kit: does an adapter, a detector or a policy keep the contract?
+
+    from uvr_core.testing import Example, check_adapter
+    check_adapter(MYDIT, lambda: Example(tiny_model(), inputs))
+
+Each function runs all of its checks, returns a Conformance, and raises ConformanceError (which carries it) if one
+failed. `expected_failures={"name of a check": "why"}` lets a check fail; a listed check that passes is itself reported.
+No test framework is needed.
+"""
+
+from .adapters import check_adapter
+from .detectors import check_detector
+from .example import Example, patches
+from .policies import check_policy
+from .report import Conformance, Outcome, Status
+
+__all__ = ["Conformance", "Example", "Outcome", "Status", "check_adapter", "check_detector", "check_policy", "patches"]
