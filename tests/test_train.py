@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from tiny import tiny_flux
 
+from uvr_core.errors import UVRError
 from uvr_zoo import scenes
 from uvr_zoo.families import FAMILIES, image_ids, pack, unpack
 from uvr_zoo.pipelines import assemble
@@ -101,6 +103,43 @@ def test_stopped_and_resumed_is_bitwise_the_run_that_never_stopped(trainer: Any,
     assert same(weights(second.model), weights(straight.model))
     assert same(weights(second.ema), weights(straight.ema))
     assert not same(weights(straight.ema), weights(straight.model))
+
+
+def test_distillation_keeps_its_teacher_when_it_is_resumed(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer()
+    with pytest.raises(UVRError, match="nothing to distil yet"):
+        run.run(1.0, distil=True)
+    for _ in range(3):
+        run.train_step()
+    run.save()
+    undistilled = weights(run.ema)
+    teachers = []
+    stock = Trainer.distillation_loss
+
+    def loss(self: Trainer, teacher: Any) -> torch.Tensor:
+        teachers.append(weights(teacher))
+        signal.raise_signal(signal.SIGINT)
+        return stock(self, teacher)
+
+    monkeypatch.setattr(Trainer, "distillation_loss", loss)
+    run = trainer(resume=True)
+    run.run(1.0, distil=True)
+    half = weights(run.ema), weights(run.model)
+    run = trainer(resume=True)
+    assert same(weights(run.model), half[1])
+    run.run(1.0, distil=True)
+    assert len(teachers) == 2
+    assert all(same(teacher, undistilled) for teacher in teachers)
+    assert not same(half[0], undistilled)
+    assert run.step == 5
+
+
+def test_plain_training_does_not_go_on_from_distilled_weights(trainer: Any) -> None:
+    run = trainer()
+    run.train_step()
+    run.run(1e-6, distil=True)
+    with pytest.raises(UVRError, match="--distil"):
+        trainer(resume=True).run(1.0)
 
 
 def test_the_loss_falls(trainer: Any) -> None:
@@ -210,7 +249,7 @@ def test_encoded_scenes_line_up(parts: SimpleNamespace, cache: Path) -> None:
     pipe = blank(parts)
     data = encode_scenes(pipe, attrs.evolve(MICRO, scenes=70))
     assert {len(column) for name, column in data.items() if not name.startswith("empty.")} == {70}
-    stored = torch.load(cache, weights_only=True)
+    stored = torch.load(cache, weights_only=True)["columns"]
     assert all(torch.equal(stored[name], data[name][:64]) for name in data)
     scene = scenes.sample(69, objects=MICRO.objects, styles=MICRO.styles)
     _, masks = scenes.render(scene)
@@ -218,6 +257,37 @@ def test_encoded_scenes_line_up(parts: SimpleNamespace, cache: Path) -> None:
     assert torch.equal(data["weight"][69], torch.from_numpy(1 + covered).half())
     text = FAMILIES["flux"].encode(pipe, [scene.caption], None)["text"][0]
     assert torch.allclose(data["text.text"][69].float(), text, atol=1e-2)
+
+
+def test_stored_scenes_are_those_of_the_recipe_and_the_parts(
+    parts: SimpleNamespace, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "scenes.pt"
+    path.write_bytes(cache.read_bytes())
+
+    def encoded(recipe: Recipe = MICRO, parts: SimpleNamespace = parts) -> tuple[dict[str, torch.Tensor], bool]:
+        pipe = assemble(recipe, FluxTransformer2DModel(**MICRO.transformer), parts)
+        before = path.stat().st_mtime_ns, path.stat().st_ino
+        return encode_scenes(pipe, recipe, path), (path.stat().st_mtime_ns, path.stat().st_ino) != before
+
+    first, anew = encoded(attrs.evolve(MICRO, learning_rate=1.0, batch_size=1, seed=5))
+    assert not anew
+    other = copy.deepcopy(parts)
+    with torch.no_grad():
+        next(other.text_encoder_2.parameters()).mul_(2)
+    changes = [
+        {"parts": other},
+        {"recipe": attrs.evolve(MICRO, styles=("flat",))},
+        {"recipe": attrs.evolve(MICRO, objects=MICRO.objects[:5])},
+    ]
+    for change in changes:
+        data, anew = encoded(**change)
+        assert anew, change
+        assert "made of something else" in capsys.readouterr().out
+        assert not torch.equal(data["text.text"], first["text.text"])
+        assert not encoded(**change)[1]
+    torch.save(first, path)  # of an earlier version: no hash
+    assert encoded()[1]
 
 
 def test_the_flow_loss_is_the_weighted_velocity_error(trainer: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,15 @@ PATH = click.Path(path_type=Path)
 MASKS = (
     "JUDGE[:label,label] that points at the concept in the generated images, or a folder of PNG masks, one per prompt."
 )
+
+
+@contextmanager
+def _drawing(model: str, settings: Settings, what: str, count: int) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The pipeline, and what `collect` and `calibrate` alike are told about drawing `count` images with it."""
+    pipe = models.load_model(model, settings)
+    with outputs.progress(what, count) as advance, models.running(pipe):
+        options = {"adapter": settings.adapter, "seed": settings.seed, "batch_size": settings.batch}
+        yield pipe, {**options, "generate": settings.call(pipe), "progress": advance}
 
 
 @click.command()
@@ -48,22 +59,11 @@ def collect(
     inputs.known("adapter", settings.adapter)
     outputs.check_file(out)
     source, word = mask_source(masks, name, len(shown))
-    pipe = models.load_model(model, settings)
-    from .. import learning
+    with _drawing(model, settings, f"collecting {name}", len(shown) + len(others)) as (pipe, options):
+        from .. import learning
 
-    with outputs.progress(f"collecting {name}", len(shown) + len(others)) as advance, models.running(pipe):
         bank = learning.collect(
-            pipe,
-            name,
-            prompts=shown,
-            benign_prompts=others,
-            masks=source,
-            mask_source=word,
-            adapter=settings.adapter,
-            seed=settings.seed,
-            batch_size=settings.batch,
-            generate=settings.call(pipe),
-            progress=advance,
+            pipe, name, prompts=shown, benign_prompts=others, masks=source, mask_source=word, **options
         )
     bank.save(out)
     result = {"file": str(out), "name": name, "probes": list(bank.probes), "provenance": bank.provenance}
@@ -114,23 +114,11 @@ def calibrate(
     outputs.check_file(out)
     before = load_concepts(bank)
     source = mask_source(masks, before.name, len(shown))[0] if masks else None
-    pipe = models.load_model(model, settings)
-    from .. import learning
+    with _drawing(model, settings, f"calibrating {before.name}", len(shown) + len(others)) as (pipe, options):
+        from .. import learning
 
-    with outputs.progress(f"calibrating {before.name}", len(shown) + len(others)) as advance, models.running(pipe):
         after = learning.calibrate(
-            pipe,
-            before,
-            shown,
-            others,
-            max_false_positive,
-            detector=detector,
-            masks=source,
-            adapter=settings.adapter,
-            seed=settings.seed,
-            batch_size=settings.batch,
-            generate=settings.call(pipe),
-            progress=advance,
+            pipe, before, shown, others, max_false_positive, detector=detector, masks=source, **options
         )
     chosen = after.calibration
     assert chosen is not None

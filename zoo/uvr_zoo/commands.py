@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +13,7 @@ import click
 from uvr_core.cli import outputs, say
 from uvr_core.errors import UVRError, did_you_mean
 
+from . import ground as grounds
 from .recipes import RECIPES, Recipe
 
 PATH = click.Path(path_type=Path)
@@ -124,7 +123,7 @@ def zoo(ctx: click.Context) -> None:
 @zoo.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    """List the zoo's pipelines: what they draw, how large they are, what their card says."""
+    """List the zoo's pipelines: what they draw, how large they are, what their card says. And the parts they share."""
     rows = []
     for name, recipe in RECIPES.items():
         card = _data() / name / "card.json"
@@ -139,14 +138,30 @@ def list_(as_json: bool) -> None:
                 "card": json.loads(card.read_text()) if card.is_file() else None,
             }
         )
+    parts: list[dict[str, Any]] = [
+        {
+            "name": part.name,
+            "about": part.about,
+            "files": list(part.files),
+            "made": part.there(_data()),
+            "needs": list(part.needs),
+            "pipelines": list(part.pipelines),
+            "minutes": part.minutes,
+        }
+        for part in grounds.PARTS.values()
+    ]
     if as_json:
-        click.echo(outputs.to_json({"pipelines": rows}))
+        click.echo(outputs.to_json({"pipelines": rows, "parts": parts}))
         return
     for row in rows:
         state = "ships trained" if row["trained"] else f"not trained yet: uvr zoo train {row['name']}"
         click.echo(
             f"{row['name']}: {len(row['objects'])} objects, {len(row['styles'])} styles, {row['steps']} steps; {state}"
         )
+    for row in parts:
+        state = "ships trained" if row["made"] else f"not made yet: uvr zoo ground {row['name']}"
+        users = f", for {', '.join(row['pipelines'])}" if row["pipelines"] else ""
+        click.echo(f"part {row['name']}: {row['about']}{users}; {state}")
 
 
 @zoo.command()
@@ -160,7 +175,7 @@ def list_(as_json: bool) -> None:
 )
 @click.option("--resume", is_flag=True, help="Go on from the folder's checkpoint, if there is one.")
 @click.option("--out", type=PATH, help="Folder of the run: checkpoint, log.  [default: runs/NAME]")
-@click.option("--distil", is_flag=True, help="Distil guidance into the model instead (after plain training).")
+@click.option("--distil", is_flag=True, help="Distil guidance into the model instead, after plain training: --resume.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, mps.")
 @click.option("--export", type=PATH, help="When done, save the averaged weights here in diffusers format.")
 def train(
@@ -174,8 +189,10 @@ def train(
     out = out or Path("runs") / name
     for folder in filter(None, (out, export)):
         outputs.check_folder(folder)
-    if not (_data() / "shared" / "vae").is_dir():
-        raise UVRError(f"{_data() / 'shared'}: the VAE and text encoders are not there; train them first")
+    if recipe.start_from is not None and not (_data() / recipe.start_from / "transformer").is_dir():
+        raise UVRError(
+            f"{name} starts from {recipe.start_from}, which is not in {_data()}: first uvr zoo train and publish it"
+        )
     from uvr_core.cli.models import be_quiet, find_device
 
     where = str(find_device(device))
@@ -184,9 +201,15 @@ def train(
     from .train import Trainer
 
     start = None if recipe.start_from is None else load_transformer(recipe.start_from, _data() / recipe.start_from)
-    trainer = Trainer(recipe, parts(name), out, device=where, resume=resume, start_from=start)
+    try:
+        shared = parts(name)
+    except (OSError, ValueError) as error:
+        if absent := grounds.missing_for(name, _data()):
+            raise UVRError(f"{name} is built on parts not in {_data()}: uvr zoo ground {absent[0]}") from error
+        raise
+    trainer = Trainer(recipe, shared, out, device=where, resume=resume, start_from=start)
     trainer.run(minutes, distil=distil, fidelity=_fidelity(recipe, trainer.parts))
-    if trainer._stop:
+    if trainer.stopped:
         raise KeyboardInterrupt
     if export is not None:
         save(trainer.ema, export)
@@ -195,15 +218,8 @@ def train(
 
 def save(transformer: Any, folder: Path) -> None:
     """Write `transformer` in a folder of that name, whole or not at all: what `uvr_zoo.load(name, folder)` reads."""
-    target, fresh = folder / "transformer", folder / f".transformer.{os.getpid()}"
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        transformer.save_pretrained(fresh)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(fresh, target)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    with grounds.staged(folder, ("transformer",)) as stage:
+        transformer.save_pretrained(stage / "transformer")
 
 
 def _fidelity(recipe: Recipe, shared: Any, count: int = 64) -> Callable[[Any], dict[str, Any]] | None:
@@ -259,22 +275,54 @@ def concepts(name: str, chosen: tuple[str, ...], out: Path, raw: bool) -> None:
 
 
 @zoo.command()
-@click.argument("part", type=click.Choice(["vae", "text", "judge"]))
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), required=True, help="Wall time.")
-@click.option("--out", type=PATH, required=True, help="Folder for the weights.")
-def ground(part: str, minutes: float, out: Path) -> None:
-    """Train one of the PARTs that pipelines share, or the judge, from scratch."""
-    outputs.check_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
-    if part == "vae":
-        from . import vae
+@click.argument("part")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    help="Wall time in all, resumed calls together.  [default: what the shipped part took]",
+)
+@click.option("--resume", is_flag=True, help="Go on from the folder's checkpoint, if there is one.")
+@click.option("--out", type=PATH, help="Folder of the run: checkpoint, log.  [default: runs/PART]")
+@click.option(
+    "--export", type=PATH, help="Folder for the part, laid out as the zoo's data, float16.  [default: OUT/export]"
+)
+def ground(part: str, minutes: float | None, resume: bool, out: Path | None, export: Path | None) -> None:
+    """Train from scratch a PART that pipelines share, or the judge; `uvr zoo list` names them.
 
-        vae.train(out, minutes)
-    elif part == "text":
-        from . import text
+    What a part starts from is read from the zoo's own data. Ctrl-C stops after the step, saves, and exits with 130;
+    --resume goes on. The judge alone has no checkpoint.
+    """
+    if part not in grounds.PARTS:
+        raise UVRError(f"unknown part {part!r}{did_you_mean(part, grounds.PARTS)}")
+    chosen, out = grounds.PARTS[part], out or Path("runs") / part
+    export = export or out / "export"
+    for folder in (out, export):
+        outputs.check_folder(folder)
+    from uvr_core.cli.models import be_quiet
 
-        text.train(out, minutes)
-    else:
-        from . import judging, pipelines
+    be_quiet()
+    from .fitting import Run
 
-        judging.train(out, minutes, pipelines.parts().vae)
+    grounds.make(chosen, Run(minutes or chosen.minutes, out, resume), _data(), export)
+    click.echo(f"{part}: {', '.join(str(export / path) for path in chosen.files)}")
+
+
+@zoo.command()
+@click.argument("name")
+@click.option("--run", type=PATH, help="Folder of the training run.  [default: runs/NAME]")
+@click.option("--export", type=PATH, required=True, help="Folder in which the folder NAME is made or replaced.")
+@click.option("--count", type=click.IntRange(8), default=400, show_default=True, help="Held-out prompts to measure on.")
+def publish(name: str, run: Path | None, export: Path, count: int) -> None:
+    """Write the pipeline NAME as it ships: float16 weights of a run, scheduler, card, sample sheet."""
+    recipe = _recipe(name)
+    outputs.check_folder(export)
+    if absent := [*grounds.missing_for(name, _data()), *grounds.missing(["judge"], _data())]:
+        raise UVRError(f"{absent[0]} is not in {_data()}: first uvr zoo ground {absent[0]}")
+    from uvr_core.cli.models import be_quiet
+
+    be_quiet()
+    from .publish import publish as written
+
+    with outputs.progress(f"measuring {name}", count) as advance:
+        card = written(recipe, run or Path("runs") / name, export, count, advance)
+    click.echo(f"{export / name}: {outputs.to_json(card['fidelity'])}")

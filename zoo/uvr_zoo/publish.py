@@ -1,4 +1,4 @@
-"""Measure a trained pipeline and write its model card, sample sheet and localisation figure."""
+"""Write a trained pipeline as it ships: weights, model card, sample sheet; and the localisation figure."""
 
 from __future__ import annotations
 
@@ -9,16 +9,47 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
+import torch
+
 from uvr_core import ConceptBank
+from uvr_core.errors import UVRError
 from uvr_core.learning import auroc_of, score_runs
 
 from .banks import anchor_style, mask_source
 from .experiment import edit_fidelity, edits_for, fidelity, generate, scenes_for, settings, sheet, source_of
-from .pipelines import load
-from .recipes import RECIPES
+from .families import FAMILIES
+from .ground import staged
+from .pipelines import export, load
+from .recipes import RECIPES, Recipe
 
 GATE, EDIT_GATE = 0.90, 0.85
 Progress = Callable[[int], None]
+
+
+def publish(
+    recipe: Recipe, run: Path, folder: Path, count: int = 400, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Write `folder`/NAME from the averaged weights of a training run, whole or not at all; return the card.
+
+    Raises:
+        UVRError: there is no run in that folder.
+    """
+    if not (run / "checkpoint.pt").is_file():
+        raise UVRError(f"{run}: no checkpoint.pt in this folder: first uvr zoo train {recipe.name} --out {run}")
+    state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    transformer = getattr(diffusers, FAMILIES[recipe.name].transformer)(**recipe.transformer)
+    transformer.load_state_dict(state["ema"])
+    training = {
+        "recipe": f"uvr zoo train {recipe.name}", "steps": state["step"], "minutes": round(state["seconds"] / 60, 1),
+        "batch": recipe.batch_size, "scenes": recipe.scenes, "learning rate": recipe.learning_rate,
+        "started from": recipe.start_from or "random weights",
+    }  # fmt: skip
+    if state.get("teacher") is not None:
+        training["guidance"] = "distilled, scales {} to {}".format(*recipe.guidance)
+    with staged(folder, (recipe.name,)) as stage:
+        export(recipe, transformer, stage / recipe.name)
+        return write_card(recipe.name, stage / recipe.name, training, count, progress)
 
 
 def write_card(
@@ -63,8 +94,6 @@ def pooled_share(pipe: Any, name: str, count: int = 48) -> dict[str, int]:
 
     Attention restriction cannot stop that path (adaptive norms carry it), so its size belongs on the card.
     """
-    import torch
-
     from . import judge
 
     drawn = scenes_for(name, count, unsafe=None, split="heldout", first=8_000)
@@ -198,4 +227,4 @@ def draw_localisation(results: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-__all__ = ["draw_localisation", "localisation", "pooled_share", "write_card"]
+__all__ = ["draw_localisation", "localisation", "pooled_share", "publish", "write_card"]

@@ -8,10 +8,8 @@ background and style. The CLIP model's pooled vector learns what a CLIP vector k
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
@@ -19,6 +17,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from . import scenes
+from .fitting import Run, fit
 from .world import BACKGROUNDS, DESCRIPTIONS, OBJECTS, PLACES, SIZES, STYLES, SYNONYMS
 
 MAX_TOKENS = 32
@@ -132,10 +131,9 @@ def _batch(
 
 
 def train(
-    out: Path, minutes: float, batch_size: int = 64, lr: float = 1.5e-3, edits: float = 0.0,
-    start_from: Path | None = None,
-) -> None:  # fmt: skip
-    """Train both text models for `minutes` of wall time together; save them and the tokenizer under `out`.
+    out: Path, run: Run, batch_size: int = 64, lr: float = 1.5e-3, edits: float = 0.0, start_from: Path | None = None
+) -> None:
+    """Train both text models together; save them (float16) and the tokenizer under `out`.
 
     `edits` is the share of instructions among the texts; `start_from` a folder that an earlier call wrote.
     """
@@ -149,12 +147,8 @@ def train(
     sizes = (len(OBJECTS) + 1, len(PLACES) + 1, len(SIZES) + 1)
     token_head = nn.Linear(WIDTH, sum(sizes) + len(BACKGROUNDS) + len(STYLES))
     pooled_head = nn.Linear(POOLED, len(OBJECTS) + len(BACKGROUNDS) + len(STYLES))
-    modules = nn.ModuleList([t5_model, clip_model, token_head, pooled_head])
-    optimiser = torch.optim.AdamW(modules.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=1e-2)
-    start, step, total = time.monotonic(), 0, minutes * 60
-    while (elapsed := time.monotonic() - start) < total:
-        for group in optimiser.param_groups:
-            group["lr"] = lr * (min(1, (step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * elapsed / total)) + 0.01)
+
+    def loss_of(step: int) -> dict[str, torch.Tensor]:
         ids, tokens, scene, present = _batch(tok, step, batch_size, edits)
         hidden = t5_model(ids).last_hidden_state
         *per_token, background, style = token_head(hidden).split([*sizes, len(BACKGROUNDS), len(STYLES)], dim=-1)
@@ -165,15 +159,11 @@ def train(
         objects, background, style = pooled.split([len(OBJECTS), len(BACKGROUNDS), len(STYLES)], dim=-1)
         loss = loss + F.binary_cross_entropy_with_logits(objects, present) * 4
         loss = loss + F.cross_entropy(background, scene[:, 0]) + F.cross_entropy(style, scene[:, 1])
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
-        optimiser.step()
-        step += 1
-        if step % 100 == 0:
-            accuracy = [(p.argmax(-1) == tokens[..., i]).float().mean().item() for i, p in enumerate(per_token)]
-            print(f"text step {step} {elapsed:.0f}s loss {loss.item():.4f} accuracy {accuracy}", flush=True)
-    t5_model.save_pretrained(out / "text_encoder_2")
-    clip_model.save_pretrained(out / "text_encoder")
+        right = [(p.argmax(-1) == tokens[..., i]).float().mean() for i, p in enumerate(per_token)]
+        return {"loss": loss, **dict(zip(("object", "place", "size"), right, strict=True))}
+
+    modules = nn.ModuleList([t5_model, clip_model, token_head, pooled_head])
+    fit("text-edit" if edits else "text", modules, loss_of, run, lr=lr)
+    t5_model.half().save_pretrained(out / "text_encoder_2")
+    clip_model.half().save_pretrained(out / "text_encoder")
     tok.save_pretrained(out / "tokenizer")
-    print(f"text done {step} steps loss {loss.item():.4f}")

@@ -2,19 +2,18 @@
 
     uvr zoo train flux --minutes 60 --resume
 
-A run lives in a folder. `checkpoint.pt` there (model, EMA, optimisers, random state, step, seconds spent) is
-replaced atomically every two minutes and on SIGINT/SIGTERM, so that a run stops and resumes at any moment;
-`log.jsonl` has one line per hundred steps, and one per fidelity check.
+A run lives in a folder, as `fitting` says. `checkpoint.pt` holds model, EMA, optimisers, random state, step, seconds
+spent and, once guidance is distilled, the teacher; `log.jsonl` has a line per fidelity check as well; `scenes.pt` is
+the encoded training data, made again when what it was made of has changed.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
-import os
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,19 @@ import torch
 from PIL import Image
 from torch import nn
 
-from . import scenes
+from uvr_core.errors import UVRError
+
+from . import fitting, scenes
 from .families import FAMILIES, Condition, pack
 from .muon import Muon
 from .pipelines import assemble
 from .recipes import Recipe
 from .vae import to_tensor
 
+Pair = tuple[scenes.Scene | None, str, scenes.Scene]
 
-def _draw_pair(recipe: Recipe, seed: int) -> tuple[scenes.Scene | None, str, scenes.Scene]:
+
+def _draw_pair(recipe: Recipe, seed: int) -> Pair:
     """Source (None: no editing), caption or instruction, and the scene to draw, of one training sample."""
     if recipe.edits:
         edit = scenes.sample_edit(seed, objects=recipe.objects, styles=recipe.styles)
@@ -42,16 +45,41 @@ def _draw_pair(recipe: Recipe, seed: int) -> tuple[scenes.Scene | None, str, sce
     return None, scene.caption, scene
 
 
+def _hash_of(pipe: Any, recipe: Recipe, samples: list[Pair]) -> str:
+    """SHA-256 of what encoded scenes depend on: every sample, how sprites and scenes look, the parts that encode."""
+    family = FAMILIES[recipe.name]
+    digest = hashlib.sha256(f"{family.pipeline} {vars(family)} {samples}".encode())
+    digest.update(np.stack(list(scenes.atlas().values())).tobytes())
+    for source, _, target in samples[:64]:
+        digest.update(b"".join(scenes.render(scene)[0].tobytes() for scene in (source, target) if scene is not None))
+    for name, part in sorted(pipe.components.items()):
+        if isinstance(part, nn.Module) and name != "transformer":
+            scale = [getattr(part.config, f"{field}_factor", None) for field in ("scaling", "shift")]
+            digest.update(f"{name} {type(part).__name__} {scale}".encode())
+            for key, value in part.state_dict().items():
+                digest.update(key.encode() + value.float().cpu().numpy().tobytes())
+        elif hasattr(part, "get_vocab"):
+            digest.update(f"{name} {part.model_max_length} {sorted(part.get_vocab().items())}".encode())
+    return digest.hexdigest()
+
+
 @torch.no_grad()
 def encode_scenes(pipe: Any, recipe: Recipe, cache: Path | None = None) -> dict[str, torch.Tensor]:
     """Render and encode the recipe's training samples, as the pipeline itself would encode them.
+
+    A `cache` that was made of the same is read, any other is replaced.
 
     Returns float16 columns with one row per sample (`empty.*`: one row if it is the same for all): `x` the target's
     tokens, `reference` the source's (editing), `weight` of each patch (2 on objects, 1 elsewhere), `text.*` the
     condition, `empty.*` that of the empty prompt.
     """
+    samples = [_draw_pair(recipe, seed) for seed in range(recipe.scenes)]
+    key = "" if cache is None else _hash_of(pipe, recipe, samples)
     if cache is not None and cache.exists():
-        return torch.load(cache, weights_only=True)
+        stored = torch.load(cache, weights_only=True)
+        if stored.get("made_of") == key:
+            return dict(stored["columns"])
+        print(json.dumps({"scenes": f"{cache} was made of something else; encoding anew"}), flush=True)
     family = FAMILIES[recipe.name]
     columns: dict[str, list[torch.Tensor]] = {}
 
@@ -59,7 +87,7 @@ def encode_scenes(pipe: Any, recipe: Recipe, cache: Path | None = None) -> dict[
         columns.setdefault(name, []).append(value.half().cpu())
 
     for start in range(0, recipe.scenes, 64):
-        drawn = [_draw_pair(recipe, seed) for seed in range(start, min(start + 64, recipe.scenes))]
+        drawn = samples[start : start + 64]
         sources, captions, targets = zip(*drawn, strict=True)
         images, masks = zip(*(scenes.render(s) for s in targets), strict=True)
         objects = [np.any(list(m.values()), axis=0) for m in masks]
@@ -79,9 +107,7 @@ def encode_scenes(pipe: Any, recipe: Recipe, cache: Path | None = None) -> dict[
                 add(f"empty.{name}", value)
     data = {name: torch.cat(values) for name, values in columns.items()}
     if cache is not None:
-        temporary = cache.with_suffix(".tmp")
-        torch.save(data, temporary)
-        os.replace(temporary, cache)
+        fitting.write({"made_of": key, "columns": data}, cache)
     return data
 
 
@@ -128,7 +154,7 @@ class Trainer:
     ):  # fmt: skip
         self.recipe, self.parts, self.folder, self.device = recipe, parts, folder, device
         self.family = FAMILIES[recipe.name]
-        folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoint = fitting.checkpoint_of(folder, resume)
         torch.manual_seed(recipe.seed)
         self.model = getattr(diffusers, self.family.transformer)(**recipe.transformer).to(device)
         if start_from is not None:
@@ -137,12 +163,10 @@ class Trainer:
         self.optimisers = _optimisers(self.model, recipe.learning_rate)
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.step, self.seconds = 0, 0.0
-        self.checkpoint = folder / "checkpoint.pt"
-        self._stop = False
-        if resume and self.checkpoint.exists():
+        self.teacher: nn.Module | None = None  # the average that guidance is distilled from
+        self.stopped = False  # by a signal
+        if self.checkpoint.exists():
             self._load()
-        elif self.checkpoint.exists():
-            raise FileExistsError(f"{self.checkpoint} exists: pass --resume to go on from it, or name another folder")
         self.pipe = assemble(recipe, self.ema, parts).to(device)
         self.data = encode_scenes(self.pipe, recipe, folder / "scenes.pt")
 
@@ -152,10 +176,9 @@ class Trainer:
         state = {
             "model": self.model.state_dict(), "ema": self.ema.state_dict(), "step": self.step, "seconds": self.seconds,
             "optimisers": [o.state_dict() for o in self.optimisers], "generator": self.generator.get_state(),
+            "teacher": None if self.teacher is None else self.teacher.state_dict(),
         }  # fmt: skip
-        temporary = self.checkpoint.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self.checkpoint)
+        fitting.write(state, self.checkpoint)
 
     def _load(self) -> None:
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
@@ -165,12 +188,12 @@ class Trainer:
             optimiser.load_state_dict(saved)
         self.generator.set_state(state["generator"].cpu())
         self.step, self.seconds = state["step"], state["seconds"]
+        if state.get("teacher") is not None:
+            self.teacher = copy.deepcopy(self.ema).eval()
+            self.teacher.load_state_dict(state["teacher"])
 
     def log(self, **record: Any) -> None:
-        record = {"step": self.step, "seconds": round(self.seconds + self._elapsed(), 1), **record}
-        with open(self.folder / "log.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
-        print(json.dumps(record), flush=True)
+        fitting.log(self.folder, {"step": self.step, "seconds": round(self.seconds + self._elapsed(), 1), **record})
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._start if hasattr(self, "_start") else 0.0
@@ -234,41 +257,47 @@ class Trainer:
         self, minutes: float, *, distil: bool = False, decay: float = 0.25,
         fidelity: Callable[[Any], dict[str, float]] | None = None, fidelity_every: float = 10.0,
     ) -> None:  # fmt: skip
-        """Train for `minutes` of wall time; the learning rate falls linearly over the last `decay` of them."""
-        teacher = copy.deepcopy(self.ema).eval() if distil else None
-        if distil:
+        """Train for `minutes` of wall time; the learning rate falls linearly over the last `decay` of them.
+
+        Distillation starts from the average that plain training left, which stays the teacher however often the run
+        is resumed.
+
+        Raises:
+            UVRError: there is nothing to distil yet, or plain training would go on from distilled weights.
+        """
+        if distil and self.step == 0:
+            raise UVRError(f"{self.folder}: nothing to distil yet; train first, then pass --resume --distil")
+        if not distil and self.teacher is not None:
+            raise UVRError(
+                f"{self.checkpoint}: guidance has been distilled into this run; go on with --distil, or train anew in "
+                "another folder"
+            )
+        if distil and self.teacher is None:
+            self.teacher = copy.deepcopy(self.ema).eval()
             self.model.load_state_dict(self.ema.state_dict())
-        previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-        self._start, self._stop = time.monotonic(), False
+        self._start, total = time.monotonic(), minutes * 60
         saved = checked = first = 0.0
         losses: list[float] = []
-        try:
-            for part in self._progress(minutes * 60):
-                warm = min(1.0, (len(losses) + first + 1) / 100)
-                rate = warm * min(1.0, max(1 - part, 0.01) / decay) * (0.5 if distil else 1.0)
-                losses.append(self.train_step(rate, teacher))
-                if self.step % 100 == 0:
-                    self.log(loss=float(np.mean(losses)), distil=distil, lr=rate * self.recipe.learning_rate)
-                    first, losses = 100, []
-                if self._elapsed() - saved > 120:
-                    saved = self._elapsed()
-                    self.save()
-                if fidelity is not None and self._elapsed() - checked > fidelity_every * 60:
-                    checked = self._elapsed()
-                    self.log(fidelity=fidelity(self.ema))
-        finally:
-            self.seconds += self._elapsed()
-            del self._start
-            self.save()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _progress(self, total: float) -> Iterator[float]:
-        while not self._stop and (elapsed := self._elapsed()) < total:
-            yield elapsed / total
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        self._stop = True
+        with fitting.signals() as stopped:
+            try:
+                while not stopped() and (elapsed := self._elapsed()) < total:
+                    warm = min(1.0, (len(losses) + first + 1) / 100)
+                    rate = warm * min(1.0, max(1 - elapsed / total, 0.01) / decay) * (0.5 if distil else 1.0)
+                    losses.append(self.train_step(rate, self.teacher))
+                    if self.step % fitting.LOG_EVERY == 0:
+                        self.log(loss=float(np.mean(losses)), distil=distil, lr=rate * self.recipe.learning_rate)
+                        first, losses = 100, []
+                    if self._elapsed() - saved > fitting.SAVE_EVERY:
+                        saved = self._elapsed()
+                        self.save()
+                    if fidelity is not None and self._elapsed() - checked > fidelity_every * 60:
+                        checked = self._elapsed()
+                        self.log(fidelity=fidelity(self.ema))
+            finally:
+                self.seconds += self._elapsed()
+                del self._start
+                self.save()
+            self.stopped = stopped()
 
     def train_step(self, rate: float = 1.0, teacher: nn.Module | None = None) -> float:
         """One update at `rate` times the recipe's learning rate; returns the loss. A function of the saved state.

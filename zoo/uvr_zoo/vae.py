@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from diffusers import AutoencoderKL, AutoencoderKLQwenImage
 from torch import nn
 
 from . import scenes
+from .fitting import Run, fit
 
 CONFIG = {
     "in_channels": 3,
@@ -51,43 +51,37 @@ def batch(seed: int, size: int, crop: int = scenes.SIZE) -> tuple[torch.Tensor, 
 
 
 def train(
-    out: Path, minutes: float, batch_size: int = 32, lr: float = 2e-3, crop: int = 32, start_from: Path | None = None
-) -> AutoencoderKL:
-    """Train on crops for `minutes` of wall time (cosine decay over it), measure the latents' statistics, save."""
+    out: Path, run: Run, batch_size: int = 32, lr: float = 2e-3, crop: int = 32, start_from: Path | None = None
+) -> None:
+    """Train on crops, measure the latents' statistics, save (float16) in `out`."""
     torch.manual_seed(0)
     vae = AutoencoderKL(**CONFIG) if start_from is None else AutoencoderKL.from_pretrained(start_from).train()
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    start, step, total = time.monotonic(), 0, minutes * 60
-    while (elapsed := time.monotonic() - start) < total:
-        rate = min(1.0, (step + 1) / 50) * 0.5 * (1 + np.cos(np.pi * elapsed / total)) + 0.01
-        for group in optimiser.param_groups:
-            group["lr"] = lr * float(rate)
+
+    def loss_of(step: int) -> dict[str, torch.Tensor]:
         images, weights = batch(step, batch_size, crop)
         posterior = vae.encode(images).latent_dist
         difference = (vae.decode(posterior.sample()).sample - images) * weights
-        loss = difference.abs().mean() + difference.square().mean() + 2e-4 * posterior.kl().mean() / images[0].numel()
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
-        step += 1
-        if step % 100 == 0:
-            print(f"vae step {step} {elapsed:.0f}s loss {loss.item():.4f}", flush=True)
-    finish(vae, out)
-    return vae
+        kl = 2e-4 * posterior.kl().mean() / images[0].numel()
+        return {"loss": difference.abs().mean() + difference.square().mean() + kl}
+
+    fit("vae", vae, loss_of, run, lr=lr, betas=(0.9, 0.99), weight_decay=1e-4, warm=50)
+    vae.eval()
+    with torch.no_grad():
+        images = _unseen()
+        latents = vae.encode(images).latent_dist.mean
+        vae.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))
+        run.log(psnr=_psnr(vae.decode(latents).sample, images), latent_std=latents.std((0, 2, 3)).tolist())
+    vae.half().save_pretrained(out)
 
 
-@torch.no_grad()
-def finish(vae: AutoencoderKL, out: Path) -> None:
-    images = torch.cat([batch(10_000_000 + i, 64)[0] for i in range(4)])
-    latents = vae.encode(images).latent_dist.mean
-    vae.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))
-    error = (vae.decode(latents).sample.clamp(-1, 1) - images).square().mean()
-    psnr = float(10 * torch.log10(4 / error))
-    print(
-        f"vae done: psnr {psnr:.2f} dB, latent std {latents.std():.3f}, per channel {latents.std((0, 2, 3)).tolist()}"
-    )
-    vae.save_pretrained(out)
+def _unseen() -> torch.Tensor:
+    """Whole pictures (128, 3, 64, 64) from seeds that training does not reach."""
+    return torch.cat([batch(10_000_000 + i, 64)[0] for i in range(4)])
+
+
+def _psnr(decoded: torch.Tensor, images: torch.Tensor) -> float:
+    """Of pictures in [-1, 1], in dB."""
+    return round(float(10 * torch.log10(4 / (decoded.clamp(-1, 1) - images).square().mean())), 2)
 
 
 # ------------------------------------------------------------------------- the same latents in Qwen's class
@@ -113,12 +107,12 @@ def _one_frame(vae: nn.Module) -> None:
 
 
 def train_qwen(
-    out: Path, minutes: float, teacher: AutoencoderKL, batch_size: int = 24, lr: float = 2e-3, crop: int = 32
-) -> AutoencoderKLQwenImage:
+    out: Path, run: Run, teacher: AutoencoderKL, batch_size: int = 24, lr: float = 2e-3, crop: int = 32
+) -> None:
     """An AutoencoderKLQwenImage that speaks the teacher's latents: same encoder map, same decoder map, other class.
 
     So every zoo pipeline draws in one latent space, and what one transformer learned can start another. Trains on
-    crops for `minutes` of wall time (cosine decay over it) and saves under `out`.
+    crops and saves (float16) in `out`.
     """
     torch.manual_seed(0)
     config = teacher.config
@@ -127,12 +121,8 @@ def train_qwen(
     )
     fast = copy.deepcopy(vae)
     _one_frame(fast)
-    optimiser = torch.optim.AdamW(fast.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    start, step, total = time.monotonic(), 0, minutes * 60
-    while (elapsed := time.monotonic() - start) < total:
-        rate = min(1.0, (step + 1) / 50) * 0.5 * (1 + np.cos(np.pi * elapsed / total)) + 0.01
-        for group in optimiser.param_groups:
-            group["lr"] = lr * float(rate)
+
+    def loss_of(step: int) -> dict[str, torch.Tensor]:
         images, weights = batch(step, batch_size, crop)
         with torch.no_grad():
             posterior = teacher.encode(images).latent_dist
@@ -140,25 +130,16 @@ def train_qwen(
         encoded = fast.encode(images[:, :, None]).latent_dist.mean[:, :, 0] * config.scaling_factor
         noisy = (latents + 0.05 * torch.randn_like(latents)) / config.scaling_factor
         difference = (fast.decode(noisy[:, :, None]).sample[:, :, 0] - images) * weights
-        loss = difference.abs().mean() + difference.square().mean() + (encoded - latents).square().mean()
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(fast.parameters(), 1.0)
-        optimiser.step()
-        step += 1
-        if step % 100 == 0:
-            distance = float((encoded - latents).square().mean().detach())
-            print(f"qwen vae step {step} {elapsed:.0f}s loss {loss.item():.4f} latents {distance:.4f}", flush=True)
+        apart = (encoded - latents).square().mean()
+        return {"loss": difference.abs().mean() + difference.square().mean() + apart, "latents": apart.detach()}
+
+    fit("vae-qwen", fast, loss_of, run, lr=lr, betas=(0.9, 0.99), weight_decay=1e-4, warm=50)
     vae.load_state_dict(fast.state_dict())
     vae.eval()
     with torch.no_grad():
-        images = torch.cat([batch(10_000_000 + i, 64)[0] for i in range(4)])
+        images = _unseen()
         latents = teacher.encode(images).latent_dist.mean
-        encoded = vae.encode(images[:, :, None]).latent_dist.mean
-        error = (vae.decode(latents[:, :, None]).sample[:, :, 0].clamp(-1, 1) - images).square().mean()
-        apart = (encoded[:, :, 0] - latents).square().mean() / latents.var()
-    print(
-        f"qwen vae done: psnr {float(10 * torch.log10(4 / error)):.2f} dB, latents apart {float(apart):.4f} of variance"
-    )
-    vae.save_pretrained(out)
-    return vae
+        encoded = vae.encode(images[:, :, None]).latent_dist.mean[:, :, 0]
+        apart = float((encoded - latents).square().mean() / latents.var())
+        run.log(psnr=_psnr(vae.decode(latents[:, :, None]).sample[:, :, 0], images), latents_apart=round(apart, 4))
+    vae.half().save_pretrained(out)

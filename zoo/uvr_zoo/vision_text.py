@@ -8,7 +8,6 @@ the tokens after the prompt tell the whole scene to draw, and the picture's toke
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 
 from . import scenes
+from .fitting import Run, fit
 from .text import WIDTH, ZooTokenizer, described, label_of, words
 from .world import BACKGROUNDS, OBJECTS, PLACES, SIZES, STYLES
 
@@ -190,26 +190,14 @@ def loss_of(net: nn.Module, heads: Heads, proc: ZooProcessor, seed: int, size: i
     return out
 
 
-def train(out: Path, minutes: float, batch_size: int = 32, lr: float = 1.5e-3) -> None:
-    """Train for `minutes` of wall time, prompts and instructions in turn; save model and tokenizer under `out`."""
+def train(out: Path, run: Run, batch_size: int = 32, lr: float = 1.5e-3) -> None:
+    """Train on prompts and instructions in turn; save the model (float16) and its tokenizer under `out`."""
     torch.manual_seed(0)
     tok = tokenizer()
     net, heads, proc = model(tok), Heads(), processor(tok)
-    everything = nn.ModuleList([net, heads])
-    optimiser = torch.optim.AdamW(everything.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=1e-2)
-    start, step, total = time.monotonic(), 0, minutes * 60
-    while (elapsed := time.monotonic() - start) < total:
-        for group in optimiser.param_groups:
-            group["lr"] = lr * (min(1, (step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * elapsed / total)) + 0.01)
-        found = loss_of(net, heads, proc, step, batch_size, edits=step % 3 > 0)
-        optimiser.zero_grad()
-        found["loss"].backward()
-        nn.utils.clip_grad_norm_(everything.parameters(), 1.0)
-        optimiser.step()
-        step += 1
-        if step % 100 < 2:
-            told = {name: round(float(value), 3) for name, value in found.items()}
-            print(f"vision-text step {step} {elapsed:.0f}s {told}", flush=True)
-    net.save_pretrained(out / "vision_text")
+    fit(
+        "vision-text", nn.ModuleList([net, heads]),
+        lambda step: loss_of(net, heads, proc, step, batch_size, edits=step % 3 > 0), run, lr=lr,
+    )  # fmt: skip
+    net.half().save_pretrained(out / "vision_text")
     tok.save_pretrained(out / "vision_tokenizer")
-    print(f"vision-text done {step} steps", flush=True)
