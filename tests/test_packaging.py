@@ -3,24 +3,21 @@
 import ast
 import configparser
 import json
-import os
 import re
-import subprocess
-import sys
-import sysconfig
 import tomllib
 import zipfile
 from collections.abc import Iterator
 from email.parser import HeaderParser
 from pathlib import Path
 
+import installed
 import pytest
 import torch
+from installed import ROOT, run
 
 import uvr_core
 from uvr_core.adapter import Layout
 
-ROOT = Path(__file__).resolve().parents[1]
 SOURCE_ROOTS = {
     "uvr_core": ROOT,
     "uvr_adapters": ROOT / "adapters",
@@ -29,20 +26,6 @@ SOURCE_ROOTS = {
 }
 OUTER = {"uvr_adapters", "uvr_plugins", "uvr_zoo"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-
-
-def run(*command: object, **options) -> str:
-    """Standard output of a command; if it fails, everything it said."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        **options,
-    )
-    assert done.returncode == 0, f"{command} exited with {done.returncode}:\n{done.stdout}"
-    return done.stdout
 
 
 def shipped_files() -> set[str]:
@@ -63,10 +46,7 @@ def shipped_files() -> set[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT)
-    (built,) = out.glob("*.whl")
-    return built
+    return installed.wheel(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")
@@ -120,35 +100,13 @@ def test_wheel_metadata(wheel):
 
 
 @pytest.fixture(scope="module")
-def clean_python(wheel, tmp_path_factory) -> Path:
-    """The interpreter of a fresh environment that holds the wheel.
-
-    Installing torch again would take minutes, so the other packages are lent by this environment: a folder
-    of links to everything in its site-packages but uvr-core itself and the .pth files (an editable install is
-    made of both).
-    """
-    home = tmp_path_factory.mktemp("clean")
-    lent = home / "lent"
-    lent.mkdir()
-    for folder in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
-        for item in Path(folder).iterdir():
-            if item.suffix != ".pth" and not item.name.startswith(("uvr_", "_uvr_", "__pycache__")):
-                (lent / item.name).symlink_to(item)
-    run(sys.executable, "-m", "venv", "--without-pip", home / "venv")
-    python = home / "venv" / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel)
-    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=home).strip()
-    (Path(site) / "lent.pth").write_text(f"{lent}\n")
-    return python
+def clean_python(tmp_path_factory) -> Path:
+    return installed.environment(tmp_path_factory.getbasetemp(), "clean")
 
 
 @pytest.fixture
 def away(tmp_path) -> dict:
-    """Options for a subprocess outside the checkout that sees no path, cache or hub of this one."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV", "UVR_"))}
-    env |= {"PYTHONNOUSERSITE": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    (tmp_path / "cwd").mkdir()
-    return {"cwd": tmp_path / "cwd", "env": env}
+    return installed.away(tmp_path)
 
 
 @pytest.mark.wheel

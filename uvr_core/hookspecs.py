@@ -1,6 +1,7 @@
 """The plugin contract: pluggy project "uvr", entry-point group "uvr". Names cost nothing until they are used.
 
-Each hook returns {name: target}; a target is "module:attribute" (resolved on first use) or the object itself.
+Each hook returns {name: target}; a target is "module:attribute" (resolved on first use) or the object itself. A
+detector or policy may be a class; it is made without arguments. Two packages to start from: docs/examples.
 """
 
 from __future__ import annotations

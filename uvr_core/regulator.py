@@ -19,6 +19,7 @@ from .errors import (
     AdapterMismatch,
     AdapterNotFound,
     ConceptMismatch,
+    PluginError,
     TapNotFired,
     UnsupportedRuntime,
     UVRError,
@@ -117,7 +118,7 @@ class Regulator:
 
     @contextmanager
     def recording(self, recorder: Recorder, paths: Sequence[str]) -> Iterator[None]:
-        """Hand the output patches' attention output at `paths` to `recorder(path, step, sigma, (B, N, C))`."""
+        """Hand what detectors get at `paths` to `recorder(path, step, sigma, features)`; see Detector.scores."""
         self._recorder = (recorder, frozenset(paths))
         try:
             yield
@@ -305,6 +306,8 @@ def find_adapter(model: object, adapter: str | Adapter | None = None) -> Adapter
     Raises:
         AdapterNotFound: unknown name, or nothing recognises the model; names what is nearest.
         AdapterMismatch: the named adapter is for another class.
+        PluginError: the named adapter does not load, or several recognise the model. Without a name, an adapter
+            that does not load is a warning that names its plugin (strict: this error).
     """
     registry = plugins.registry()
     known = registry.names("adapter")
@@ -315,15 +318,22 @@ def find_adapter(model: object, adapter: str | Adapter | None = None) -> Adapter
             raise AdapterNotFound(f"unknown adapter {adapter!r}{did_you_mean(adapter, known)}")
         chosen = registry.get("adapter", adapter)
     else:
-        adapters = [registry.get("adapter", name) for name in known]
-        matching = [a for a in adapters if a.recognises(model)]
+        adapters = registry.resolve_all("adapter")
+        kind, line = type(model).__name__, [cls.__name__ for cls in type(model).__mro__]
+        matching = {name: found for name, found in adapters.items() if found.recognises(model)}
         if not matching:
-            kind = type(model).__name__
+            skipped = ", ".join(repr(name) for name in known if name not in adapters)
             raise AdapterNotFound(
-                f"no adapter recognises {kind}{did_you_mean(kind, {a.model for a in adapters})} "
-                "Pass adapter=..., or port the model: CONTRIBUTING.md, 'Add a model in 20 lines'"
+                f"no adapter recognises {kind}{did_you_mean(kind, {a.model for a in adapters.values()})} "
+                + (f"Skipped, because they do not load: {skipped}. " if skipped else "")
+                + "Pass adapter=..., or port the model: CONTRIBUTING.md, 'Add a model in 20 lines'"
             )
-        chosen = matching[0]
+        distance = {name: line.index(a.model) if a.model in line else len(line) for name, a in matching.items()}
+        nearest = [name for name in matching if distance[name] == min(distance.values())]  # a subclass before its base
+        if len(nearest) > 1:
+            claims = ", ".join(f"{name!r} of plugin {known[name][1]!r}" for name in nearest)
+            raise PluginError(f"several adapters recognise {kind}: {claims}; pass adapter=..., or uninstall one")
+        chosen = matching[nearest[0]]
     if not chosen.recognises(model):
         raise AdapterMismatch(f"adapter {chosen.name!r} is for {chosen.model}, the model is a {type(model).__name__}")
     return chosen

@@ -1,4 +1,4 @@
-"""The commands that look and list: adapters, plugins, doctor, report."""
+"""The commands that look and list: adapters, plugins, report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 
 from .. import plugins as door
 from ..errors import PluginError, UVRError
-from . import inputs, models, outputs, say
+from . import inputs, outputs, say
 
 
 def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
@@ -30,27 +30,35 @@ def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[object, ..
 @click.command()
 @inputs.json_option
 def adapters(as_json: bool) -> None:
-    """List the model families that UVR knows: where their joint attention is, which pipelines drive them."""
+    """List the model families that UVR knows: where their joint attention is, which pipelines drive them, and which
+    plugin brings them."""
     registry = door.registry()
     rows: list[dict[str, Any]] = []
-    for name, (_, origin) in sorted(registry.names("adapter").items()):
+    for name, (_, plugin) in sorted(registry.names("adapter").items()):
+        facts: dict[str, Any] = {"model": None, "pipelines": [], "attention": [], "guidance": None, "status": "ok"}
         try:
             found = registry.get("adapter", name)
-            facts = {
+            facts |= {
                 "model": found.model,
                 "pipelines": list(found.pipelines),
                 "attention": list(found.attention),
                 "guidance": found.guidance,
             }
-        except (PluginError, AttributeError) as error:
+        except PluginError as error:
             say(f"warning: {error}")
-            facts = {"model": None, "error": str(error)}
-        rows.append({"name": name, **facts, "plugin": origin})
+            facts["status"] = f"failed: {error}"
+        origin = registry.origin(plugin)
+        rows.append(
+            {"name": name, **facts, "plugin": plugin, "distribution": origin.distribution, "version": origin.version}
+        )
     if as_json:
         click.echo(outputs.to_json({"adapters": rows}))
         return
-    cells = [(r["name"], r["model"] or "?", ", ".join(r.get("pipelines", ())), r["plugin"]) for r in rows]
-    _table("Adapters", ("name", "model", "pipelines", "plugin"), cells)
+    cells = [
+        (r["name"], r["model"] or r["status"], ", ".join(r["pipelines"]), f"{r['distribution']} {r['version']}")
+        for r in rows
+    ]
+    _table("Adapters", ("name", "model", "pipelines", "from"), cells)
 
 
 @click.command()
@@ -84,39 +92,6 @@ def plugins(ctx: click.Context, as_json: bool) -> None:
         say(clash)
     if clashes:
         ctx.exit(1)
-
-
-@click.command()
-@click.argument("model")
-@click.option("--adapter", metavar="NAME", help="Adapter; else recognised by the transformer's class.")
-@inputs.json_option
-def doctor(model: str, adapter: str | None, as_json: bool) -> None:
-    """Attach to MODEL (its weights are not read) and list the taps, or say why UVR does not fit it."""
-    inputs.known("adapter", adapter)
-    found = models.load_skeleton(model)
-    from ..regulator import attach
-
-    transformer = getattr(found, "transformer", found)
-    with attach(found, adapter) as reg:
-        modules = dict(transformer.named_modules())
-        facts: dict[str, Any] = {
-            "model": model,
-            "adapter": reg.adapter.name,
-            "fingerprint": attrs.asdict(reg.fingerprint),
-            "taps": [{"path": path, "module": type(modules[path]).__name__} for path in reg.taps],
-            "probes": list(reg.adapter.probe_paths(transformer)),
-        }
-    if as_json:
-        click.echo(outputs.to_json(facts))
-        return
-    f = reg.fingerprint
-    size = f"{f.blocks} joint attention blocks, {f.heads} heads x {f.head_dim}"
-    click.echo(f"{model}: {f.model}, adapter {reg.adapter.name}: {size}")
-    rows = [
-        (number, tap["path"], tap["module"], "yes" if tap["path"] in facts["probes"] else "")
-        for number, tap in enumerate(facts["taps"], 1)
-    ]
-    _table("Taps", ("", "path", "module", "probe"), rows)
 
 
 @click.command()
