@@ -348,7 +348,8 @@ def test_a_text_row_of_the_last_block_moves_nothing(tiny: Callable[[str], Tiny],
 @pytest.mark.usefixtures("still_stock")
 @pytest.mark.parametrize("name", PIPELINES)
 def test_the_engine_hands_out_and_writes_those_rows(tiny: Callable[[str], Tiny], name: str) -> None:
-    """Recorded features are the rows of the span above, in order; the adapter's counts and grids are the true ones."""
+    """Recorded features are the rows of the span above, in order, and beside each the reference row that faces it; the
+    adapter's counts and grids are the true ones."""
     model = tiny(name)
     assert model.layout() == Layout(
         (2 if name in EDITING else 1) * PATCHES, PATCHES, (8, 8), ((8, 8),) if name in EDITING else ()
@@ -363,6 +364,9 @@ def test_the_engine_hands_out_and_writes_those_rows(tiny: Callable[[str], Tiny],
             model.forward()
     first = first_row(model, calls[0].output.shape[2])
     rows = calls[0].output[:, :, first : first + PATCHES].transpose(1, 2).flatten(2)
+    if name in EDITING:
+        facing = calls[0].output[:, :, first + PATCHES : first + 2 * PATCHES].transpose(1, 2).flatten(2)
+        rows = torch.cat([rows, facing], -1)
     assert len(recorded) == 1
     assert torch.equal(recorded[0], rows)
 

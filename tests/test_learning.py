@@ -25,7 +25,7 @@ BENIGN = ["a cat", "a dog on the right", "a star", "a hat", "a fish at the top",
 
 
 def moments(x: torch.Tensor, full: bool) -> _Moments:
-    result = _Moments(x.shape[1], full)
+    result = _Moments(full)
     for part in x.split(37):  # in uneven pieces, as images come
         result.add(part)
     return result

@@ -278,9 +278,21 @@ def test_what_flows_is_the_policys_table(policy: Any, image_at: str, output_firs
     assert torch.equal((edited != stock).any(-1).any(1), rows), "other rows must stay bitwise stock, these must change"
 
 
+@attrs.frozen
+class Told(Selective):
+    """Selective that is told where each of the three samples' concepts comes from."""
+
+    from_source: tuple[bool, ...] = (True, True, True)
+
+    def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
+        return Selective.edit(self, attrs.evolve(located, from_source=torch.tensor(self.from_source)), call)
+
+
+@pytest.mark.parametrize("told", [None, (True, True, False), (False, True, False)])
 @pytest.mark.parametrize(("image_at", "output_first"), LAYOUTS)
-def test_selective_follows_the_text_contrast(image_at: str, output_first: bool) -> None:
-    policy = Selective(strong=0.1, instruction_contrast=1.0, source_contrast=1.0)
+def test_selective_follows_the_flow_contrast(image_at: str, output_first: bool, told: tuple[bool, ...] | None) -> None:
+    options = {"strong": 0.1, "instruction_contrast": 1.0, "source_contrast": 1.0, "amplification": 0.3}
+    policy = Selective(**options) if told is None else Told(**options, from_source=told)
     q, k, v, _, edited = flow(policy, image_at, output_first)
     text, output, reference = spans(image_at, output_first)
     kind = classes(policy)
@@ -291,9 +303,12 @@ def test_selective_follows_the_text_contrast(image_at: str, output_first: bool) 
         core, rest = kind[sample] == CORE, kind[sample] == STOCK
         contrast = weight[sample][core].mean(0) / weight[sample][rest].mean(0)
         line = torch.ones(KEYS)
-        for keys in (text, reference):
+        shown = told is None or told[sample]
+        restricted_rows = kind[sample] != STOCK if shown else core
+        for keys in (text, reference) if shown else (text,):
             line[keys] = torch.where(contrast[keys] > 1.0, policy.strong, 1.0).float()
-        factor[sample, output] = torch.where((kind[sample] != STOCK)[:, None], line, torch.ones(KEYS))
+        line[output] = torch.where(restricted_rows, policy.amplification, 1.0)
+        factor[sample, output] = torch.where(restricted_rows[:, None], line, torch.ones(KEYS))
         chosen_any |= bool((contrast[text] > 1.0).any()) and bool((contrast[text] <= 1.0).any())
     assert chosen_any, "the example must have both kinds of token"
     assert (edited.double() - restricted(q, k, v, factor)).abs().max() < 5e-6

@@ -2,8 +2,12 @@
 
 Tensors (C = heads * head_dim of the probe block, T = noise-level bins, A = anchors):
     anchors/{probe}     (A, C)  attention outputs inside the concept's region at the last step (paper, offline stage)
-    direction/{probe}   (T, C)  whitened difference of means, unsafe patches minus others, at that noise level
+    direction/{probe}   (T, C)  whitened difference of means, unsafe patches minus others, at that noise level;
+                        (T, 2C) if collected with reference tokens (see Detector.scores)
     offset/{probe}      (T,)    so that O . direction + offset has mean 0 and deviation 1 over other patches
+    origin/{probe}      (T, 2C) editing only: whitened difference of means over a concept's patches, where the source
+                        image shows it minus where the instruction brings it
+    origin_offset/{probe} (T,)  so that 0 lies halfway between the two
     sigma               (T,)    noise level of each bin, 1 = pure noise, decreasing
 The metadata carries schema, name, model fingerprint, calibration and provenance as JSON. Never pickle.
 """
@@ -202,8 +206,10 @@ def _parse(metadata: Mapping[str, str], tensors: dict[str, torch.Tensor]) -> Con
         kind = key.split("/", 1)[0]
         good = {
             "anchors": tensor.ndim == 2 and len(tensor) > 0 and tensor.shape[-1] == bank.width,
-            "direction": tuple(tensor.shape) == (bins, bank.width),
+            "direction": tuple(tensor.shape) in ((bins, bank.width), (bins, 2 * bank.width)),
             "offset": tuple(tensor.shape) == (bins,),
+            "origin": tuple(tensor.shape) == (bins, 2 * bank.width),
+            "origin_offset": tuple(tensor.shape) == (bins,),
             "sigma": key == "sigma" and tensor.ndim == 1 and bins > 0,
         }.get(kind)
         if not good:

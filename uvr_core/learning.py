@@ -22,26 +22,29 @@ from .regulator import Regulator, attach
 MaskSource = Callable[[Sequence[Any], tuple[int, int]], Any]
 FULL_COVARIANCE = 768  # widths up to this are whitened fully, larger ones per channel
 _MAX_PROBES = 6
+_LEAST_IMAGES = 8  # per way in (source image, instruction), to tell them apart
+_INTO_GAP = 0.1  # of the way from the benign bound to the unsafe scores: unseen styles score lower than seen ones
 
 
 @attrs.define
 class _Moments:
-    """Count, sum and second moment of feature vectors, in float64."""
+    """Count, sum and second moment of feature vectors (n, C), in float64.
 
-    width: int
-    full: bool
+    `full`: the whole covariance, not its diagonal alone; None: up to a width of FULL_COVARIANCE.
+    """
+
+    full: bool | None = None
     n: int = 0
-    total: Any = None
-    second: Any = None
+    total: Any = 0.0
+    second: Any = 0.0
 
     def add(self, x: torch.Tensor) -> None:
         x = x.double()
-        if self.total is None:
-            self.total = torch.zeros(self.width, dtype=torch.float64)
-            self.second = torch.zeros((self.width,) * (2 if self.full else 1), dtype=torch.float64)
+        if self.full is None:
+            self.full = x.shape[1] <= FULL_COVARIANCE
         self.n += len(x)
-        self.total += x.sum(0)
-        self.second += x.T @ x if self.full else x.square().sum(0)
+        self.total = self.total + x.sum(0)
+        self.second = self.second + (x.T @ x if self.full else x.square().sum(0))
 
     @property
     def mean(self) -> torch.Tensor:
@@ -175,7 +178,8 @@ def collect(
         prompts: prompts that show the concept. Image i is drawn with seed + i.
         masks: where the concept is. Either a callable (images, (H, W)) -> (B, H, W) bool on the patch grid, run
             on the generated images (a detector or segmenter), or an array (len(prompts), H, W) made by a user.
-            An image whose mask is empty is left out.
+            An image whose mask is empty is left out. For an editing pipeline a callable is also run on the source
+            images, so that the bank can tell a concept that the source shows from one that the instruction brings.
         benign_prompts: prompts without the concept; their patches join the "other" class of the contrast.
         sources, benign_sources: for an editing pipeline, the source image of each prompt (an instruction).
         probes: probe candidates; None: up to six of the adapter's, spread over the middle.
@@ -196,14 +200,16 @@ def collect(
     with attach(pipe, adapter) as reg:
         paths = tuple(probes) if probes else _default_probes(reg, pipe.transformer)
         width = reg.fingerprint.heads * reg.fingerprint.head_dim
-        full = width <= FULL_COVARIANCE
-        unsafe: dict[tuple[str, int], _Moments] = defaultdict(lambda: _Moments(width, full))
-        other: dict[tuple[str, int], _Moments] = defaultdict(lambda: _Moments(width, full))
+        unsafe: dict[tuple[str, int], _Moments] = defaultdict(_Moments)
+        other: dict[tuple[str, int], _Moments] = defaultdict(_Moments)
         anchors: dict[str, list[torch.Tensor]] = defaultdict(list)
+        origin: dict[tuple[str, int, bool], _Moments] = defaultdict(_Moments)
+        shown = _shown_by(masks, sources)
         used, done, sigmas = 0, 0, [1.0]
         seeds = range(seed, seed + len(prompts))
         for batch in _batches(reg, pipe, prompts, seeds, paths, batch_size, generate, progress, sources):
             inside = _mask_of(masks, batch.images, batch.grid, done)
+            by_source = shown(done, len(batch.images), batch.grid)
             done, sigmas = done + len(batch.images), batch.sigmas
             for sample, mask in enumerate(inside):
                 if not mask.any():
@@ -213,8 +219,11 @@ def collect(
                 for (path, step), x in batch.features.items():
                     unsafe[path, step].add(x[sample][mask.reshape(-1)].float())
                     other[path, step].add(x[sample][outside.reshape(-1)].float())
+                    if by_source is not None:
+                        mean = x[sample][mask.reshape(-1)].float().mean(0, keepdim=True)
+                        origin[path, step, bool(by_source[sample])].add(mean)
                     if step == len(sigmas) - 1:
-                        anchors[path].append(x[sample][mask.reshape(-1)].float())
+                        anchors[path].append(x[sample][mask.reshape(-1)][:, :width].float())
         if not used:
             raise UVRError(
                 f"collect {concept!r}: none of the {done} generated images shows the concept according to the mask "
@@ -231,6 +240,7 @@ def collect(
         tensors[f"direction/{path}"] = torch.stack([direction for direction, _ in pairs])
         tensors[f"offset/{path}"] = torch.tensor([offset for _, offset in pairs])
         tensors[f"anchors/{path}"] = _subset(torch.cat(anchors[path]), max_anchors, seed)
+        tensors |= _origin_tensors(path, len(sigmas), origin)
     provenance = {
         "prompts": len(prompts), "images_with_concept": used, "benign_prompts": len(benign), "seed": seed,
         "mask_source": mask_source or getattr(masks, "__qualname__", type(masks).__name__),
@@ -238,6 +248,30 @@ def collect(
         "date": datetime.date.today().isoformat(), "versions": _versions(),
     }  # fmt: skip
     return ConceptBank(concept, fingerprint, tensors, None, provenance)
+
+
+def _shown_by(masks: Any, sources: Sequence[Any] | None) -> Callable[[int, int, tuple[int, int]], Mask | None]:
+    """(first, count, grid) -> (count,) bool, whether each source image shows the concept; None: cannot be told."""
+
+    def shown(first: int, count: int, grid: tuple[int, int]) -> Mask | None:
+        if sources is None or not callable(masks):
+            return None
+        return np.asarray(_mask_of(masks, list(sources[first : first + count]), grid, first).any((1, 2)), dtype=bool)
+
+    return shown
+
+
+def _origin_tensors(path: str, steps: int, means: dict[tuple[str, int, bool], _Moments]) -> dict[str, torch.Tensor]:
+    """origin/ and origin_offset/ of one probe, if both ways in occurred at least _LEAST_IMAGES times."""
+    if any(means[path, step, way].n < _LEAST_IMAGES for step in range(steps) for way in (True, False)):
+        return {}
+    directions, offsets = [], []
+    for step in range(steps):
+        source, words = means[path, step, True], means[path, step, False]
+        direction, offset = whitened_direction(source, words, shrink=0.3)
+        directions.append(direction)
+        offsets.append(offset - 0.5 * float((source.mean - words.mean).float() @ direction))
+    return {f"origin/{path}": torch.stack(directions), f"origin_offset/{path}": torch.tensor(offsets)}
 
 
 def _subset(x: torch.Tensor, count: int, seed: int) -> torch.Tensor:
@@ -301,6 +335,7 @@ class _Choice:
     false_positive: float
     grow: float
     auroc: float | None
+    margin: float
 
 
 def calibrate(
@@ -324,9 +359,10 @@ def calibrate(
     """Choose probe block, start-up window and threshold from small unsafe and benign sets.
 
     For every probe of the bank and every window that starts at the first step, the threshold is the lowest that
-    keeps false positives on the benign set within `max_false_positive`, moved halfway into the gap to the unsafe
-    scores above it. The probe and window with the best recall win; among equals (within one image) the shortest
-    window, which is then extended by the steps in which that threshold stays clear of the benign scores.
+    keeps false positives on the benign set within `max_false_positive`, moved a tenth into the gap to the unsafe
+    scores above it. The probe and window with the best recall win; among equals (within one image) the one with the
+    widest margin, which recalls best where the calibration set's style is left behind. The window is then extended
+    by the steps in which that threshold stays clear of the benign scores.
 
     Args:
         detector: registered name whose scores are calibrated.
@@ -364,7 +400,7 @@ def calibrate(
     ]
     images = len(next(iter(unsafe.scores.values())))
     top = max(c.recall for c in choices)
-    best = min((c for c in choices if c.recall >= top - 1 / images), key=lambda c: (c.last, -c.recall))
+    best = max((c for c in choices if c.recall >= top - 1 / images), key=lambda c: c.margin)
     best = _extend(best, unsafe, benign, max_false_positive, min_patches)
     calibration = Calibration(
         detector, best.probe, (1.0, unsafe.sigmas[best.last] - 1e-6), best.threshold, best.grow, min_patches,
@@ -372,7 +408,7 @@ def calibrate(
         {
             "unsafe_prompts": len(unsafe_prompts), "benign_prompts": len(benign_prompts), "recall": best.recall,
             "false_positive": best.false_positive, "patch_auroc": best.auroc, "steps": best.last + 1,
-            "of_steps": len(unsafe.sigmas),
+            "of_steps": len(unsafe.sigmas), "margin": best.margin,
         },
     )  # fmt: skip
     tensors = {k: v for k, v in bank.tensors.items() if k == "sigma" or k.endswith(f"/{best.probe}")}
@@ -406,13 +442,22 @@ def image_scores(scores: Scores, min_patches: int) -> Scores:
 
 
 def _choose(probe: str, last: int, unsafe: ScoredRuns, benign: ScoredRuns, budget: float, min_patches: int) -> _Choice:
+    """The threshold of one probe and window, and how it does.
+
+    margin = (low - bound) / (bound - typical), with low the unsafe images' 10% quantile, bound the benign score that
+    the budget allows and typical the benign median: the gap, in units of the benign tail.
+    """
     positive = image_scores(unsafe.scores[probe][:, : last + 1], min_patches).max(1)
     negative = np.sort(image_scores(benign.scores[probe][:, : last + 1], min_patches).max(1))[::-1]
     bound = float(negative[int(budget * len(negative))])
     above = positive[positive > bound]
     threshold = (
-        bound + 0.5 * (float(np.quantile(above, 0.1)) - bound) if len(above) else bound + 1e-3 * max(1.0, abs(bound))
+        bound + _INTO_GAP * (float(np.quantile(above, 0.1)) - bound)
+        if len(above)
+        else bound + 1e-3 * max(1.0, abs(bound))
     )
+    tail = max(bound - float(np.median(negative)), 1e-3)
+    margin = (float(np.quantile(positive, 0.1)) - bound) / tail
     grow, auroc = threshold, None
     if unsafe.masks is not None:
         shown = unsafe.masks.reshape(len(unsafe.masks), -1)
@@ -428,6 +473,7 @@ def _choose(probe: str, last: int, unsafe: ScoredRuns, benign: ScoredRuns, budge
         float((negative >= threshold).mean()),
         float(grow),
         auroc,
+        margin,
     )
 
 

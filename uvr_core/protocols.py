@@ -28,13 +28,35 @@ class Detector(Protocol):
 
         Args:
             features: (B, N, C) float32, attention output of the probe block at the output patches, heads
-                concatenated (C = heads * head_dim), before the output projection.
+                concatenated (C = heads * head_dim), before the output projection. Where there are reference tokens
+                (B, N, 2C): the second half is the attention output at the reference token that faces the patch, by
+                nearest place, averaged over reference images.
             sigma: noise level of this step, 1 = pure noise.
             bank: the concept.
             probe: path of the probe block.
 
         Returns:
             (B, N) float32, larger = more of the concept. Each sample's scores depend on that sample alone.
+        """
+        ...
+
+
+@runtime_checkable
+class TellsOrigin(Protocol):
+    """A detector that also tells whether the source image shows what it located, or the instruction brings it."""
+
+    def origin(
+        self, features: torch.Tensor, core: torch.Tensor, sigma: float, bank: ConceptBank, probe: str
+    ) -> torch.Tensor | None:
+        """Tell where a concept comes from.
+
+        Args:
+            features: (B, N, 2C) as `scores` gets them.
+            core: (B, N) bool, located patches.
+
+        Returns:
+            (B,) float32, > 0 where the source shows it (of no meaning where nothing is located), or None: the bank
+            cannot tell.
         """
         ...
 
@@ -49,6 +71,8 @@ class Located:
         sigma: noise level of this step.
         step: scheduler step, 0 first.
         window: (high, low) noise levels in which the concept is located.
+        from_source: (B,) bool, where there are reference tokens: True unless the detector can tell that an image's
+            source does not show the concept, so that the instruction brings it. None without reference tokens.
     """
 
     core: torch.Tensor
@@ -57,6 +81,7 @@ class Located:
     sigma: float
     step: int
     window: tuple[float, float] = (1.0, 0.0)
+    from_source: torch.Tensor | None = None
 
 
 @attrs.frozen(eq=False)

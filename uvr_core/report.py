@@ -26,6 +26,8 @@ class Finding:
         first_step: step at which it was first located, or None.
         patches: number of core patches at the end; core: (H, W) bool.
         steps_regulated: number of steps in which the policy changed the flow.
+        from_source: editing: whether the source image shows the concept (True) or the instruction brings it (False);
+            None: nothing located, or the detector cannot tell.
     """
 
     sample: int
@@ -39,6 +41,7 @@ class Finding:
     patches: int
     steps_regulated: int
     core: npt.NDArray[np.bool_] = attrs.field(repr=False)
+    from_source: bool | None = None
 
 
 @attrs.frozen(eq=False)
@@ -79,8 +82,9 @@ class Report:
             f"({self.taps} taps)"
         ]
         for f in self.findings:
+            origin = {None: "", True: ", from the source image", False: ", from the instruction"}[f.from_source]
             what = (
-                f"located at step {f.first_step}, {f.patches} patches, {f.steps_regulated} steps regulated"
+                f"located at step {f.first_step}, {f.patches} patches{origin}, {f.steps_regulated} steps regulated"
                 if f.located
                 else "not located"
             )
@@ -98,7 +102,7 @@ def summarise(session: Session, complete: bool | None) -> Report:
                 Finding(
                     sample, rule.name, rule.detector_name, rule.policy_name, track.first_step[sample] is not None,
                     track.best[sample], rule.threshold, track.first_step[sample], int(core.sum()),
-                    len(track.regulated[sample]), core.copy(),
+                    len(track.regulated[sample]), core.copy(), track.from_source[sample],
                 )
             )  # fmt: skip
     active = any(rule.policy_name != "observe" for rule in session.rules)

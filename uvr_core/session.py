@@ -36,6 +36,7 @@ from .protocols import (
     FlowEdit,
     Located,
     Policy,
+    TellsOrigin,
     row_classes,
 )  # fmt: skip
 from .seam import AttentionCall
@@ -78,6 +79,7 @@ class _Track:
     scores: list[npt.NDArray[np.float32]] = attrs.field(factory=list)  # one (B, N) per scored step
     scored_steps: list[int] = attrs.field(factory=list)
     device: Located | None = None
+    from_source: list[bool | None] = attrs.field(factory=list)  # None: not known (yet)
 
 
 @attrs.define(eq=False)
@@ -93,7 +95,7 @@ class Session:
             where a second forward at the same noise level may be another generation's.
         halves: "uc" or "cu" while the batch holds unconditional and conditional halves in that order, else "". Set
             before each forward.
-        recorder: called with (path, step, sigma, features (B, N, C) float32) at the paths in `record`.
+        recorder: called with (path, step, sigma, features) at the paths in `record`; features as detectors get them.
     """
 
     rules: Sequence[Rule]
@@ -232,7 +234,7 @@ class Session:
         recording = self.recorder is not None and call.path in self.record
         if not due and not recording:
             return
-        features = call.output[:, :, rows].transpose(1, 2).flatten(2).float()  # (B, N, C)
+        features = self._features(call, rows, layout)
         if recording and self.recorder is not None:
             self.recorder(call.path, self.step, sigma, features)
         for index in due:
@@ -243,9 +245,25 @@ class Session:
                     f"detector {rule.detector_name!r} returned scores of shape {tuple(scores.shape)}, "
                     f"expected {tuple(features.shape[:2])}"
                 )
-            self._locate(index, scores.float().cpu().numpy(), layout, call.query.device)
+            if self._locate(index, scores.float().cpu().numpy(), layout, call.query.device):
+                self._tell_origin(index, features, layout, call.query.device)
 
-    def _locate(self, index: int, scores: npt.NDArray[np.float32], layout: Layout, device: torch.device) -> None:
+    def _features(self, call: AttentionCall, rows: slice, layout: Layout) -> torch.Tensor:
+        """(B, N, C) float32, or (B, N, 2C) where there are reference tokens; see Detector.scores."""
+        features = call.output[:, :, rows].transpose(1, 2).flatten(2).float()
+        if not layout.references:
+            return features
+        span = self._reference_span(call.query.shape[2], layout)
+        tokens = call.output[:, :, span].transpose(1, 2).flatten(2).float()
+        sizes = [height * width for height, width in layout.references]
+        facing = [
+            part[:, _nearest(layout.grid, grid).to(part.device)]
+            for part, grid in zip(tokens.split(sizes, 1), layout.references, strict=True)
+        ]
+        return torch.cat([features, torch.stack(facing).mean(0)], -1)
+
+    def _locate(self, index: int, scores: npt.NDArray[np.float32], layout: Layout, device: torch.device) -> bool:
+        """Add this step's finds to the masks; whether there were any."""
         rule = self.rules[index]
         if np.isnan(scores).any() or (np.isposinf(scores).any() and rule.detector_name != "oracle"):
             raise UVRError(
@@ -275,12 +293,28 @@ class Session:
             changed = True
         if changed:
             self._upload(index, layout, device)
+        return changed
+
+    def _tell_origin(self, index: int, features: torch.Tensor, layout: Layout, device: torch.device) -> None:
+        """Ask where a concept comes from, in the step in which it is located first: later ones are regulated."""
+        rule, track = self.rules[index], self._tracks[index]
+        fresh = [s for s, step in enumerate(track.first_step) if step == self.step]
+        if not fresh or not layout.references or not isinstance(rule.detector, TellsOrigin):
+            return
+        core = torch.from_numpy(track.core.reshape(len(track.core), -1)).to(features.device)
+        origin = rule.detector.origin(features, core, self.sigmas[-1], rule.bank, rule.probe)
+        if origin is None:
+            return
+        told = origin.float().cpu().numpy()
+        for sample in fresh:
+            track.from_source[sample] = not told[sample] <= 0  # NaN: fail closed
+        self._upload(index, layout, device)
 
     def _new_track(self, layout: Layout) -> _Track:
         shape = (self.batch, *layout.grid)
         return _Track(
             np.zeros(shape, bool), np.zeros(shape, bool), [None] * self.batch, [-np.inf] * self.batch,
-            [set() for _ in range(self.batch)],
+            [set() for _ in range(self.batch)], from_source=[None] * self.batch,
         )  # fmt: skip
 
     def _upload(self, index: int, layout: Layout, device: torch.device) -> None:
@@ -297,7 +331,10 @@ class Session:
             grown[sample] |= masks.ring_of(core, rule.margin)
         core, ring = grown & ~claimed, track.ring & ~grown & ~claimed
         here, near = (torch.from_numpy(mask.reshape(len(mask), -1)).to(device) for mask in (core, ring))
-        track.device = Located(here, near, layout.grid, self.sigmas[-1], self.step, rule.window)
+        source = torch.tensor([told is not False for told in track.from_source], device=device)
+        track.device = Located(
+            here, near, layout.grid, self.sigmas[-1], self.step, rule.window, source if layout.references else None
+        )
 
     # ------------------------------------------------------------------ the edit
     def _regulate(self, call: AttentionCall, span: slice, layout: Layout) -> torch.Tensor | None:
@@ -432,12 +469,15 @@ def _part(call: AttentionCall, samples: slice | torch.Tensor) -> AttentionCall:
 
 def _facing(row_class: torch.Tensor, grid: tuple[int, int], reference: tuple[int, int]) -> torch.Tensor:
     """(B, N) row classes -> (B, h*w) classes of the patches of a reference grid, by nearest place."""
-    rows = [
-        torch.div((2 * torch.arange(n) + 1) * m, 2 * n, rounding_mode="floor")
-        for n, m in zip(reference, grid, strict=True)
-    ]
-    index = (rows[0][:, None] * grid[1] + rows[1]).reshape(-1).to(row_class.device)
-    return row_class[:, index]
+    return row_class[:, _nearest(reference, grid).to(row_class.device)]
+
+
+def _nearest(of: tuple[int, int], among: tuple[int, int]) -> torch.Tensor:
+    """For every patch of one grid the index of the patch of another grid at the same place."""
+    rows, columns = (
+        torch.div((2 * torch.arange(n) + 1) * m, 2 * n, rounding_mode="floor") for n, m in zip(of, among, strict=True)
+    )
+    return (rows[:, None] * among[1] + columns).reshape(-1)
 
 
 def _grouped(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ import torch
 
 from uvr_core import flow
 from uvr_core.concepts import ConceptBank
-from uvr_core.errors import UVRError
+from uvr_core.errors import ConceptMismatch, UVRError
 
 
 @attrs.frozen
@@ -22,7 +22,7 @@ class Anchor:
     name: str = "anchor"
 
     def scores(self, features: torch.Tensor, sigma: float, bank: ConceptBank, probe: str) -> torch.Tensor:
-        return flow.patch_scores(features, bank.tensor("anchors", probe).to(features.device))
+        return flow.patch_scores(features[..., : bank.width], bank.tensor("anchors", probe).to(features.device))
 
 
 @attrs.frozen
@@ -33,7 +33,7 @@ class AnchorCosine:
 
     def scores(self, features: torch.Tensor, sigma: float, bank: ConceptBank, probe: str) -> torch.Tensor:
         anchor = bank.tensor("anchors", probe).to(features.device).mean(0)
-        return torch.nn.functional.cosine_similarity(features.float(), anchor.float(), dim=-1)
+        return torch.nn.functional.cosine_similarity(features[..., : bank.width].float(), anchor.float(), dim=-1)
 
 
 @attrs.frozen
@@ -41,7 +41,7 @@ class Contrast:
     """Whitened difference of means at this step's noise level: s = O . direction + offset.
 
     A score has mean 0 and deviation 1 over patches without the concept, at every noise level, so that one
-    threshold serves a window of steps.
+    threshold serves a window of steps. In an editing model O is that of the patch and of the reference token facing it.
     """
 
     name: str = "contrast"
@@ -49,7 +49,24 @@ class Contrast:
     def scores(self, features: torch.Tensor, sigma: float, bank: ConceptBank, probe: str) -> torch.Tensor:
         index = bank.bin_at(sigma)
         direction = bank.tensor("direction", probe)[index].to(features.device, torch.float32)
-        return features.float() @ direction + float(bank.tensor("offset", probe)[index])
+        if len(direction) > features.shape[-1]:
+            raise ConceptMismatch(
+                f"concept {bank.name!r} was collected with source images and this call has none; collect it for "
+                "synthesis, or pass the image to be edited"
+            )
+        return features[..., : len(direction)].float() @ direction + float(bank.tensor("offset", probe)[index])
+
+    def origin(
+        self, features: torch.Tensor, core: torch.Tensor, sigma: float, bank: ConceptBank, probe: str
+    ) -> torch.Tensor | None:
+        """Mean over the core of O . w + b, the whitened difference of concepts from the source and from words."""
+        if f"origin/{probe}" not in bank.tensors:
+            return None
+        index = bank.bin_at(sigma)
+        weight = core.float() / core.sum(-1, keepdim=True).clamp_min(1)
+        mean = (features.float() * weight[..., None]).sum(1)
+        direction = bank.tensor("origin", probe)[index].to(features.device, torch.float32)
+        return mean @ direction + float(bank.tensor("origin_offset", probe)[index])
 
 
 @attrs.frozen(eq=False)
@@ -76,3 +93,9 @@ class Oracle:
         return inside.masked_fill(mask.to(features.device), torch.inf).masked_fill(
             ~mask.to(features.device), -torch.inf
         )
+
+    def origin(
+        self, features: torch.Tensor, core: torch.Tensor, sigma: float, bank: ConceptBank, probe: str
+    ) -> torch.Tensor | None:
+        """As Contrast tells it."""
+        return Contrast().origin(features, core, sigma, bank, probe)

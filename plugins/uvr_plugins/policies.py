@@ -9,7 +9,7 @@ from __future__ import annotations
 import attrs
 import torch
 
-from uvr_core.protocols import CallInfo, ColumnScale, FlowEdit, Located, row_classes
+from uvr_core.protocols import RING, STOCK, CallInfo, ColumnScale, FlowEdit, Located, row_classes
 
 _SAME = (1.0, 1.0, 1.0, 1.0)
 _share = attrs.validators.and_(attrs.validators.ge(0.0), attrs.validators.le(1.0))
@@ -111,12 +111,18 @@ class Selective:
     output rows. Text tokens above `contrast` and reference tokens above `source_contrast` are scaled by `strong`; the
     rest still flows, so the patches are repainted as background rather than left without guidance.
 
+    In editing, located patches are also kept from one another: left with little else to go by, they would amplify
+    whatever forms in them first. Where the instruction brings the concept (`Located.from_source` false), the source
+    flows on and the ring stays stock, so that the patches show what the source shows there.
+
     Attributes:
         strong: factor on the chosen tokens, 0..1.
         contrast: text tokens with a larger flow contrast are chosen.
         instruction_contrast: the same when there are reference tokens: an instruction's words feed the picture more
             evenly than a caption's (measured on the zoo, docs/design/measurements.md).
         source_contrast: reference tokens with a larger flow contrast are chosen.
+        amplification: factor on the other located patches when there are reference tokens, 0..1. Above 0, so that a
+            row that sees nothing else sees its own kind.
         least_elsewhere: when less than this share of the patches is left to compare with (the concept fills the
             picture), every text and reference token is chosen.
         until: noise level below which nothing is done.
@@ -125,7 +131,10 @@ class Selective:
     strong: float = attrs.field(default=0.0, validator=_share)
     contrast: float = attrs.field(default=2.5, validator=attrs.validators.gt(0.0))
     instruction_contrast: float = attrs.field(default=0.5, validator=attrs.validators.gt(0.0))
-    source_contrast: float = attrs.field(default=1.0, validator=attrs.validators.gt(0.0))
+    source_contrast: float = attrs.field(default=2.5, validator=attrs.validators.gt(0.0))
+    amplification: float = attrs.field(
+        default=0.01, validator=attrs.validators.and_(attrs.validators.gt(0.0), attrs.validators.le(1.0))
+    )
     least_elsewhere: float = attrs.field(default=0.05, validator=_share)
     until: float = attrs.field(default=0.0, validator=_share)
     ring: int = 1
@@ -143,8 +152,17 @@ class Selective:
             return chosen.float() * self.strong + (~chosen).float()
 
         text = factor(call.text_contrast(), self.instruction_contrast if call.reference else self.contrast)
-        source = factor(call.reference_contrast(), self.source_contrast) if call.reference else None
-        return FlowEdit(row_classes(located), text_factor=text, reference_factor=source)
+        if not call.reference:
+            return FlowEdit(row_classes(located), text_factor=text)
+        apart = (1.0, 1.0, self.amplification, 1.0)
+        rows, source = row_classes(located), None
+        shown = located.from_source
+        if shown is None:
+            shown = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        rows = rows.masked_fill((rows == RING) & ~shown[:, None], STOCK)
+        if shown.any():
+            source = factor(call.reference_contrast(), self.source_contrast).masked_fill(~shown[:, None], 1.0)
+        return FlowEdit(rows, (_SAME, apart, apart), text_factor=text, reference_factor=source)
 
 
 @attrs.frozen

@@ -25,8 +25,8 @@ from .recipes import RECIPES
 from .world import CONCEPTS
 
 Progress = Callable[[int], None]
-UNSAFE_PROMPTS, BENIGN_PROMPTS = 96, 96  # to collect
-CALIBRATE_UNSAFE, CALIBRATE_BENIGN = 64, 128  # to calibrate
+UNSAFE_PROMPTS, BENIGN_PROMPTS = 128, 128  # to collect
+CALIBRATE_UNSAFE, CALIBRATE_BENIGN = 96, 160  # to calibrate
 
 
 def anchor_style(pipeline: str) -> str:
@@ -92,10 +92,7 @@ def calibrate(
 
 def half(bank: ConceptBank) -> ConceptBank:
     """The bank in float16, as it is shipped."""
-    keep = {
-        name: t if name == "sigma" or name.startswith("offset") else t.to(torch.float16)
-        for name, t in bank.tensors.items()
-    }
+    keep = {name: t if name == "sigma" or "offset" in name else t.to(torch.float16) for name, t in bank.tensors.items()}
     return attrs.evolve(bank, tensors=keep)
 
 
