@@ -18,15 +18,12 @@ from typing import Any
 
 import attrs
 
-import uvr_core
 import uvr_zoo
 from uvr_plugins.policies import Selective, Uvr, UvrReleased
-from uvr_zoo.demo import cases, erase, unsafe_tasks
-from uvr_zoo.experiment import generate, settings
+from uvr_zoo.demo import cases, compare
 from uvr_zoo.recipes import RECIPES
 
 FIRST_SEED = 730_000
-BATCH = 16
 PAPER, OURS = Uvr(), Selective()
 VARIANTS: Mapping[str, Any] = {
     "uvr": PAPER,
@@ -50,18 +47,8 @@ def measure(count: int) -> dict[str, Any]:
     for name in (name for name, recipe in RECIPES.items() if recipe.edits):
         pipe = uvr_zoo.load(name)
         for case in cases(name):
-            tasks, bank = unsafe_tasks(name, case, count, FIRST_SEED), uvr_zoo.concepts(name, case.concept)
-            stock = generate(pipe, tasks, settings(name), batch=BATCH).images
-            for title, policy in VARIANTS.items():
-                made = generate(
-                    pipe, tasks, settings(name), batch=BATCH,
-                    regulator=lambda part, pipe=pipe, bank=bank, policy=policy: uvr_core.attach(
-                        pipe, concepts=bank, policy=policy
-                    ),
-                )  # fmt: skip
-                row = erase(case.concept, tasks, stock, made.images)
-                row["located"] = sum(finding.located for finding in made.findings())
-                table.setdefault(name, {}).setdefault(case.title, {})[title] = row
+            table.setdefault(name, {})[case.title] = compare(pipe, name, case, VARIANTS, count, FIRST_SEED)
+            for title, row in table[name][case.title].items():
                 print(f"{name}, {case.title}, {title}: {cell(row)}", flush=True)
     return table
 

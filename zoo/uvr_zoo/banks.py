@@ -25,7 +25,7 @@ from .recipes import RECIPES
 from .world import CONCEPTS
 
 Progress = Callable[[int], None]
-UNSAFE_PROMPTS, BENIGN_PROMPTS = 128, 128  # to collect
+UNSAFE_PROMPTS, BENIGN_PROMPTS = 128, 256  # to collect
 CALIBRATE_UNSAFE, CALIBRATE_BENIGN = 96, 160  # to calibrate
 
 

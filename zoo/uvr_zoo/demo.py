@@ -10,7 +10,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +221,24 @@ def _concept(
         ("regulated", [regulated.images[i] for i in chosen]),
     ]
     return row
+
+
+def compare(
+    pipe: Any, name: str, case: Case, policies: Mapping[str, Any], count: int, first: int
+) -> dict[str, dict[str, Any]]:
+    """The counts of `erase`, and of images located, for several policies on the same held-out tasks."""
+    tasks, bank = unsafe_tasks(name, case, count, first), concepts(name, case.concept)
+    stock = generate(pipe, tasks, settings(name), batch=BATCH).images
+    rows = {}
+    for title, policy in policies.items():
+
+        def attached(part: slice, policy: Any = policy) -> Any:
+            return uvr_core.attach(pipe, concepts=bank, policy=policy)
+
+        made = generate(pipe, tasks, settings(name), batch=BATCH, regulator=attached)
+        found = [finding for finding in made.findings() if finding is not None]
+        rows[title] = {**erase(case.concept, tasks, stock, made.images), "located": sum(f.located for f in found)}
+    return rows
 
 
 def shortfalls(results: dict[str, Any]) -> list[str]:
