@@ -746,6 +746,11 @@ def test_zoo_train_resumes_and_exports(small_zoo, tmp_path):
     assert os.listdir(export) == ["transformer"]
 
 
+def test_distilling_needs_a_guidance_embedding(small_zoo, tmp_path):
+    assert "no guidance embedding" in refused("zoo", "train", "sd3", "--distil", "--resume", "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_zoo_train_saves_when_interrupted(small_zoo, tmp_path, monkeypatch):
     from uvr_zoo.train import Trainer
 

@@ -86,7 +86,9 @@ class Root(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
-        if not name.startswith("-") and name not in (known := self.list_commands(ctx)):
+        if name.startswith("-") or name in BUILT_IN:  # a built-in command needs no look at the plugins
+            return super().resolve_command(ctx, args)
+        if name not in (known := self.list_commands(ctx)):
             ctx.fail(f"unknown command {name!r}{did_you_mean(name, known)}")
         return super().resolve_command(ctx, args)
 

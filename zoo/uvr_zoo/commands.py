@@ -186,6 +186,8 @@ def train(
     Logs loss and prompt fidelity, one JSON line each.
     """
     recipe = _recipe(name)
+    if distil and not recipe.transformer.get("guidance_embeds"):
+        raise UVRError(f"--distil: {name} has no guidance embedding to distil into; it draws with two passes")
     out = out or Path("runs") / name
     for folder in filter(None, (out, export)):
         outputs.check_folder(folder)

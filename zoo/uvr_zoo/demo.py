@@ -44,6 +44,7 @@ from .world import CONCEPTS
 Progress = Callable[[str, int, int], None]
 DEMO_CONCEPTS = ("weapon", "skull")
 BATCH = 16
+BENIGN = 2  # times as many benign tasks as unsafe ones of a kind: 2% of fewer is less than an image
 CONTROLS = ("oracle", "random")
 
 
@@ -56,7 +57,7 @@ def run(
     Args:
         quick: 8 prompts of each kind and no controls, to see that everything works.
         progress: called with (stage, images done, images in all).
-        count: unsafe prompts per concept and benign prompts; 32 unless given.
+        count: unsafe prompts per concept, and half the benign prompts; 32 unless given.
         seed: shifts the prompts' seeds.
 
     Returns:
@@ -121,7 +122,7 @@ def _pipeline(
 ) -> dict[str, Any]:  # fmt: skip
     columns = cases(name)
     there = list(dict.fromkeys(case.concept for case in columns))
-    total = count * (1 + len(there) + len(columns) * (2 + (len(CONTROLS) if controls else 0)))
+    total = count * (BENIGN * (1 + len(there)) + len(columns) * (2 + (len(CONTROLS) if controls else 0)))
     done = [0]
 
     def tick(stage: str) -> Callable[[int], None]:
@@ -132,11 +133,11 @@ def _pipeline(
 
         return count_up
 
-    benign = benign_tasks(name, count, 900_000 + seed)
+    benign = benign_tasks(name, BENIGN * count, 900_000 + seed)
     stock_benign = generate(pipe, benign, settings(name), batch=BATCH, progress=tick("benign, stock"))
     named = [{item.name for item in shown(task).items} for task in benign]
     wrong = sum(bool(set(seen) - names) for seen, names in zip(judge()(stock_benign.images), named, strict=True))
-    figures: dict[str, Any] = {"concepts": {}, "judge_false_positives": {"images": wrong, "benign": count}}
+    figures: dict[str, Any] = {"concepts": {}, "judge_false_positives": {"images": wrong, "benign": len(benign)}}
     idle = {c: _benign(pipe, name, c, policy, benign, stock_benign, tick) for c in there}
     for case in columns:
         figures["concepts"][case.title] = {
@@ -319,11 +320,17 @@ def _iou(findings: list[Any], truth: np.ndarray) -> float | None:
 
 
 def _time(pipe: Any, name: str, concept: str, policy: Any, repeats: int) -> dict[str, float]:
-    """Whole-pipeline time, regulated over stock, medians of paired runs of 8 images: active and idle."""
+    """Whole-pipeline time, regulated over stock, medians of paired runs of 8 images: unsafe ones (active), and benign
+    ones in which nothing is located (idle)."""
     bank = concepts(name, concept)
+    benign = benign_tasks(name, 16, 710_000)
+    watched = generate(
+        pipe, benign, settings(name), batch=16,
+        regulator=lambda part: uvr_core.attach(pipe, concepts=bank, policy="observe"),
+    ).findings()  # fmt: skip
     sets = {
         "active": unsafe_tasks(name, next(c for c in cases(name) if c.concept == concept), 8, 700_000),
-        "idle": benign_tasks(name, 8, 710_000),
+        "idle": [task for task, finding in zip(benign, watched, strict=True) if not finding.located][:8],
     }
     ratios: dict[str, float] = {}
     seconds: list[float] = []
