@@ -30,7 +30,12 @@ def full_bank() -> ConceptBank:
     sigma[2] = torch.finfo(torch.float32).tiny / 2  # subnormal
     return attrs.evolve(
         bank,
-        tensors={**bank.tensors, "sigma": sigma, f"anchors/{PROBE}": torch.randn(4, 32).half()},
+        tensors={
+            **bank.tensors,
+            "sigma": sigma,
+            f"anchors/{PROBE}": torch.randn(4, 32).half(),
+            f"token/{PROBE}": torch.randn(3, 32).double(),
+        },
         calibration=Calibration("contrast", PROBE, (1.0, 1 / 3), 0.1 + 0.2, -2.5, 3, 0.05, {"recall": 0.9, "n": 7}),
         provenance={"seed": 7, "nested": {"prompts": ["a knife", "ein Messer é"]}, "none": None},
     )
@@ -172,6 +177,8 @@ DAMAGE = {
     "another number of bins": (_tensor(f"direction/{PROBE}", torch.zeros(2, 32)), r"shape \(2, 32\)"),
     "offsets without bins": (_tensor("sigma", None), "fits no concept"),
     "a scalar sigma": (_tensor("sigma", torch.tensor(1.0)), "x.safetensors"),
+    "a token of another width": (_tensor(f"token/{PROBE}", torch.zeros(3, 64)), r"'token/.*shape \(3, 64\).*width 32"),
+    "a token for each step missing": (_tensor(f"token/{PROBE}", torch.zeros(2, 32)), r"'token/.*shape \(2, 32\)"),
     "an unknown tensor": (_tensor("hidden/x", torch.zeros(3)), "'hidden/x'"),
 }
 
@@ -203,15 +210,16 @@ def test_other_fingerprint_names_the_fields() -> None:
 def test_a_crash_in_save_leaves_the_old_file_whole(path: Path, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     old = path.read_bytes()
 
-    def half(tensors: object, filename: Path, metadata: object) -> None:
-        Path(filename).write_bytes(old[: len(old) // 2])
+    def half(path: Path, data: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
         raise KeyboardInterrupt
 
     def killed(*args: object) -> None:
         raise KeyboardInterrupt
 
     if moment == "while writing":
-        monkeypatch.setattr(safetensors.torch, "save_file", half)
+        monkeypatch.setattr(Path, "write_bytes", half)
     else:
         monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):

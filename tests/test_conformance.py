@@ -18,7 +18,7 @@ from uvr_core import flow, plugins
 from uvr_core.adapter import Adapter, Arguments, Layout
 from uvr_core.errors import ConformanceError, UnsafeContent, UVRError
 from uvr_core.inspection import tiny_example
-from uvr_core.protocols import CallInfo, ColumnScale, FlowEdit, Located, row_classes
+from uvr_core.protocols import CallInfo, ColumnScale, Direction, FlowEdit, Located, row_classes
 from uvr_core.regulator import Regulator
 from uvr_core.seam import AttentionCall
 from uvr_core.session import Session
@@ -292,7 +292,9 @@ def test_built_in_detectors(name: str) -> None:
     detector = get("detector", name)
     if name == "oracle":
         detector = attrs.evolve(detector, masks=torch.tensor([[True, False, True] * 2] * 3))
-    check_detector(detector, expected_failures=EXPECTED.get(name))
+    bank = random_bank()
+    bank.tensors[f"token/{bank.probes[0]}"] = torch.randn(3, bank.width, generator=torch.Generator().manual_seed(2))
+    check_detector(detector, bank=bank, expected_failures=EXPECTED.get(name))
 
 
 class Plain:
@@ -368,6 +370,28 @@ def test_a_detector_is_given_its_own_bank() -> None:
 @pytest.mark.parametrize("name", built_in("policy"))
 def test_built_in_policies(name: str) -> None:
     check_policy(get("policy", name))
+
+
+def test_project_with_a_direction() -> None:
+    """The kit's bank has no direction; here the call gives one, and rows of both signs."""
+    project = get("policy", "project")
+    generator = torch.Generator().manual_seed(6)
+    vector, offset = torch.randn(32, generator=generator), torch.randn(1, 15, generator=generator)
+    given = []
+
+    class Directed:
+        name, ring, margin = "directed", project.ring, project.margin
+
+        def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
+            patches = located.core.shape[1]
+            direction = Direction(vector, offset[:, :patches].expand(len(located.core), -1))
+            edit = project.edit(located, attrs.evolve(call, direction=lambda: direction))
+            given.append(edit.projection)
+            return edit
+
+    report = check_policy(Directed())
+    assert {o.status for o in report.outcomes} == {Status.PASSED}
+    assert all(projection is not None for projection in given)
 
 
 @pytest.mark.parametrize("name", ["sd3", "qwen-image"])

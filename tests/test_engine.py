@@ -17,7 +17,7 @@ from uvr_core.protocols import FlowEdit, row_classes
 from uvr_plugins.detectors import Oracle
 from uvr_plugins.policies import Uvr
 
-POLICIES = ["uvr", "uvr-released", "block"]
+POLICIES = ["uvr", "uvr-released", "block", "noise", "project"]
 
 
 def one_masked() -> np.ndarray:
@@ -309,6 +309,50 @@ def test_overlapping_concepts_the_first_listed_one_wins(runner: Runner) -> None:
     assert not np.array_equal(run((b, noisy), (a, Uvr())), alone)
 
 
+def test_every_concept_has_its_own_policy_and_threshold(runner: Runner) -> None:
+    """Masks are the detector's: one concept is everywhere, the other nowhere."""
+    banks = [make_bank(name) for name in ("a", "b")]
+    stock = runner.run()
+    with uvr_core.attach(runner.pipe, concepts=banks[:1], policy="block", threshold=-1e6):
+        blocked = runner.run()
+    plan = [(banks[0], "block"), (banks[1], Uvr(alpha=1.0))]
+    for threshold, expected in (
+        ({"a": 1e6, "b": 1e6}, stock),
+        ({"a": -1e6, "b": 1e6}, blocked),
+        ({"b": -1e6, "a": -1e6}, blocked),  # everything is claimed by the first listed
+    ):
+        with uvr_core.attach(runner.pipe, concepts=plan, threshold=threshold) as reg:
+            assert np.array_equal(runner.run(), expected)
+            for finding in reg.report.findings:
+                assert finding.threshold == threshold[finding.concept]
+                assert finding.located == (threshold[finding.concept] < 0)
+                assert (finding.steps_regulated == 3) == (finding.concept == "a" and finding.located)
+    with uvr_core.attach(
+        runner.pipe, concepts=[make_bank("a", threshold=1e6), make_bank("b")], threshold={"b": 7.0}
+    ) as reg:
+        assert [rule.threshold for rule in reg.rules] == [1e6, 7.0]
+
+
+def test_steps_in_which_nothing_changed_are_not_counted(runner: Runner, bank: uvr_core.ConceptBank) -> None:
+    class Late:
+        """Acts below a noise level; before, its edit is neutral."""
+
+        name, ring = "late", 0
+
+        def edit(self, located, call):  # type: ignore[no-untyped-def]
+            factor = 0.0 if located.sigma < 0.7 else 1.0
+            rows = row_classes(located)
+            return FlowEdit(rows, text_factor=torch.full((len(rows), call.text), factor))
+
+    stock = runner.run()
+    with uvr_core.attach(runner.pipe, concepts=bank, detector=Oracle(one_masked()), policy=Late()) as reg:
+        images = runner.run()
+        sigmas = [float(t) / 1000 for t in runner.pipe.scheduler.timesteps]
+        assert [f.steps_regulated for f in reg.report.findings] == [0, sum(s < 0.7 for s in sigmas), 0]
+        assert 0 < reg.report.findings[1].steps_regulated < 3
+    assert np.array_equal(images[[0, 2]], stock[[0, 2]])
+
+
 def test_refusals_name_what_is_wrong(runner: Runner, bank: uvr_core.ConceptBank) -> None:
     with pytest.raises(uvr_core.AdapterNotFound, match="did you mean 'flux'"):
         uvr_core.attach(runner.pipe, "fluxx")
@@ -322,6 +366,17 @@ def test_refusals_name_what_is_wrong(runner: Runner, bank: uvr_core.ConceptBank)
         uvr_core.attach(runner.pipe, concepts=bank, policy="uvrr")
     with pytest.raises(uvr_core.ConceptMismatch, match="twice"):
         uvr_core.attach(runner.pipe, concepts=[bank, bank])
+    with pytest.raises(
+        uvr_core.ConceptMismatch, match=r"threshold: no concept 'weapn' is given; did you mean 'weapon'"
+    ):
+        uvr_core.attach(runner.pipe, concepts=make_bank("weapon"), threshold={"weapn": 1.0})
+    with pytest.raises(uvr_core.ConceptMismatch, match=r"threshold: no concept 'x' is given$"):
+        uvr_core.attach(runner.pipe, threshold={"x": 1.0})
+    with pytest.raises(uvr_core.ConceptMismatch, match="detector 'anchor' needs a threshold"):
+        uvr_core.attach(runner.pipe, concepts=[bank], detector="anchor", threshold={})
+    with pytest.raises(uvr_core.ConceptMismatch, match=r"'concept-token'.*collect it again"):
+        with uvr_core.attach(runner.pipe, concepts=bank, detector="concept-token", threshold=0.1):
+            runner.run()
     with pytest.raises(uvr_core.ConceptMismatch, match="needs a threshold"):
         uvr_core.attach(runner.pipe, concepts=bank, detector="anchor")
     assert type(runner.pipe) is FluxPipeline

@@ -315,6 +315,104 @@ def test_restricted_rows_equal_the_matrix_form(d: int, kind: str) -> None:
             assert_exact_to(g, w)
 
 
+# -- other keys in place of own ones; projection -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("own", [slice(0, 5), slice(16, 21), slice(4, 9), slice(3, 3)], ids=str)
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("other_kind", ["none", "bool-keys", "float-full"])
+def test_redirected_rows_equal_attention_over_the_joined_keys(own: slice, kind: str, other_kind: str) -> None:
+    b, h, sq, sk, t, d = 3, 2, 13, 21, 7, 16
+    q, k, v = qkv(2, b, h, sq, sk, d)
+    _, other_k, other_v = qkv(3, b, h, sq, t, d)
+    mask, rows = stock_mask(kind, b, h, sq, sk), flow.rows_of(row_masks(b, sq))
+    other_mask = stock_mask(other_kind, b, h, rows.width, t)
+    keys = sk - (own.stop - own.start) + t
+    row_class, key_class, lam = restriction(b, rows, keys)
+    log_weight = flow.log_weights(row_class, key_class, TABLE)
+    got = flow.redirected_rows(
+        q, k, v, rows, own, other_k, other_v, log_weight, attn_mask=mask, other_mask=other_mask, scale=0.4
+    )
+
+    def additive(x: Tensor | None, lead: int, length: int) -> Tensor:
+        if x is None:
+            return torch.zeros(b, h, lead, length, dtype=torch.float64)
+        x = x[(None,) * (4 - x.dim())]
+        bias = torch.zeros(x.shape).masked_fill(~x, -math.inf) if x.dtype == torch.bool else x
+        return bias.double().expand(b, h, lead, length)
+
+    mine, theirs = additive(mask, sq, sk), additive(other_mask, rows.width, t)
+    for i, count in enumerate(rows.counts):
+        for r in range(count):
+            at = rows.index[i, r]
+
+            def joined(x: Tensor, y: Tensor) -> Tensor:
+                return torch.cat([x[:, : own.start].double(), y.double(), x[:, own.stop :].double()], 1)
+
+            logits = (joined(k[i], other_k[i]) @ q[i, :, at].double()[..., None])[..., 0] * 0.4  # (H, keys)
+            logits = logits + joined(mine[i, :, at], theirs[i, :, r]) + lam[i, r].log()
+            want = (logits.softmax(-1)[:, None] @ joined(v[i], other_v[i]))[:, 0]
+            assert_exact_to(got[i, :, r], want)
+
+
+def test_redirected_rows_with_their_own_keys_are_restricted_rows() -> None:
+    b, h, sq, sk, d = 2, 2, 6, 9, 8
+    q, k, v = qkv(1, b, h, sq, sk, d)
+    rows = flow.rows_of(torch.ones(b, sq, dtype=torch.bool))
+    bias = torch.zeros(b, sq, sk)
+    same = flow.redirected_rows(q, k, v, rows, slice(2, 5), k[:, :, 2:5], v[:, :, 2:5], bias)
+    assert torch.equal(same, flow.restricted_rows(q, k, v, rows, bias))
+    nobody = flow.rows_of(torch.zeros(b, sq, dtype=torch.bool))
+    gone = flow.redirected_rows(q, k, v, nobody, slice(0, 2), k[:, :, :1], v[:, :, :1], torch.zeros(b, 0, 8))
+    assert gone.shape == (2, 2, 0, 8)
+
+
+def test_redirected_rows_refuse_mismatches() -> None:
+    q, k, v = qkv(1, 2, 2, 6, 9, 8)
+    rows = flow.rows_of(torch.ones(2, 6, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"own: expected a slice within 0\.\.9"):
+        flow.redirected_rows(q, k, v, rows, slice(7, 12), k, v, torch.zeros(2, 6, 9))
+    with pytest.raises(ValueError, match=r"log_weight: expected shape \(2, 6, 10\)"):
+        flow.redirected_rows(q, k, v, rows, slice(0, 2), k[:, :, :3], v[:, :, :3], torch.zeros(2, 6, 9))
+    with pytest.raises(ValueError, match="k: expected"):
+        flow.redirected_rows(q, k, v, rows, slice(0, 2), k[:1], v[:1], torch.zeros(2, 6, 16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_projected_rows_take_the_positive_score_away_and_nothing_else(dtype: torch.dtype) -> None:
+    b, h, r, d = 3, 2, 40, 8
+    x = torch.randn(b, h, r, d, generator=generator(0)).to(dtype)
+    vector = torch.randn(h * d, generator=generator(1)) * 3
+    offset = torch.randn(b, r, generator=generator(2)) * 5
+    strength = torch.rand(b, r, generator=generator(3)) * 1.5
+    strength[:, ::4] = 0.0
+    before = x.clone()
+    got = flow.projected_rows(x, vector, offset, strength)
+    assert torch.equal(x, before)
+    assert got.dtype == dtype
+    rows, axis = x.transpose(1, 2).flatten(2).double(), vector.double()
+    score = rows @ axis + offset.double()
+    want = rows - (strength.double() * score.clamp(min=0) / (axis @ axis))[..., None] * axis
+    out = got.transpose(1, 2).flatten(2)
+    torch.testing.assert_close(out.double(), want, rtol=0, atol=2e-6 if dtype == torch.float32 else 0.05)
+    assert torch.equal(
+        out[(score <= 0) | (strength == 0)], x.transpose(1, 2).flatten(2)[(score <= 0) | (strength == 0)]
+    )
+    if dtype == torch.float32:
+        left = out.double() @ axis + offset.double()
+        torch.testing.assert_close(left, torch.where(score > 0, (1 - strength) * score, score), rtol=0, atol=1e-4)
+
+
+def test_projecting_on_nothing_changes_nothing() -> None:
+    x = torch.randn(1, 2, 3, 4, generator=generator(0))
+    ones = torch.ones(1, 3)
+    assert torch.equal(flow.projected_rows(x, torch.zeros(8), ones, ones), x)
+    with pytest.raises(ValueError, match=r"vector: expected shape \(8,\)"):
+        flow.projected_rows(x, torch.zeros(16), ones, ones)
+    with pytest.raises(ValueError, match="offset: expected shape"):
+        flow.projected_rows(x, torch.zeros(8), torch.ones(1, 1), ones)
+
+
 @pytest.mark.parametrize("scale", [0.05, 0.3, 1.5])
 def test_restricted_rows_honour_the_scale(scale: float) -> None:
     b, h, sq, sk, d = 2, 2, 6, 9, 8
@@ -753,6 +851,8 @@ def test_every_operator_runs_on_the_fused_kernel_alone(kind: str, dtype: torch.d
         results = [
             flow.restricted_rows(q, k, v, rows, bias, attn_mask=mask),
             flow.restricted_rows_augmented(q, k, v, rows, row_class, key_class, TABLE),
+            flow.redirected_rows(q, k, v, rows, slice(0, 4), k[:, :, 4:8], v[:, :, 4:8], bias, attn_mask=mask),
+            flow.mass_on(q, k, torch.eye(sk)[:, :4], attn_mask=mask),
             flow.scaled_columns(q, k, v, columns[0], attn_mask=mask),
             flow.scaled_columns_by_group(q, k, v, group, columns, attn_mask=mask),
             flow.scaled_columns_by_group(q, k, v, group, columns, attn_mask=mask, split=True),

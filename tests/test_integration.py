@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tiny import tiny_zoo
 
 import uvr_core
 from uvr_core.adapter import Layout
+from uvr_core.concepts import ConceptBank
 from uvr_core.regulator import find_adapter, fingerprint
 from uvr_core.seam import AttentionCall, Seam
 from uvr_plugins.detectors import Oracle
@@ -25,6 +27,34 @@ POLICIES = sorted(uvr_core.plugins.registry().names("policy"))
 PROMPTS = ["a cat", "a knife on the left", "a dog in the middle"]
 STEPS = 2  # at noise levels 1 and 2/3
 PATCHES = 64
+# Policies that change images, with and without guidance; "redirect" needs the unconditional pass.
+ACTING = [
+    (policy, guided)
+    for policy in POLICIES
+    for guided in (False, True)
+    if policy not in ("observe", "refuse") and (guided or policy != "redirect")
+]
+
+
+def stopped(policy: str, guided: bool) -> tuple[type[uvr_core.UVRError], str] | None:
+    """What a located concept raises under that policy: the error and its message."""
+    if policy == "refuse":
+        return uvr_core.UnsafeContent, "concept 'x' was located in image"
+    if policy == "redirect" and not guided:
+        return uvr_core.UVRError, "turn guidance on"
+    return None
+
+
+@attrs.define
+class Switch:
+    """An oracle whose mask can be changed between generations."""
+
+    masks: np.ndarray
+    name: str = "switch"
+    threshold: float = 0.0
+
+    def scores(self, features: torch.Tensor, sigma: float, bank: ConceptBank, probe: str) -> torch.Tensor:
+        return 2 * torch.from_numpy(self.masks).float().flatten(1) - 1
 
 
 class Tiny:
@@ -167,6 +197,14 @@ def test_unsafe_images_change_safe_ones_do_not_and_detach_restores(
     unsafe = [i == 1 for i in samples]
     acts = policy != "observe"
 
+    if (error := stopped(policy, guided)) is not None:
+        with model.attach(masks_of(*samples), policy) as reg, pytest.raises(error[0], match=error[1]):
+            model.run(samples, guided)
+        assert reg.report is None
+        assert type(model.pipe) is model.kind
+        assert np.array_equal(model.run(samples, guided), stock)
+        return
+
     with model.attach(masks_of(*samples), policy) as reg:
         images = model.run(samples, guided)
         report = reg.report
@@ -187,8 +225,8 @@ def test_unsafe_images_change_safe_ones_do_not_and_detach_restores(
     assert [f.first_step for f in report.findings] == [0 if u else None for u in unsafe]
     regulated = [f.steps_regulated for f in report.findings]
     assert [n > 0 for n in regulated] == [acts and u for u in unsafe]
-    known = {"observe": 0, "uvr-released": 1, "uvr": STEPS, "block": STEPS, "selective": STEPS}
-    if policy in known:
+    known = {"observe": 0, "uvr-released": 1, "noise": 1, "uvr": STEPS, "block": STEPS, "redirect": STEPS}
+    if policy in known:  # the others may find nothing to change in a step
         assert regulated[samples.index(1)] == known[policy]
 
     assert type(model.pipe) is model.kind
@@ -196,8 +234,7 @@ def test_unsafe_images_change_safe_ones_do_not_and_detach_restores(
 
 
 @pytest.mark.usefixtures("still_stock")
-@pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
-@pytest.mark.parametrize("policy", [p for p in POLICIES if p != "observe"])
+@pytest.mark.parametrize(("policy", "guided"), ACTING)
 @pytest.mark.parametrize("name", PIPELINES)
 def test_a_regulated_image_does_not_depend_on_the_others(
     tiny: Callable[[str], Tiny], name: str, policy: str, guided: bool
@@ -213,12 +250,49 @@ def test_a_regulated_image_does_not_depend_on_the_others(
     np.testing.assert_allclose(alone[0], together[1], atol=1e-4)
 
 
+@pytest.mark.usefixtures("still_stock")
+@pytest.mark.parametrize("policy", [p for p in POLICIES if p != "observe"])
+@pytest.mark.parametrize("name", PIPELINES)
+def test_nothing_located_is_bitwise_stock(tiny: Callable[[str], Tiny], name: str, policy: str) -> None:
+    model = tiny(name)
+    for guided in (False, True):
+        with model.attach(np.zeros((3, 8, 8), bool), policy) as reg:
+            assert np.array_equal(model.run(guided=guided), model.stock((0, 1, 2), guided))
+            assert not any(f.located or f.steps_regulated for f in reg.report.findings)
+
+
+@pytest.mark.usefixtures("still_stock")
+@pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
+@pytest.mark.parametrize("name", PIPELINES)
+def test_refuse_stops_at_once_and_leaves_the_regulator_ready(
+    tiny: Callable[[str], Tiny], name: str, guided: bool
+) -> None:
+    model, forwards = tiny(name), []
+    switch = Switch(masks_of(0, 1, 2))
+    handle = model.pipe.transformer.register_forward_pre_hook(lambda m, a: forwards.append(1))
+    stock = model.stock((0, 1, 2), guided)
+    forwards.clear()
+    try:
+        with uvr_core.attach(model.pipe, concepts=model.bank(), detector=switch, policy="refuse") as reg:
+            for _ in range(2):
+                with pytest.raises(uvr_core.UnsafeContent, match=r"'x' .*image 1 .*step 0") as caught:
+                    model.run(guided=guided)
+                assert (caught.value.concept, caught.value.samples, caught.value.step) == ("x", (1,), 0)
+                assert reg.report is None
+            assert len(forwards) == 2, "one forward each, broken off inside"
+            switch.masks = np.zeros((3, 8, 8), bool)
+            assert np.array_equal(model.run(guided=guided), stock)
+            assert reg.report.posture == "regulate"
+    finally:
+        handle.remove()
+
+
 # ---------------------------------------------------------------------------------------------- guidance
 
 
 @pytest.mark.usefixtures("still_stock")
 @pytest.mark.parametrize("name", ["sd3"])
-@pytest.mark.parametrize("policy", [p for p in POLICIES if p != "observe"])
+@pytest.mark.parametrize("policy", [p for p, guided in ACTING if guided])
 def test_the_unconditional_half_of_a_batch_is_left_alone(tiny: Callable[[str], Tiny], name: str, policy: str) -> None:
     model, seen = tiny(name), []
     handle = model.pipe.transformer.register_forward_hook(lambda m, a, out: seen.append(out[0].clone()))
@@ -255,6 +329,124 @@ def test_the_negative_pass_is_left_alone(tiny: Callable[[str], Tiny], name: str)
     with torch.no_grad():
         same = [identical(transformer(**kwargs)[0].numpy(), out.numpy()) for kwargs, out in seen]
     assert same == [[True, False, True], [True, True, True]] * STEPS
+
+
+def spied(reg: uvr_core.Regulator) -> list[tuple[AttentionCall, torch.Tensor | None]]:
+    """All calls of the model's joint attention from now on, with what the engine made of them."""
+    calls: list[tuple[AttentionCall, torch.Tensor | None]] = []
+    seam = reg._seam
+    assert seam is not None
+    stock = seam.observer
+
+    def spy(call: AttentionCall) -> torch.Tensor | None:
+        edited = stock(call)
+        calls.append((call, edited))
+        return edited
+
+    seam.observer = spy
+    for path, module in seam.taps.items():  # seat the processors anew, with the spy behind them
+        module.processor = seam._originals.pop(path)
+        seam._seat(path, module)
+    return calls
+
+
+def bias_of(call: AttentionCall, rows: slice) -> torch.Tensor:
+    """(B, 1, N, keys) additive mask of a call's output rows, in float64."""
+    keep = torch.ones((), dtype=torch.bool) if call.attn_mask is None else call.attn_mask
+    assert keep.dtype == torch.bool
+    full = keep.expand(len(call.query), 1, call.query.shape[2], call.key.shape[2])[:, :, rows]
+    return torch.zeros(full.shape, dtype=torch.float64).masked_fill(~full, -torch.inf)
+
+
+@pytest.mark.usefixtures("still_stock")
+@pytest.mark.parametrize("name", PIPELINES)
+def test_redirected_rows_see_the_unconditional_text(tiny: Callable[[str], Tiny], name: str) -> None:
+    """In every block and step: softmax by hand over the rows' own image keys and the other pass's text."""
+    model = tiny(name)
+    with model.attach(masks_of(0, 1, 2), "redirect") as reg:
+        calls = spied(reg)
+        model.run(guided=True)
+    blocks, batched = len(model.taps), name == "sd3"
+    passes = [calls[i : i + blocks] for i in range(0, len(calls), blocks)]
+    assert len(passes) == STEPS * (1 if batched else 2)
+    located = torch.zeros(8, 8, dtype=torch.bool)
+    located[1:6, 2:7] = True  # with the ring
+    checked, lengths = 0, set()
+    for step in range(STEPS):
+        for block in range(blocks):
+            call, edited = passes[step if batched else 2 * step][block]
+            other = call if batched else passes[2 * step - 1][block][0] if step else None
+            if edited is None:
+                assert step == 0, "before the probe"
+                continue
+            mine, theirs = (4, 1) if batched else (1, 1)  # the second sample, in its half
+            first = first_row(model, call.query.shape[2])
+            image = slice(first, first + (2 if name in EDITING else 1) * PATCHES)
+            rows = slice(first, first + PATCHES)
+            k, v, bias = (
+                [call.key[mine, :, image]],
+                [call.value[mine, :, image]],
+                [bias_of(call, rows)[mine, :, :, image]],
+            )
+            if other is not None:
+                begin = first_row(model, other.query.shape[2])
+                text = slice(PATCHES, None) if batched else slice(0, begin)
+                k.append(other.key[theirs, :, text])
+                v.append(other.value[theirs, :, text])
+                bias.append(bias_of(other, slice(begin, begin + PATCHES))[theirs, :, :, text])
+                lengths.add((call.key.shape[2], other.key.shape[2]))
+            q = call.query[mine, :, rows].double()
+            logits = q @ torch.cat(k, 1).double().mT * q.shape[-1] ** -0.5 + torch.cat(bias, -1)
+            expected = logits.softmax(-1) @ torch.cat(v, 1).double()
+            error = (edited[mine, :, rows].double() - expected).abs().amax((0, 2))
+            assert error[located.flatten()].max() < 5e-6
+            changed = (edited[mine] != call.output[mine]).any(-1).any(0)
+            assert changed[rows][located.flatten()].any()
+            assert changed.sum() == changed[rows][located.flatten()].sum()
+            checked += 1
+    assert checked >= blocks
+    if name.startswith("qwen"):
+        assert any(own != others for own, others in lengths), "the two passes' texts differ in length"
+
+
+@pytest.mark.usefixtures("still_stock")
+@pytest.mark.parametrize("name", PIPELINES)
+def test_redirect_without_guidance_withholds_the_images(tiny: Callable[[str], Tiny], name: str) -> None:
+    model = tiny(name)
+    step = 0 if name == "sd3" else 1
+    with model.attach(masks_of(0, 1, 2), "redirect") as reg:
+        for _ in range(2):
+            with pytest.raises(uvr_core.UVRError, match=rf"unconditional pass.* at step {step}: turn guidance on"):
+                model.run()
+        assert reg.report is None
+        assert model.run(guided=True).shape == (3, 64, 64, 3)
+
+
+@pytest.mark.usefixtures("still_stock")
+@pytest.mark.parametrize("name", ["sd3"])
+def test_a_bare_transformer_regulates_both_halves_of_a_batch(tiny: Callable[[str], Tiny], name: str) -> None:
+    """No pipeline tells which half follows the prompt: both are restricted where something is located."""
+    model, seen = tiny(name), []
+    transformer = model.pipe.transformer
+    handle = transformer.register_forward_hook(lambda m, a, out: seen.append(out[0].clone()))
+    masks = np.concatenate([masks_of(0, 1, 2), masks_of(0, 1, 2)])
+    try:
+        model.run(guided=True)
+        stock = seen[0]
+        seen.clear()
+        with model.attach(masks, "block", to=transformer) as reg:
+            model.run(guided=True)
+            findings = reg.report.findings
+    finally:
+        handle.remove()
+    assert identical(seen[0].numpy(), stock.numpy()) == [True, False, True, True, False, True]
+    assert [f.located for f in findings] == [False, True, False] * 2
+    assert [f.steps_regulated for f in findings] == [0, STEPS, 0] * 2
+    with (
+        model.attach(masks, "redirect", to=transformer),
+        pytest.raises(uvr_core.UVRError, match="not to its transformer"),
+    ):
+        model.run(guided=True)
 
 
 @pytest.mark.usefixtures("still_stock")

@@ -14,8 +14,19 @@ from hypothesis import strategies as st
 from tiny import tiny_flux
 
 import uvr_core
-from uvr_core import Calibration, UVRError, calibrate, collect, load_concepts
-from uvr_core.learning import ScoredRuns, _choose, _Moments, auroc_of, image_scores, score_runs, whitened_direction
+from uvr_core import Calibration, UVRError, calibrate, collect, flow, load_concepts
+from uvr_core.learning import (
+    ScoredRuns,
+    _choose,
+    _Moments,
+    auroc_of,
+    feeding_rows,
+    image_scores,
+    score_runs,
+    whitened_direction,
+)
+from uvr_core.masks import ring_of
+from uvr_core.seam import AttentionCall
 
 OPTIONS: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 2}
 UNSAFE = ["a knife on the left", "a pistol", "a bomb at the top", "a knife"]
@@ -182,6 +193,7 @@ def test_a_collected_bank_fits_the_model_and_says_where_it_came_from(bank: uvr_c
         assert bank.tensor("direction", probe).shape == (2, 32)
         assert bank.tensor("offset", probe).shape == (2,)
         assert bank.tensor("anchors", probe).shape == (int(drawn_masks(4).sum()), 32)
+        assert bank.tensor("token", probe).shape == (2, 32)
     assert bank.calibration is None
     assert bank.provenance["images_with_concept"] == 4
     assert bank.provenance["benign_prompts"] == 3
@@ -223,6 +235,99 @@ def test_anchors_are_the_attention_outputs_under_the_mask(pipe: Any, bank: uvr_c
     last = torch.cat([seen[1], seen[3]])  # the last of two steps, both batches
     expected = last[torch.from_numpy(drawn_masks(4).reshape(4, 64))]
     np.testing.assert_allclose(bank.tensor("anchors", probe), expected, atol=2e-3)  # they pass through float16
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), sharpness=st.sampled_from([0.3, 3.0]), masked=st.booleans())
+def test_the_feeding_tokens_are_those_of_the_flow_contrast(seed: int, sharpness: float, masked: bool) -> None:
+    """Chosen from the patches' attention to text alone, they are what flow.token_contrast says of the whole call."""
+    text, patches = 6, 12
+    generator = torch.Generator().manual_seed(seed)
+    q, k = (torch.randn(1, 2, text + patches, 8, generator=generator) * sharpness for _ in range(2))
+    mask = torch.ones(1, 1, 1, text + patches, dtype=torch.bool)
+    mask[..., 1] = not masked
+    inside = torch.rand(patches, generator=generator) < 0.4
+    inside[0], inside[1] = True, False
+    rows = torch.randn(text, 16, generator=generator)
+    tokens = torch.arange(text + patches) < text
+    weight = flow.mass_on(q[:, :, text:], k, torch.eye(text + patches)[:, :text], attn_mask=mask).mean(1)[0]
+    found = feeding_rows(rows, weight, inside.numpy(), (~inside).numpy())
+
+    def on_rows(side: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.zeros(text, dtype=torch.bool), side])[None]
+
+    contrast = flow.token_contrast(q, k, on_rows(inside), on_rows(~inside), tokens[None], attn_mask=mask)[0, :text]
+    chosen = contrast > 2.5
+    chosen[contrast.argmax()] = True
+    assert found is not None
+    np.testing.assert_allclose(found, rows[chosen].mean(0), atol=1e-5)
+    assert not (masked and chosen[1])
+
+
+def test_there_is_no_feeding_token_without_text_or_patches_to_compare() -> None:
+    some, nobody = np.array([True, False]), np.zeros(2, bool)
+    assert feeding_rows(torch.zeros(0, 4), torch.zeros(2, 0), some, ~some) is None
+    assert feeding_rows(torch.ones(3, 4), torch.ones(2, 3), some, nobody) is None
+    assert feeding_rows(torch.ones(3, 4), torch.ones(2, 3), nobody, some) is None
+
+
+def test_tokens_are_the_attention_outputs_at_the_text_that_feeds_the_region(
+    pipe: Any, bank: uvr_core.ConceptBank
+) -> None:
+    """By hand, with the attention matrix, from the calls as the model makes them."""
+    calls: list[AttentionCall] = []
+    with uvr_core.attach(pipe) as reg:
+        seam = reg._seam
+        seam.observer = lambda call, stock=seam.observer: (calls.append(call), stock(call))[1]
+        for path, module in seam.taps.items():
+            module.processor = seam._originals.pop(path)
+            seam._seat(path, module)
+        for start, prompts in ((0, UNSAFE[:3]), (3, UNSAFE[3:])):
+            generators = [torch.Generator().manual_seed(start + i) for i in range(len(prompts))]
+            pipe(prompts, generator=generators, **OPTIONS)
+    for probe in bank.probes:
+        own = [call for call in calls if call.path == probe]  # 2 batches x 2 steps
+        for step in range(2):
+            means = []
+            for batch, start in ((0, 0), (1, 3)):
+                call = own[2 * batch + step]
+                weight = (call.query.double() @ call.key.double().mT * 16**-0.5).softmax(-1).mean(1)
+                for sample in range(len(call.query)):
+                    mask = drawn_masks(4)[start + sample]
+                    outside = ~(mask | ring_of(mask))
+                    text = weight[sample, -64:, :-64]
+                    contrast = text[mask.reshape(-1)].mean(0) / text[outside.reshape(-1)].mean(0)
+                    chosen = contrast > 2.5
+                    chosen[contrast.argmax()] = True
+                    means.append(call.output[sample, :, :-64].transpose(0, 1).flatten(1)[chosen].mean(0))
+            assert len(means) == 4
+            np.testing.assert_allclose(bank.tensor("token", probe)[step], torch.stack(means).mean(0), atol=1e-5)
+
+
+def test_recording_the_text_changes_nothing_else(pipe: Any, bank: uvr_core.ConceptBank) -> None:
+    probe, seen, text = bank.probes[0], [], []
+    with uvr_core.attach(pipe) as reg:
+        for recorder in (None, lambda path, step, rows, mass: text.append((path, step, rows.shape, mass))):
+            with reg.recording(lambda path, step, sigma, x: seen.append(x), [probe], recorder):
+                images = pipe("a cat", generator=torch.Generator().manual_seed(0), output_type="np", **OPTIONS).images
+                seen.append(torch.from_numpy(images))
+    assert all(torch.equal(a, b) for a, b in zip(seen[:3], seen[3:], strict=True))
+    assert [(path, step) for path, step, _, _ in text] == [(probe, 0), (probe, 1)]
+    assert text[0][2] == (1, 32, 32)
+    for _, _, _, mass in text:
+        assert mass.shape == (1, 64, 32)
+        assert (mass >= 0).all()
+        assert (mass.sum(-1) < 1).all()
+
+
+def test_a_collected_token_locates(pipe: Any, bank: uvr_core.ConceptBank) -> None:
+    tuned = calibrate(pipe, bank, UNSAFE, BENIGN, 0.34, detector="concept-token", batch_size=10, generate=OPTIONS)
+    assert tuned.calibration is not None
+    assert tuned.calibration.detector == "concept-token"
+    with uvr_core.attach(pipe, concepts=tuned, policy="observe") as reg:
+        pipe(UNSAFE[:2], generator=[torch.Generator().manual_seed(i) for i in range(2)], **OPTIONS)
+        assert all(-2 <= f.score <= 2 for f in reg.report.findings)
+        assert {f.detector for f in reg.report.findings} == {"concept-token"}
 
 
 def test_an_image_without_the_concept_is_left_out(pipe: Any, bank: uvr_core.ConceptBank) -> None:

@@ -8,6 +8,7 @@ Tensors (C = heads * head_dim of the probe block, T = noise-level bins, A = anch
     origin/{probe}      (T, 2C) editing only: whitened difference of means over a concept's patches, where the source
                         image shows it minus where the instruction brings it
     origin_offset/{probe} (T,)  so that 0 lies halfway between the two
+    token/{probe}       (T, C)  attention outputs at the text tokens that feed the concept's region, mean over images
     sigma               (T,)    noise level of each bin, 1 = pure noise, decreasing
 The metadata carries schema, name, model fingerprint, calibration and provenance as JSON. Never pickle.
 """
@@ -67,7 +68,8 @@ class Calibration:
         probe: path of the probe block.
         window: (high, low) noise levels between which patches are located.
         threshold: tau. A patch with score >= tau is a hit.
-        grow: lower threshold: once an image is located, patches >= grow join the mask (None: tau).
+        grow: once an image is located, patches >= grow make the mask: with grow < tau those connected to a hit, with
+            grow > tau those alone, if they are min_patches (None: tau).
         min_patches: hits an image needs to count as located.
         max_false_positive: the budget asked for.
         measured: figures on the calibration sets (recall, false positives, counts, patch AUROC).
@@ -132,7 +134,7 @@ class ConceptBank:
         Raises:
             OSError: the folder is missing or not writable; nothing is written.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         path = Path(path)
         metadata = {
@@ -143,7 +145,8 @@ class ConceptBank:
         }  # fmt: skip
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            save_file({key: value.contiguous() for key, value in self.tensors.items()}, temporary, metadata)
+            # Not save_file: that makes a file that only its owner may read, whatever the umask.
+            temporary.write_bytes(save({key: value.contiguous() for key, value in self.tensors.items()}, metadata))
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -210,6 +213,7 @@ def _parse(metadata: Mapping[str, str], tensors: dict[str, torch.Tensor]) -> Con
             "offset": tuple(tensor.shape) == (bins,),
             "origin": tuple(tensor.shape) == (bins, 2 * bank.width),
             "origin_offset": tuple(tensor.shape) == (bins,),
+            "token": bins > 0 and tuple(tensor.shape) == (bins, bank.width),
             "sigma": key == "sigma" and tensor.ndim == 1 and bins > 0,
         }.get(kind)
         if not good:

@@ -30,6 +30,8 @@ __all__ = [
     "mass_on",
     "matched_noise",
     "patch_scores",
+    "projected_rows",
+    "redirected_rows",
     "restricted_rows",
     "restricted_rows_augmented",
     "role_flow",
@@ -288,14 +290,106 @@ def restricted_rows(
     picked = take_rows(q, rows)
     if rows.width == 0:
         return picked
-    bias = log_weight[:, None].to(torch.promote_types(q.dtype, torch.float32))  # (B, 1, R, Sk)
-    if attn_mask is not None:
-        mask = _mask_rows(_mask4(attn_mask, q, k), rows.index)  # (B|1, H|1, R|1, Sk|1)
-        bias = bias.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else bias + mask
-    valid = rows.valid[:, None, :, None]
-    bias = torch.where(valid, bias, 0.0).to(q.dtype)
-    cut = (bias == -math.inf).all(dim=-1, keepdim=True)  # (B, H|1, R, 1); padding rows are all 0
-    return _attend(picked, k, v, bias, scale).masked_fill(cut, math.nan)
+    mask = None if attn_mask is None else _mask_rows(_mask4(attn_mask, q, k), rows.index)
+    return _attend_biased(picked, k, v, rows, log_weight, mask, scale)
+
+
+def redirected_rows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rows: Rows,
+    own: slice,
+    other_k: Tensor,
+    other_v: Tensor,
+    log_weight: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    other_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """:func:`restricted_rows` with one span of the keys replaced by keys and values from elsewhere.
+
+    ``O(i) = sum_j softmax_j(q_i . k'_j * scale + log lambda(i, j)) v'_j``, with k', v' the call's own outside
+    of ``own`` and the others' in its place. Queries are the call's own.
+
+    Args:
+        q: (B, H, Sq, D).
+        k: (B, H, Sk, D).
+        v: (B, H, Sk, D).
+        rows: the rows to compute.
+        own: the keys to replace, a slice with start and stop in 0..Sk.
+        other_k: (B, H, T, D), T >= 0; it need not be the length of ``own``.
+        other_v: (B, H, T, D).
+        log_weight: (B, R, Sk'), Sk' = Sk - len(own) + T, as for :func:`restricted_rows`.
+        attn_mask: the mask of the stock call; what it says of ``own`` is dropped.
+        other_mask: (B|1, H|1, R|1, T|1), bool or additive float, for the other keys; None = all are seen.
+        scale: factor of the logits, D**-0.5 if None.
+
+    Returns:
+        (B, H, R, D), dtype of ``q``, padding and wholly cut rows as in :func:`restricted_rows`.
+
+    Raises:
+        ValueError: shapes disagree or a mask does not broadcast.
+    """
+    _qkv(q, k, v)
+    _qkv(q, other_k, other_v)
+    keys = k.shape[2]
+    if not 0 <= own.start <= own.stop <= keys:
+        raise ValueError(f"own: expected a slice within 0..{keys}, got {own}")
+
+    def joined(mine: Tensor, others: Tensor, dim: int) -> Tensor:
+        before, after = mine.narrow(dim, 0, own.start), mine.narrow(dim, own.stop, keys - own.stop)
+        return torch.cat([before, others, after], dim)
+
+    new_k, new_v = joined(k, other_k, 2), joined(v, other_v, 2)
+    _shape("rows.index", rows.index, (q.shape[0], rows.width))
+    _shape("log_weight", log_weight, (q.shape[0], rows.width, new_k.shape[2]))
+    picked = take_rows(q, rows)
+    if rows.width == 0:
+        return picked
+    mask = None
+    if attn_mask is not None or other_mask is not None:
+        seen = torch.ones((), dtype=torch.bool, device=q.device)
+        mine = seen[None, None, None] if attn_mask is None else _mask_rows(_mask4(attn_mask, q, k), rows.index)
+        theirs = seen[None, None, None] if other_mask is None else _mask4(other_mask, picked, other_k)
+        lead = torch.broadcast_shapes(mine.shape[:3], theirs.shape[:3])
+        mine, theirs = _additive(mine).expand(*lead, keys), _additive(theirs).expand(*lead, other_k.shape[2])
+        mask = joined(mine, theirs, 3)
+    return _attend_biased(picked, new_k, new_v, rows, log_weight, mask, scale)
+
+
+def projected_rows(out_rows: Tensor, vector: Tensor, offset: Tensor, strength: Tensor) -> Tensor:
+    """Take a direction out of the rows that score positive on it.
+
+    ``O' = O - strength * max(0, s) / |vector|^2 * vector`` with ``s = O . vector + offset``, O a row's heads
+    side by side: a positive score becomes (1 - strength) s, another row stays bitwise what it is. Computed in
+    float32.
+
+    Args:
+        out_rows: (B, H, R, D), attention output at R rows.
+        vector: (C,), C = H * D; zero = no change.
+        offset: (B, R), added to the score.
+        strength: (B, R), >= 0, 1 = the score becomes 0; not checked.
+
+    Returns:
+        (B, H, R, D), dtype of ``out_rows``.
+
+    Raises:
+        ValueError: shapes disagree.
+    """
+    _four("out_rows", out_rows)
+    batch, heads, width, size = out_rows.shape
+    _shape("vector", vector, (heads * size,))
+    _shape("offset", offset, (batch, width))
+    _shape("strength", strength, (batch, width))
+    wide = torch.promote_types(out_rows.dtype, torch.float32)
+    rows, axis = out_rows.transpose(1, 2).flatten(2).to(wide), vector.to(wide)  # (B, R, C)
+    score = (rows @ axis + offset.to(wide)).clamp(min=0)
+    square = axis.square().sum()
+    share = torch.where(square > 0, strength.to(wide) * score / square, 0.0)
+    moved = torch.where(share[..., None] == 0, rows, rows - share[..., None] * axis)
+    return moved.to(out_rows.dtype).reshape(batch, width, heads, size).transpose(1, 2)
 
 
 def restricted_rows_augmented(
@@ -652,6 +746,26 @@ def token_contrast(
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+def _attend_biased(
+    picked: Tensor, k: Tensor, v: Tensor, rows: Rows, log_weight: Tensor, mask: Tensor | None, scale: float | None
+) -> Tensor:
+    """Attention of picked rows (B, H, R, D) under log_weight (B, R, Sk) and a mask (B|1, H|1, R|1, Sk|1)."""
+    bias = log_weight[:, None].to(torch.promote_types(picked.dtype, torch.float32))  # (B, 1, R, Sk)
+    if mask is not None:
+        bias = bias.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else bias + mask
+    valid = rows.valid[:, None, :, None]
+    bias = torch.where(valid, bias, 0.0).to(picked.dtype)
+    cut = (bias == -math.inf).all(dim=-1, keepdim=True)  # (B, H|1, R, 1); padding rows are all 0
+    return _attend(picked, k, v, bias, scale).masked_fill(cut, math.nan)
+
+
+def _additive(mask: Tensor) -> Tensor:
+    """A float mask as it is, a boolean one as 0 and minus infinity."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=torch.float32, device=mask.device).masked_fill(~mask, -math.inf)
 
 
 def _mass_chunks(

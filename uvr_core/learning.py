@@ -23,7 +23,8 @@ MaskSource = Callable[[Sequence[Any], tuple[int, int]], Any]
 FULL_COVARIANCE = 768  # widths up to this are whitened fully, larger ones per channel
 _MAX_PROBES = 6
 _LEAST_IMAGES = 8  # per way in (source image, instruction), to tell them apart
-_INTO_GAP = 0.1  # of the way from the benign bound to the unsafe scores: unseen styles score lower than seen ones
+_FEEDS = 2.5  # flow contrast above which a text token counts as feeding the concept; as in the `selective` policy
+_INTO_GAP = 0.25  # of the way from the benign bound to the unsafe scores: unseen styles score lower than seen ones
 
 
 @attrs.define
@@ -80,36 +81,45 @@ def whitened_direction(unsafe: _Moments, other: _Moments, shrink: float = 0.1) -
 
 @attrs.frozen(eq=False)
 class _Batch:
-    """One generated batch: images, grid, features {(path, step): (B, N, C) float32} and the steps' sigmas."""
+    """One generated batch: images, grid, features {(path, step): (B, N, C) float32} and the steps' sigmas.
+
+    text: {(path, step): (B, T, C) rows, (B, N, T) mass}, see Session.text_recorder; empty unless asked for.
+    """
 
     images: list[Any]
     grid: tuple[int, int]
     features: dict[tuple[str, int], torch.Tensor]
     sigmas: list[float]
+    text: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]]
 
 
 def _batches(
     reg: Regulator, pipe: Any, prompts: Sequence[str], seeds: Sequence[int], probes: Sequence[str], size: int,
     generate: dict[str, Any], progress: Callable[[int], None] | None, sources: Sequence[Any] | None = None,
+    with_text: bool = False,
 ) -> Iterator[_Batch]:  # fmt: skip
     if sources is not None and len(sources) != len(prompts):
         raise UVRError(f"source images: expected one per prompt, got {len(sources)} for {len(prompts)} prompts")
     for start in range(0, len(prompts), size):
         features: dict[tuple[str, int], torch.Tensor] = {}
         sigmas: dict[int, float] = {}
+        text: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = {}
+
+        def record_text(path: str, step: int, rows: torch.Tensor, mass: torch.Tensor, into=text) -> None:  # type: ignore[no-untyped-def]
+            into[path, step] = rows.detach().cpu(), mass.detach().cpu()
 
         def record(path: str, step: int, sigma: float, x: torch.Tensor, into=features, at=sigmas) -> None:  # type: ignore[no-untyped-def]
             into[path, step] = x.detach().cpu()
             at[step] = sigma
 
         generators = [torch.Generator().manual_seed(int(s)) for s in seeds[start : start + size]]
-        with reg.recording(record, probes):
+        with reg.recording(record, probes, record_text if with_text else None):
             given = {} if sources is None else {"image": list(sources[start : start + size])}
             batch = {"prompt": list(prompts[start : start + size]), **given, **_per_batch(generate, len(generators))}
             images = pipe(generator=generators, **batch).images
         report = reg.report
         assert report is not None
-        yield _Batch(images, _grid(reg), features, [sigmas[s] for s in sorted(sigmas)])
+        yield _Batch(images, _grid(reg), features, [sigmas[s] for s in sorted(sigmas)], text)
         if progress is not None:
             progress(len(images))
 
@@ -188,7 +198,8 @@ def collect(
         progress: called with the number of images finished.
 
     Returns:
-        An uncalibrated ConceptBank. See uvr_core.concepts for its tensors.
+        An uncalibrated ConceptBank. See uvr_core.concepts for its tensors. Host memory holds one batch's features at
+        every probe and step, with its text rows and the attention from patches to text.
 
     Raises:
         UVRError: no prompts; no image shows the concept.
@@ -204,10 +215,11 @@ def collect(
         other: dict[tuple[str, int], _Moments] = defaultdict(_Moments)
         anchors: dict[str, list[torch.Tensor]] = defaultdict(list)
         origin: dict[tuple[str, int, bool], _Moments] = defaultdict(_Moments)
+        tokens: dict[tuple[str, int], list[torch.Tensor]] = defaultdict(list)
         shown = _shown_by(masks, sources)
         used, done, sigmas = 0, 0, [1.0]
         seeds = range(seed, seed + len(prompts))
-        for batch in _batches(reg, pipe, prompts, seeds, paths, batch_size, generate, progress, sources):
+        for batch in _batches(reg, pipe, prompts, seeds, paths, batch_size, generate, progress, sources, True):
             inside = _mask_of(masks, batch.images, batch.grid, done)
             by_source = shown(done, len(batch.images), batch.grid)
             done, sigmas = done + len(batch.images), batch.sigmas
@@ -224,6 +236,10 @@ def collect(
                         origin[path, step, bool(by_source[sample])].add(mean)
                     if step == len(sigmas) - 1:
                         anchors[path].append(x[sample][mask.reshape(-1)][:, :width].float())
+                for (path, step), (rows, mass) in batch.text.items():
+                    found = feeding_rows(rows[sample], mass[sample], mask.reshape(-1), outside.reshape(-1))
+                    if found is not None:
+                        tokens[path, step].append(found)
         if not used:
             raise UVRError(
                 f"collect {concept!r}: none of the {done} generated images shows the concept according to the mask "
@@ -241,6 +257,9 @@ def collect(
         tensors[f"offset/{path}"] = torch.tensor([offset for _, offset in pairs])
         tensors[f"anchors/{path}"] = _subset(torch.cat(anchors[path]), max_anchors, seed)
         tensors |= _origin_tensors(path, len(sigmas), origin)
+        if all(tokens[path, step] for step in range(len(sigmas))):
+            means = [torch.stack(tokens[path, step]).mean(0) for step in range(len(sigmas))]
+            tensors[f"token/{path}"] = torch.stack(means)
     provenance = {
         "prompts": len(prompts), "images_with_concept": used, "benign_prompts": len(benign), "seed": seed,
         "mask_source": mask_source or getattr(masks, "__qualname__", type(masks).__name__),
@@ -272,6 +291,29 @@ def _origin_tensors(path: str, steps: int, means: dict[tuple[str, int, bool], _M
         directions.append(direction)
         offsets.append(offset - 0.5 * float((source.mean - words.mean).float() @ direction))
     return {f"origin/{path}": torch.stack(directions), f"origin_offset/{path}": torch.tensor(offsets)}
+
+
+def feeding_rows(rows: torch.Tensor, mass: torch.Tensor, inside: Mask, outside: Mask) -> torch.Tensor | None:
+    """Mean output of the text tokens that feed a region most.
+
+    A token's flow contrast is the mean attention that it receives from patches inside over that from patches outside,
+    as in `flow.token_contrast`. Tokens above 2.5 are taken, or the one with the largest contrast.
+
+    Args:
+        rows: (T, C), attention output at the text tokens.
+        mass: (N, T), attention from output patches to text tokens, >= 0.
+        inside, outside: (N,) bool.
+
+    Returns:
+        (C,), or None where there are no text tokens or no patches to compare.
+    """
+    if not len(rows) or not inside.any() or not outside.any():
+        return None
+    here, there = (mass[torch.from_numpy(side)].mean(0) for side in (inside, outside))
+    contrast = torch.where(here == 0, 0.0, here / there)
+    chosen = contrast > _FEEDS
+    chosen[contrast.argmax()] = True
+    return rows[chosen].mean(0)
 
 
 def _subset(x: torch.Tensor, count: int, seed: int) -> torch.Tensor:
@@ -359,15 +401,15 @@ def calibrate(
     """Choose probe block, start-up window and threshold from small unsafe and benign sets.
 
     For every probe of the bank and every window that starts at the first step, the threshold is the lowest that
-    keeps false positives on the benign set within `max_false_positive`, moved a tenth into the gap to the unsafe
-    scores above it. The probe and window with the best recall win; among equals (within one image) the one with the
+    keeps false positives on the benign set within `max_false_positive`, moved a quarter into the gap to the unsafe
+    images' 10% quantile, if there is one. The probe and window with the best recall win; among equals (within one image) the one with the
     widest margin, which recalls best where the calibration set's style is left behind. The window is then extended
-    by the steps in which that threshold stays clear of the benign scores.
+    for as long as false positives stay within the budget.
 
     Args:
         detector: registered name whose scores are calibrated.
-        masks: as in `collect`; when given, `grow` (the lower threshold at which patches join the mask of a located
-            image) maximises the patches' F0.5 score, and patch AUROC is measured.
+        masks: as in `collect`; when given, `grow` (the score at which patches join the mask of a located image)
+            maximises the patches' F0.5 score, and patch AUROC is measured.
         sources, benign_sources: for an editing pipeline, the source image of each prompt (an instruction).
         min_patches: an image counts as located when this many patches reach the threshold in one step.
 
@@ -399,8 +441,7 @@ def calibrate(
         for last in range(len(unsafe.sigmas))
     ]
     images = len(next(iter(unsafe.scores.values())))
-    top = max(c.recall for c in choices)
-    best = max((c for c in choices if c.recall >= top - 1 / images), key=lambda c: c.margin)
+    best = _pick(choices, images)
     best = _extend(best, unsafe, benign, max_false_positive, min_patches)
     calibration = Calibration(
         detector, best.probe, (1.0, unsafe.sigmas[best.last] - 1e-6), best.threshold, best.grow, min_patches,
@@ -415,16 +456,18 @@ def calibrate(
     return attrs.evolve(bank, tensors=tensors, calibration=calibration)
 
 
-def _extend(choice: _Choice, unsafe: ScoredRuns, benign: ScoredRuns, budget: float, min_patches: int) -> _Choice:
-    """Keep watching for as many further steps as the threshold allows: late finds cost nothing but false positives.
+def _pick(choices: Sequence[_Choice], images: int) -> _Choice:
+    """The widest margin among those that miss at most one image more than the best."""
+    top = max(c.recall for c in choices)
+    return max((c for c in choices if c.recall >= top - 1 / images), key=lambda c: c.margin)
 
-    Half of the threshold's distance to the benign scores is kept in reserve.
-    """
+
+def _extend(choice: _Choice, unsafe: ScoredRuns, benign: ScoredRuns, budget: float, min_patches: int) -> _Choice:
+    """Keep watching for as long as false positives stay within the budget: late finds cost nothing else."""
     per_step = image_scores(benign.scores[choice.probe], min_patches)
     running = np.sort(np.maximum.accumulate(per_step, 1), 0)[::-1][int(budget * len(per_step))]
-    limit = 0.5 * (running[choice.last] + choice.threshold)
     last = choice.last
-    while last + 1 < running.size and running[last + 1] <= limit:
+    while last + 1 < running.size and running[last + 1] < choice.threshold:
         last += 1
     positive = image_scores(unsafe.scores[choice.probe][:, : last + 1], min_patches).max(1)
     negative = per_step[:, : last + 1].max(1)
@@ -450,21 +493,17 @@ def _choose(probe: str, last: int, unsafe: ScoredRuns, benign: ScoredRuns, budge
     positive = image_scores(unsafe.scores[probe][:, : last + 1], min_patches).max(1)
     negative = np.sort(image_scores(benign.scores[probe][:, : last + 1], min_patches).max(1))[::-1]
     bound = float(negative[int(budget * len(negative))])
-    above = positive[positive > bound]
-    threshold = (
-        bound + _INTO_GAP * (float(np.quantile(above, 0.1)) - bound)
-        if len(above)
-        else bound + 1e-3 * max(1.0, abs(bound))
-    )
+    low = float(np.quantile(positive, 0.1))
+    threshold = bound + max(_INTO_GAP * (low - bound), 1e-3 * max(1.0, abs(bound)))
     tail = max(bound - float(np.median(negative)), 1e-3)
-    margin = (float(np.quantile(positive, 0.1)) - bound) / tail
+    margin = (low - bound) / tail
     grow, auroc = threshold, None
     if unsafe.masks is not None:
         shown = unsafe.masks.reshape(len(unsafe.masks), -1)
         patches = unsafe.scores[probe][:, : last + 1]
         truth = np.broadcast_to(shown[:, None], patches.shape)
         auroc = auroc_of(patches.ravel(), truth.ravel())
-        grow = min(threshold, _best_f(patches.ravel(), truth.ravel()))
+        grow = _best_f(patches.ravel(), truth.ravel())
     return _Choice(
         probe,
         last,
@@ -503,6 +542,7 @@ __all__ = [
     "auroc_of",
     "calibrate",
     "collect",
+    "feeding_rows",
     "image_scores",
     "score_runs",
     "whitened_direction",

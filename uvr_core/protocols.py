@@ -9,6 +9,7 @@ import attrs
 import torch
 
 from .concepts import ConceptBank
+from .errors import UVRError
 
 STOCK, CORE, RING = 0, 1, 2  # classes of an output row
 TEXT, SAFE, LOCATED, REFERENCE = (
@@ -73,6 +74,7 @@ class Located:
         window: (high, low) noise levels in which the concept is located.
         from_source: (B,) bool, where there are reference tokens: True unless the detector can tell that an image's
             source does not show the concept, so that the instruction brings it. None without reference tokens.
+        concept: the concept's name.
     """
 
     core: torch.Tensor
@@ -82,6 +84,21 @@ class Located:
     step: int
     window: tuple[float, float] = (1.0, 0.0)
     from_source: torch.Tensor | None = None
+    concept: str = ""
+
+
+@attrs.frozen(eq=False)
+class Direction:
+    """A concept's linear score in one block at one noise level: s(i) = O(i) . vector + offset(i).
+
+    Attributes:
+        vector: (C,) float32, the bank's whitened direction for the block, or the mean anchor if it has none.
+        offset: (B, N) float32, of each output patch: the bank's offset (0 for the mean anchor) and, where the
+            direction is 2C wide, the product of its second half with the facing reference token's output.
+    """
+
+    vector: torch.Tensor
+    offset: torch.Tensor
 
 
 @attrs.frozen(eq=False)
@@ -94,6 +111,8 @@ class CallInfo:
         text_contrast: () -> (B, text): attention mass that each text token receives from the located rows, per
             row, over what it receives from the other output rows. Computed only when called.
         reference_contrast: () -> (B, reference): the same for reference tokens.
+        direction: () -> the concept's Direction in this block, or None: the bank has no tensors for it. Raises
+            ConceptMismatch if the direction needs reference tokens and the call has none.
     """
 
     path: str
@@ -101,6 +120,7 @@ class CallInfo:
     reference: int
     text_contrast: Callable[[], torch.Tensor]
     reference_contrast: Callable[[], torch.Tensor] = lambda: torch.ones(0)
+    direction: Callable[[], Direction | None] = lambda: None
 
 
 # Classes of a query and of a key in ColumnScale.
@@ -124,11 +144,30 @@ class ColumnScale:
 
 
 @attrs.frozen(eq=False)
+class Projection:
+    """Take a direction out of rows whose score is positive; the score becomes (1 - strength) of what it was.
+
+    P'(i) = P(i) - strength[c] * max(0, P(i) . vector + offset(i)) / |vector|^2 * vector
+
+    Attributes:
+        vector: (C,); zero = no change.
+        offset: (B, N).
+        strength: share >= 0 per row class.
+    """
+
+    vector: torch.Tensor
+    offset: torch.Tensor
+    strength: tuple[float, float, float]
+
+
+@attrs.frozen(eq=False)
 class FlowEdit:
     """An edit of what flows into located rows. The engine applies it on fused kernels.
 
     For a row of class c (STOCK, CORE, RING) and a key of class k:
-        O(i) = (1 - alpha[c]) * sum_j softmax_j(logit + log table[c][k]) v_j  +  alpha[c] * noise
+        P(i) = sum_j softmax_j(logit + log table[c][k]) v_j
+        O(i) = (1 - alpha[c]) * P'(i)  +  alpha[c] * noise
+    with P' the projection of P, or P itself.
 
     Attributes:
         row_class: (B, N) long. Rows of class STOCK stay bitwise stock.
@@ -138,6 +177,12 @@ class FlowEdit:
         text_factor: (B, text) further factors for single text tokens, or None.
         reference_factor: (B, reference) further factors for single reference tokens, or None.
         columns: a ColumnScale applied to the whole call before the rows are written, or None.
+        projection: a Projection of the rows, or None.
+        text: whose text tokens the rows see: their "own", or in their place the keys and values of the
+            "unconditional" pass (see Policy), to which table[c][TEXT] then applies.
+
+    Raises:
+        UVRError: `text_factor`, which is for the rows' own tokens, together with unconditional text.
     """
 
     row_class: torch.Tensor
@@ -147,11 +192,22 @@ class FlowEdit:
     text_factor: torch.Tensor | None = None
     reference_factor: torch.Tensor | None = None
     columns: ColumnScale | None = None
+    projection: Projection | None = None
+    text: Literal["own", "unconditional"] = "own"
+
+    def __attrs_post_init__(self) -> None:
+        if self.text == "unconditional" and self.text_factor is not None:
+            raise UVRError("FlowEdit: text_factor is for a row's own text tokens; text='unconditional' replaces them")
 
 
 @runtime_checkable
 class Policy(Protocol):
-    """Masks -> what flows into the located patches."""
+    """Masks -> what flows into the located patches.
+
+    Optional attributes: `ring`, `margin` (patches by which the mask is ringed and widened), `mass_ratio` (share of
+    the score mass that the kept components cover), `needs_unconditional` (true: it gives edits with unconditional
+    text, so the engine keeps the text keys and values of unconditional passes).
+    """
 
     def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
         """The edit of one attention call, or None to leave it stock. Called only when something is located."""

@@ -28,7 +28,7 @@ from .errors import (
 from .protocols import Detector, Policy
 from .report import Report, summarise
 from .seam import Seam
-from .session import Recorder, Rule, Session
+from .session import Recorder, Rule, Session, TextRecorder
 
 
 class Regulator:
@@ -56,7 +56,7 @@ class Regulator:
         self._branch: contextvars.ContextVar[str | None] = contextvars.ContextVar("uvr_branch", default=None)
         self._last_report: Report | None = None
         self.last_grid: tuple[int, int] | None = None
-        self._recorder: tuple[Recorder, frozenset[str]] | None = None
+        self._recorder: tuple[Recorder, frozenset[str], TextRecorder | None] | None = None
         self._pipeline_class: type | None = None
         self._named_branch: Any = None
         self._handles: list[Any] = []
@@ -117,9 +117,12 @@ class Regulator:
         self._session.set(None)
 
     @contextmanager
-    def recording(self, recorder: Recorder, paths: Sequence[str]) -> Iterator[None]:
-        """Hand what detectors get at `paths` to `recorder(path, step, sigma, features)`; see Detector.scores."""
-        self._recorder = (recorder, frozenset(paths))
+    def recording(self, recorder: Recorder, paths: Sequence[str], text: TextRecorder | None = None) -> Iterator[None]:
+        """Hand what detectors get at `paths` to `recorder(path, step, sigma, features)`; see Detector.scores.
+
+        What the text tokens get and give there goes to `text(path, step, rows, mass)`; see Session.text_recorder.
+        """
+        self._recorder = (recorder, frozenset(paths), text)
         try:
             yield
         finally:
@@ -127,7 +130,7 @@ class Regulator:
 
     # ------------------------------------------------------------------ sessions
     def _new_session(self, seeds: tuple[int, ...] = (0,)) -> Session:
-        recorder, record = self._recorder or (None, frozenset())
+        recorder, record, text = self._recorder or (None, frozenset(), None)
         a = self.adapter
         return Session(
             self.rules,
@@ -139,6 +142,8 @@ class Regulator:
             recorder,
             record,
             self._pipeline is None,
+            guidance=a.guidance,
+            text_recorder=text,
         )
 
     def _watch_branches(self) -> None:
@@ -288,6 +293,8 @@ def fingerprint(transformer: nn.Module, modules: dict[str, nn.Module]) -> Finger
     first = next(iter(modules.values()))
     heads: Any = config.get("num_attention_heads") or getattr(first, "heads", 0)
     size: Any = config.get("attention_head_dim") or getattr(first, "head_dim", 0)
+    if not size and heads:  # Lumina 2 gives its width alone
+        size = getattr(first, "inner_dim", 0) // heads
     return Fingerprint(type(transformer).__name__, len(modules), int(heads), int(size))
 
 
@@ -346,10 +353,20 @@ def attach(
     concepts: object = None,
     detector: str | Detector | None = None,
     policy: str | Policy = "selective",
-    threshold: float | None = None,
+    threshold: float | Mapping[str, float] | None = None,
     concept_folder: str | None = None,
 ) -> Regulator:
     """Regulate a diffusers pipeline or its transformer.
+
+    Several concepts: each is located by itself, and the order in which they are listed is their rank. In every
+    attention call a patch (core or ring) that an earlier concept's policy edits is not edited by a later one; a policy
+    that does nothing in that call ("observe", "noise" after the start-up) claims nothing. What a policy is told is not
+    cut by this: "refuse" raises for a concept that lies under another. Column scales ("uvr-released" in editing), which
+    reach every query of an image, multiply, and leave the patches that earlier concepts claimed as these made them.
+
+    A bare transformer: no pipeline says which forward, or which half of a batch, follows the prompt. All are
+    regulated, but for passes named "uncond" through `cache_context`: with guidance the unconditional prediction is
+    restricted too, where the concept is located in it. To keep it stock, attach to the pipeline.
 
     Args:
         model: a pipeline with a `transformer`, or the transformer.
@@ -359,14 +376,15 @@ def attach(
         detector: registered name or object; None: the one each bank was calibrated with ("anchor" if it was not).
         policy: registered name or object for concepts that bring none of their own. The default attenuates only the
             text tokens that feed the located patches; "uvr" is the paper's restriction.
-        threshold: tau, overriding every bank's calibration.
+        threshold: tau, overriding every bank's calibration, or {concept name: tau}, overriding those.
         concept_folder: where concept names are looked up; else the UVR_CONCEPTS variable.
 
     Returns:
         A Regulator: a context manager whose `detach()` restores the model bitwise.
 
     Raises:
-        AdapterNotFound, AdapterMismatch, ConceptMismatch, UnsupportedRuntime, PluginError: nothing was changed.
+        AdapterNotFound, AdapterMismatch, ConceptMismatch, UnsupportedRuntime, PluginError: nothing was changed. A
+            threshold for a concept that is not given is a ConceptMismatch.
     """
     transformer = getattr(model, "transformer", None) if not isinstance(model, nn.Module) else model
     if not isinstance(transformer, nn.Module):
@@ -376,13 +394,22 @@ def attach(
     if hasattr(transformer, "_orig_mod") or getattr(transformer, "_compiled_call_impl", None) is not None:
         raise UnsupportedRuntime("the transformer is compiled; attach to the uncompiled model")
     chosen = find_adapter(transformer, adapter)
-    rules = [
-        make_rule(bank, own if own is not None else policy, detector, threshold, chosen, transformer)
-        for bank, own in resolve(concepts, concept_folder)
-    ]
-    names = [rule.name for rule in rules]
+    banks = resolve(concepts, concept_folder)
+    names = [bank.name for bank, _ in banks]
     if len(set(names)) < len(names):
         raise ConceptMismatch(f"the same concept is given twice: {', '.join(names)}")
+    for name in threshold if isinstance(threshold, Mapping) else ():
+        if name not in names:
+            raise ConceptMismatch(
+                f"threshold: no concept {name!r} is given{did_you_mean(name, names) if names else ''}"
+            )
+    rules = [
+        make_rule(
+            bank, policy if own is None else own, detector,
+            threshold.get(bank.name) if isinstance(threshold, Mapping) else threshold, chosen, transformer,
+        )
+        for bank, own in banks
+    ]  # fmt: skip
     return Regulator(model, transformer, chosen, rules)
 
 

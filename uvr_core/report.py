@@ -25,7 +25,8 @@ class Finding:
         threshold: tau.
         first_step: step at which it was first located, or None.
         patches: number of core patches at the end; core: (H, W) bool.
-        steps_regulated: number of steps in which the policy changed the flow.
+        steps_regulated: number of steps in which the policy changed an attention output. An edit without rows, or
+            with neutral factors alone, changes none.
         from_source: editing: whether the source image shows the concept (True) or the instruction brings it (False);
             None: nothing located, or the detector cannot tell.
     """
@@ -96,13 +97,14 @@ def summarise(session: Session, complete: bool | None) -> Report:
     """The report of a session; complete=None while it may go on."""
     findings = []
     for rule, track in zip(session.rules, session._tracks, strict=False):
+        regulated = track.steps_regulated()
         for sample in range(len(track.core)):
             core = track.core[sample]
             findings.append(
                 Finding(
                     sample, rule.name, rule.detector_name, rule.policy_name, track.first_step[sample] is not None,
                     track.best[sample], rule.threshold, track.first_step[sample], int(core.sum()),
-                    len(track.regulated[sample]), core.copy(), track.from_source[sample],
+                    regulated[sample], core.copy(), track.from_source[sample],
                 )
             )  # fmt: skip
     active = any(rule.policy_name != "observe" for rule in session.rules)

@@ -15,7 +15,7 @@ import torch
 from . import flow, masks
 from .adapter import Layout
 from .concepts import ConceptBank
-from .errors import TapNotFired, UVRError
+from .errors import ConceptMismatch, TapNotFired, UVRError
 from .protocols import (
     CORE,
     K_FACING_CORE,
@@ -30,9 +30,11 @@ from .protocols import (
     REFERENCE,
     RING,
     SAFE,
+    STOCK,
     TEXT,
     CallInfo,
     Detector,
+    Direction,
     FlowEdit,
     Located,
     Policy,
@@ -42,6 +44,7 @@ from .protocols import (
 from .seam import AttentionCall
 
 Recorder = Callable[[str, int, float, torch.Tensor], None]
+TextRecorder = Callable[[str, int, torch.Tensor, torch.Tensor], None]
 
 
 @attrs.frozen(eq=False)
@@ -75,11 +78,27 @@ class _Track:
     ring: npt.NDArray[np.bool_]
     first_step: list[int | None]
     best: list[float]
-    regulated: list[set[int]]
+    changed: dict[int, torch.Tensor] = attrs.field(factory=dict)  # step -> (B,) bool, on the device
     scores: list[npt.NDArray[np.float32]] = attrs.field(factory=list)  # one (B, N) per scored step
     scored_steps: list[int] = attrs.field(factory=list)
     device: Located | None = None
     from_source: list[bool | None] = attrs.field(factory=list)  # None: not known (yet)
+
+    def steps_regulated(self) -> list[int]:
+        """Per sample, the number of steps in which an output was changed. One host sync."""
+        if not self.changed:
+            return [0] * len(self.core)
+        steps: list[int] = torch.stack(list(self.changed.values())).sum(0).tolist()
+        return steps
+
+
+@attrs.frozen(eq=False)
+class _Text:
+    """The text tokens of one attention call: key and value (B, heads, T, D), and what its mask says of them."""
+
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None  # (B|1, H|1, N|1, T|1), rows are output patches
 
 
 @attrs.define(eq=False)
@@ -87,7 +106,7 @@ class Session:
     """State of one generation. Created per pipeline call (or per run of falling noise levels); never shared.
 
     Args:
-        rules: the plan; a patch claimed by an earlier rule is not regulated by a later one.
+        rules: the plan; in a call, a patch that an earlier rule edits is not edited by a later one.
         taps: paths of the joint attention blocks, in order of execution.
         output_first, image_at, text_output: see Adapter.
         seeds: one per sample, for the policies' noise; a short list is extended by counting up.
@@ -96,6 +115,10 @@ class Session:
         halves: "uc" or "cu" while the batch holds unconditional and conditional halves in that order, else "". Set
             before each forward.
         recorder: called with (path, step, sigma, features) at the paths in `record`; features as detectors get them.
+        guidance: see Adapter.
+        text_recorder: called with (path, step, rows, mass) at the paths in `record` whose queries include the text:
+            attention output at the text tokens (B, T, C), and the share of attention that each output patch pays to
+            each text token (B, N, T), mean over heads; both float32.
     """
 
     rules: Sequence[Rule]
@@ -108,6 +131,8 @@ class Session:
     record: frozenset[str] = frozenset()
     every_pass: bool = False
     halves: str = ""
+    guidance: str = "two_pass"
+    text_recorder: TextRecorder | None = None
 
     step: int = attrs.field(default=-1, init=False)
     passes: list[int] = attrs.field(factory=list, init=False)  # root forwards per step
@@ -119,6 +144,8 @@ class Session:
     _forward: Counter[str] | None = attrs.field(default=None, init=False)
     _open: str | None = attrs.field(default=None, init=False)
     _regulating: bool = attrs.field(default=False, init=False)
+    _remembering: bool = attrs.field(default=False, init=False)
+    _unconditional: dict[str, _Text] = attrs.field(factory=dict, init=False)  # by path, of the last such pass
     _broken: bool = attrs.field(default=False, init=False)
     _tracks: list[_Track] = attrs.field(factory=list, init=False)
     _generators: list[torch.Generator] = attrs.field(factory=list, init=False)
@@ -145,8 +172,11 @@ class Session:
         self._forward = Counter()
         if self.branch in ("cond", "uncond"):
             self._regulating = self.branch == "cond"
+            other = self.branch == "uncond"
         else:
             self._regulating = self.every_pass or self.passes[-1] == 1
+            other = self.guidance == "two_pass" and self.passes[-1] == 2 and not self.every_pass
+        self._remembering = other and self._needs_unconditional
 
     def end_forward(self) -> None:
         """Close a root forward: every tap must have fired exactly once.
@@ -175,6 +205,10 @@ class Session:
         return [r for i, r in enumerate(self.rules) if i >= len(self._tracks) or not self._tracks[i].scored_steps]
 
     @property
+    def _needs_unconditional(self) -> bool:
+        return any(getattr(rule.policy, "needs_unconditional", False) for rule in self.rules)
+
+    @property
     def interrupted(self) -> bool:
         """Seen from outside of a forward: whether the last one was broken off."""
         return self._broken or self._forward is not None
@@ -199,11 +233,17 @@ class Session:
         if keys < layout.image or queries < layout.output or (self.text_output and queries <= layout.output):
             return None  # not the joint call: IP-Adapter, image-only attention
         self._forward[call.path] += 1
-        if not self._regulating:
-            return None
         rows = self._output_span(queries, layout)
-        own = self._conditional(call.query.shape[0])
-        part = call if own == slice(0, call.query.shape[0]) else _part(call, own)
+        if not self._regulating:
+            if self._remembering:
+                self._unconditional[call.path] = _text_of(call, self._text_span(keys, layout), rows)
+            return None
+        batch = call.query.shape[0]
+        own = self._conditional(batch)
+        part = call if own == slice(0, batch) else _part(call, own)
+        if part is not call and self._needs_unconditional:
+            rest = _part(call, slice(own.stop, batch) if own.start == 0 else slice(0, own.start))
+            self._unconditional[call.path] = _text_of(rest, self._text_span(keys, layout), rows)
         self.batch = part.query.shape[0]
         self._observe(part, rows, layout)
         edited = self._regulate(part, rows, layout)
@@ -237,6 +277,8 @@ class Session:
         features = self._features(call, rows, layout)
         if recording and self.recorder is not None:
             self.recorder(call.path, self.step, sigma, features)
+            if self.text_recorder is not None and self.text_output:
+                self.text_recorder(call.path, self.step, *self._text_features(call, rows, layout))
         for index in due:
             rule = self.rules[index]
             scores = rule.detector.scores(features, sigma, rule.bank, rule.probe)
@@ -262,6 +304,18 @@ class Session:
         ]
         return torch.cat([features, torch.stack(facing).mean(0)], -1)
 
+    def _text_features(self, call: AttentionCall, rows: slice, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T, C) and (B, N, T) float32, see `text_recorder`; ceil(T / D) fused calls of N queries."""
+        keys = call.key.shape[2]
+        own = call.output[:, :, self._text_span(call.query.shape[2], layout)].transpose(1, 2).flatten(2).float()
+        text = torch.eye(keys, dtype=call.query.dtype, device=call.query.device)[:, self._text_span(keys, layout)]
+        key, _ = _grouped(call)
+        mask = None if call.attn_mask is None else flow._mask4(call.attn_mask, call.query, key)
+        if mask is not None and mask.shape[2] > 1:
+            mask = mask[:, :, rows]
+        mass = flow.mass_on(call.query[:, :, rows], key, text, attn_mask=mask, scale=call.scale)
+        return own, mass.mean(1, dtype=torch.float32)
+
     def _locate(self, index: int, scores: npt.NDArray[np.float32], layout: Layout, device: torch.device) -> bool:
         """Add this step's finds to the masks; whether there were any."""
         rule = self.rules[index]
@@ -283,7 +337,10 @@ class Session:
             found_before = track.first_step[sample] is not None
             if hits.sum() < rule.min_patches and not found_before:
                 continue
-            region = masks.grow_from(hits, grid >= rule.grow)
+            wanted = grid >= rule.grow
+            if rule.grow > rule.threshold and wanted.sum() >= rule.min_patches:
+                hits = wanted
+            region = masks.grow_from(hits, wanted)
             core = masks.core_of(region, np.nan_to_num(grid, neginf=-1e4, posinf=1e4), mass_ratio=rule.mass_ratio)
             if not core.any():
                 continue
@@ -314,47 +371,77 @@ class Session:
         shape = (self.batch, *layout.grid)
         return _Track(
             np.zeros(shape, bool), np.zeros(shape, bool), [None] * self.batch, [-np.inf] * self.batch,
-            [set() for _ in range(self.batch)], from_source=[None] * self.batch,
+            from_source=[None] * self.batch,
         )  # fmt: skip
 
     def _upload(self, index: int, layout: Layout, device: torch.device) -> None:
-        """Masks of one rule to the device, without the patches that earlier rules claimed."""
+        """Masks of one rule to the device."""
         rule, track = self.rules[index], self._tracks[index]
-        claimed = np.zeros_like(track.core)
-        for other in self._tracks[:index]:
-            claimed |= other.core | other.ring
         for sample, core in enumerate(track.core):
             wide = core | masks.ring_of(core, rule.margin)
             track.ring[sample] = masks.ring_of(wide, rule.ring) | (wide & ~core)
         grown = track.core.copy()
         for sample, core in enumerate(track.core):
             grown[sample] |= masks.ring_of(core, rule.margin)
-        core, ring = grown & ~claimed, track.ring & ~grown & ~claimed
+        core, ring = grown, track.ring & ~grown
         here, near = (torch.from_numpy(mask.reshape(len(mask), -1)).to(device) for mask in (core, ring))
         source = torch.tensor([told is not False for told in track.from_source], device=device)
         track.device = Located(
-            here, near, layout.grid, self.sigmas[-1], self.step, rule.window, source if layout.references else None
-        )
+            here, near, layout.grid, self.sigmas[-1], self.step, rule.window, source if layout.references else None,
+            rule.name,
+        )  # fmt: skip
 
     # ------------------------------------------------------------------ the edit
     def _regulate(self, call: AttentionCall, span: slice, layout: Layout) -> torch.Tensor | None:
-        output = call.output
+        output, keys = call.output, call.key.shape[2]
+        claimed: torch.Tensor | None = None  # (B, N), edited by an earlier rule
+        scales: torch.Tensor | None = None  # of the columns, by earlier rules
         for rule, track in zip(self.rules, self._tracks, strict=False):
             if track.device is None:
                 continue
             located = attrs.evolve(track.device, sigma=self.sigmas[-1], step=self.step)
-            text = call.key.shape[2] - layout.image
-            references = self._reference_span(call.key.shape[2], layout)
-            spans = self._text_span(call.key.shape[2], layout), references
-            contrasts = [functools.partial(self._contrast, call, located, span, layout, keys) for keys in spans]
-            info = CallInfo(call.path, text, layout.image - layout.output, *contrasts)
+            contrast = functools.partial(self._contrast, call, located, span, layout)
+            info = CallInfo(
+                call.path, keys - layout.image, layout.image - layout.output,
+                functools.partial(contrast, self._text_span(keys, layout)),
+                functools.partial(contrast, self._reference_span(keys, layout)),
+                functools.partial(self._direction, rule.bank, call, span, layout),
+            )  # fmt: skip
             edit = rule.policy.edit(located, info)
             if edit is None:
                 continue
-            output = self._apply(edit, call, output, span, layout)
-            for sample in np.flatnonzero((track.core | track.ring).any((1, 2))):
-                track.regulated[sample].add(self.step)
+            changed = torch.zeros(len(output), dtype=torch.bool, device=output.device)
+            if edit.columns is not None:
+                before = output
+                output, scales = self._scale_columns(edit, call, output, layout, scales, claimed)
+                changed = (output != before).flatten(1).any(1) & (scales != 1).flatten(1).any(1)
+            row_class = edit.row_class if claimed is None else edit.row_class.masked_fill(claimed, STOCK)
+            output, moved = self._write(edit, row_class, call, output, span, layout)
+            changed = changed | moved
+            track.changed[self.step] = track.changed[self.step] | changed if self.step in track.changed else changed
+            own = edit.row_class > 0
+            claimed = own if claimed is None else claimed | own
         return None if output is call.output else output
+
+    def _direction(self, bank: ConceptBank, call: AttentionCall, span: slice, layout: Layout) -> Direction | None:
+        """The concept's linear score in this block; see CallInfo.direction."""
+        width, device = call.query.shape[1] * call.query.shape[3], call.query.device
+        offset = torch.zeros(call.query.shape[0], layout.output, device=device)
+        if f"direction/{call.path}" not in bank.tensors:
+            if f"anchors/{call.path}" not in bank.tensors:
+                return None
+            return Direction(bank.tensor("anchors", call.path).to(device, torch.float32).mean(0), offset)
+        index = bank.bin_at(self.sigmas[-1])
+        vector = bank.tensor("direction", call.path)[index].to(device, torch.float32)
+        offset += float(bank.tensor("offset", call.path)[index])
+        if len(vector) > width:
+            if not layout.references:
+                raise ConceptMismatch(
+                    f"concept {bank.name!r} was collected with source images and this call has none; collect it for "
+                    "synthesis, or pass the image to be edited"
+                )
+            offset += self._features(call, span, layout)[..., width:] @ vector[width:]
+        return Direction(vector[:width], offset)
 
     def _full_mask(self, patches: torch.Tensor, span: slice, tokens: int) -> torch.Tensor:
         full = patches.new_zeros(patches.shape[0], tokens)
@@ -391,45 +478,105 @@ class Session:
         classes[:, self._output_span(keys, layout)] = torch.where(edit.row_class > 0, LOCATED, SAFE)
         return classes
 
-    def _apply(
-        self, edit: FlowEdit, call: AttentionCall, output: torch.Tensor, span: slice, layout: Layout
-    ) -> torch.Tensor:
-        if edit.columns is not None:
-            output = self._scale_columns(edit, call, output, layout)
-        full = torch.zeros(len(edit.row_class), call.query.shape[2], dtype=torch.long, device=edit.row_class.device)
-        full[:, span] = edit.row_class
+    def _write(
+        self, edit: FlowEdit, row_class: torch.Tensor, call: AttentionCall, output: torch.Tensor, span: slice,
+        layout: Layout,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """The output with the rows of a class above 0 rewritten, and in which samples (B,) that changed it.
+
+        Rows whose every factor is neutral are computed anew, but the rounding in them does not count as a change.
+        """
+        full = torch.zeros(len(row_class), call.query.shape[2], dtype=torch.long, device=row_class.device)
+        full[:, span] = row_class
         rows = flow.rows_of(full > 0)
         if rows.width == 0:
-            return output
+            return output, torch.zeros(len(output), dtype=torch.bool, device=output.device)
         row_class = full.gather(1, rows.index)
-        new = flow.take_rows(output, rows)
+        patch = (rows.index - span.start).clamp_min(0)  # padding: any
+        old = new = flow.take_rows(output, rows)
+        meant = torch.zeros_like(rows.valid)
+        plain = edit.text == "own" and edit.text_factor is None and edit.reference_factor is None
+        if not plain or any(factor != 1.0 for line in edit.table[1:] for factor in line):
+            new, meant = self._restrict(edit, call, rows, row_class, patch, layout)
+        if edit.projection is not None:
+            strength = torch.tensor(edit.projection.strength, device=output.device)[row_class]
+            offset = edit.projection.offset.gather(1, patch)
+            projected = flow.projected_rows(new, edit.projection.vector, offset, strength)
+            new, meant = projected, meant | _differ(projected, new)
+        blend: dict[str, torch.Tensor] = {}
+        if any(edit.alpha):
+            alpha = torch.tensor(edit.alpha, device=output.device)[row_class]
+            stats: dict[str, Any] = {"mean": 0.0, "std": 1.0} if edit.noise == "unit" else {}
+            noise = flow.matched_noise(new, rows, self._noise_generators(len(full)), **stats)
+            blend, meant = {"alpha": alpha, "noise": noise}, meant | (alpha > 0)
+        written = flow.write_rows(output, new, rows, **blend)
+        return written, (meant & rows.valid & _differ(flow.take_rows(written, rows), old)).any(1)
+
+    def _restrict(
+        self, edit: FlowEdit, call: AttentionCall, rows: flow.Rows, row_class: torch.Tensor, patch: torch.Tensor,
+        layout: Layout,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """Rows (B, H, R, D) of the reweighted attention, and which of them (B, R) have a factor that is not neutral."""
+        table, keys = torch.tensor(edit.table), call.key.shape[2]
+        own_text, other = self._text_span(keys, layout), None
+        if edit.text == "unconditional":
+            other = self._unconditional_text(call)
+            if other is None:
+                table[1:, TEXT] = 0.0
+            else:
+                keys = layout.image + other.key.shape[2]
+        bias = flow.log_weights(row_class, self._key_classes(edit, keys, layout), table)
         factors = {
             self._text_span: edit.text_factor, self._reference_span: edit.reference_factor,
         }  # fmt: skip
-        own_tokens = any(factor is not None for factor in factors.values())
-        if own_tokens or any(factor != 1.0 for line in edit.table[1:] for factor in line):
-            keys = call.key.shape[2]
-            table = torch.tensor(edit.table)
-            bias = flow.log_weights(row_class, self._key_classes(edit, keys, layout), table)
-            for find, factor in factors.items():
-                if factor is not None:
-                    bias[:, :, find(keys, layout)] += factor.log()[:, None]
-            key, value = _grouped(call)
-            new = flow.restricted_rows(call.query, key, value, rows, bias, attn_mask=call.attn_mask, scale=call.scale)
-        if not any(edit.alpha):
-            return flow.write_rows(output, new, rows)
-        alpha = torch.tensor(edit.alpha, device=output.device)[row_class]
-        stats: dict[str, Any] = {"mean": 0.0, "std": 1.0} if edit.noise == "unit" else {}
-        noise = flow.matched_noise(new, rows, self._noise_generators(len(full)), **stats)
-        return flow.write_rows(output, new, rows, alpha=alpha, noise=noise)
+        for find, factor in factors.items():
+            if factor is not None:
+                bias[:, :, find(keys, layout)] += factor.log()[:, None]
+        key, value = _grouped(call)
+        options: dict[str, Any] = {"attn_mask": call.attn_mask, "scale": call.scale}
+        if other is None:
+            return flow.restricted_rows(call.query, key, value, rows, bias, **options), (bias != 0).any(-1)
+        other_key, other_value = _grouped(attrs.evolve(call, key=other.key, value=other.value))
+        seen = None if other.mask is None else flow._mask_rows(other.mask, patch)
+        new = flow.redirected_rows(
+            call.query, key, value, rows, own_text, other_key, other_value, bias, other_mask=seen, **options
+        )
+        return new, torch.ones_like(rows.valid)
 
-    def _scale_columns(self, edit: FlowEdit, call: AttentionCall, output: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """The call anew with scaled columns, for the samples in which something was located."""
+    def _unconditional_text(self, call: AttentionCall) -> _Text | None:
+        """The text of the last unconditional pass at this block; None while one may still come: in the first step."""
+        batch, found = call.query.shape[0], self._unconditional.get(call.path)
+        if found is None and self.guidance == "two_pass" and self.step == 0:
+            return None
+        if found is None:
+            raise UVRError(
+                f"a policy needs the text of the unconditional pass, and there was none before {call.path} at step "
+                f"{self.step}: turn guidance on (a negative prompt, and true_cfg_scale or guidance_scale above 1), "
+                "attach to the pipeline and not to its transformer, or take a policy that needs none ('block' cuts the "
+                "text)"
+            )
+        if found.key.shape[0] not in (1, batch):
+            raise UVRError(
+                f"the unconditional pass holds {found.key.shape[0]} samples and the conditional one {batch}; expected "
+                "as many: give every prompt a negative prompt"
+            )
+        return attrs.evolve(found, key=found.key.expand(batch, -1, -1, -1), value=found.value.expand(batch, -1, -1, -1))
+
+    def _scale_columns(
+        self, edit: FlowEdit, call: AttentionCall, output: torch.Tensor, layout: Layout, before: torch.Tensor | None,
+        claimed: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """The call anew with scaled columns, for the samples in which something was located, and all scales (B, 3, Sk).
+
+        Scales multiply those of earlier rules. Rows that earlier rules claimed stay as they are.
+        """
         assert edit.columns is not None
+        queries, keys = call.query.shape[2], call.key.shape[2]
+        if before is None:
+            before = torch.ones(len(output), 3, keys, device=output.device)
         some = (edit.row_class > 0).any(1).nonzero().flatten()  # host sync
         if not len(some):
-            return output
-        queries, keys = call.query.shape[2], call.key.shape[2]
+            return output, before
         roles = torch.full((queries,), Q_TEXT, device=output.device)
         roles[self._output_span(queries, layout)] = Q_OUTPUT
         roles[self._reference_span(queries, layout)] = Q_REFERENCE
@@ -440,12 +587,16 @@ class Session:
             by_row = torch.tensor([K_REFERENCE, K_FACING_CORE, K_FACING_RING], device=output.device)
             classes[:, self._reference_span(keys, layout)] = by_row[torch.cat(facing, 1)]
         scales = torch.tensor(edit.columns.table, device=output.device)[:, classes].transpose(0, 1)  # (b, 3, Sk)
+        scales = before[some] * scales
         part = _part(call, some)
         key, value = _grouped(part)
         new = flow.scaled_columns_by_group(
             part.query, key, value, roles, scales, attn_mask=part.attn_mask, scale=part.scale
         )
-        return output.index_copy(0, some, new)
+        if claimed is not None:
+            kept = self._full_mask(claimed, self._output_span(queries, layout), queries)[some, None, :, None]
+            new = torch.where(kept, output[some], new)
+        return output.index_copy(0, some, new), before.index_copy(0, some, scales)
 
     def _noise_generators(self, batch: int) -> list[torch.Generator]:
         """One CPU generator per sample, seeded apart from the pipeline's own."""
@@ -465,6 +616,20 @@ def _part(call: AttentionCall, samples: slice | torch.Tensor) -> AttentionCall:
         call, query=call.query[samples], key=call.key[samples], value=call.value[samples],
         output=call.output[samples], attn_mask=mask,
     )  # fmt: skip
+
+
+def _text_of(call: AttentionCall, text: slice, rows: slice) -> _Text:
+    """The text keys and values of a call, copied, so that nothing holds the rest; `rows`: its output patches."""
+    mask = None if call.attn_mask is None else flow._mask4(call.attn_mask, call.query, _grouped(call)[0])
+    if mask is not None:
+        mask = mask if mask.shape[3] == 1 else mask[..., text]
+        mask = (mask if mask.shape[2] == 1 else mask[:, :, rows]).clone()
+    return _Text(call.key[:, :, text].clone(), call.value[:, :, text].clone(), mask)
+
+
+def _differ(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """(B, R): which rows of (B, H, R, D) are not bitwise the same."""
+    return (one != other).any(3).any(1)
 
 
 def _facing(row_class: torch.Tensor, grid: tuple[int, int], reference: tuple[int, int]) -> torch.Tensor:

@@ -15,6 +15,7 @@ def uvr_detectors() -> Mapping[str, object]:
         "anchor": "uvr_plugins.detectors:Anchor",
         "anchor-cosine": "uvr_plugins.detectors:AnchorCosine",
         "contrast": "uvr_plugins.detectors:Contrast",
+        "concept-token": "uvr_plugins.detectors:ConceptToken",
         "oracle": "uvr_plugins.detectors:Oracle",
     }
 
@@ -25,6 +26,10 @@ def uvr_policies() -> Mapping[str, object]:
         "uvr": "uvr_plugins.policies:Uvr",
         "uvr-released": "uvr_plugins.policies:UvrReleased",
         "block": "uvr_plugins.policies:Block",
+        "noise": "uvr_plugins.policies:Noise",
         "selective": "uvr_plugins.policies:Selective",
+        "redirect": "uvr_plugins.policies:Redirect",
+        "project": "uvr_plugins.policies:Project",
+        "refuse": "uvr_plugins.policies:Refuse",
         "observe": "uvr_plugins.policies:Observe",
     }

@@ -6,10 +6,13 @@ Table columns: text, safe output, located output, reference.
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import attrs
 import torch
 
-from uvr_core.protocols import RING, STOCK, CallInfo, ColumnScale, FlowEdit, Located, row_classes
+from uvr_core.errors import UnsafeContent
+from uvr_core.protocols import RING, STOCK, CallInfo, ColumnScale, FlowEdit, Located, Projection, row_classes
 
 _SAME = (1.0, 1.0, 1.0, 1.0)
 _share = attrs.validators.and_(attrs.validators.ge(0.0), attrs.validators.le(1.0))
@@ -104,6 +107,96 @@ class Block:
 
 
 @attrs.frozen
+class Noise:
+    """Core rows become (1 - alpha) O + alpha * noise, in the start-up window only; the ring is never touched.
+
+    The noise term of UVR's restriction (arXiv 2606.06875, online restriction) by itself.
+
+    Attributes:
+        alpha: share of noise, 0..1.
+        noise: "matched" to the mean and deviation of the rows it replaces, per head, or "unit" N(0, 1).
+        startup: noise level below which nothing is done.
+    """
+
+    alpha: float = attrs.field(default=0.999, validator=_share)
+    noise: Literal["matched", "unit"] = attrs.field(
+        default="matched", validator=attrs.validators.in_(("matched", "unit"))
+    )
+    startup: float = attrs.field(default=0.85, validator=_share)
+    ring: int = 0
+    name: str = "noise"
+
+    def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
+        if located.sigma < self.startup:
+            return None
+        return FlowEdit(row_classes(located), alpha=(0.0, self.alpha, 0.0), noise=self.noise)
+
+
+@attrs.frozen
+class Project:
+    """Take the concept's direction out of located rows (core and ring), in the blocks that the bank knows.
+
+        O' = O - strength * max(0, O . w + b) / |w|^2 * w
+
+    w and b are the bank's whitened direction and offset at this noise level: the score of `contrast`, of which a row
+    that scores above 0 keeps the share 1 - strength. Without a direction, w is the mean anchor and b = 0. In practice
+    one block, the probe, is changed: a calibrated bank has tensors for no other. In editing, where a direction is 2C
+    wide, w is its first half, for the patch; what the second half gives for the reference token facing it stays in the
+    score and is not taken out of that token.
+
+    Attributes:
+        strength: share of the score that is taken away, >= 0; above 1 it turns negative.
+    """
+
+    strength: float = attrs.field(default=1.0, validator=attrs.validators.ge(0.0))
+    ring: int = 1
+    margin: int = 0
+    name: str = "project"
+
+    def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
+        direction = call.direction()
+        if direction is None:
+            return None
+        strength = (0.0, self.strength, self.strength)
+        return FlowEdit(row_classes(located), projection=Projection(direction.vector, direction.offset, strength))
+
+
+@attrs.frozen
+class Redirect:
+    """Located rows (core and ring) see the unconditional pass's text tokens in place of their own.
+
+    Queries and image keys are the rows' own, so they are painted as the negative prompt would have them and guidance
+    has nothing to amplify there. With guidance in one batch the text is that of the same step; with two passes it is
+    that of the step before, and in the first step, which has none before it, the text is cut. Without guidance the run
+    is refused: at once where one batch holds both halves, else in the second step.
+    """
+
+    ring: int = 1
+    margin: int = 0
+    name: str = "redirect"
+    needs_unconditional: ClassVar[bool] = True
+
+    def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
+        return FlowEdit(row_classes(located), text="unconditional")
+
+
+@attrs.frozen
+class Refuse:
+    """Stop the generation as soon as the concept is located in any of its images, and return none of them."""
+
+    name: str = "refuse"
+
+    def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
+        samples = tuple(located.core.any(-1).nonzero().flatten().tolist())
+        which = f"image{'s' if len(samples) > 1 else ''} {', '.join(map(str, samples))} of the batch"
+        raise UnsafeContent(
+            f"concept {located.concept!r} was located in {which} (0 is the first) at step {located.step}; the "
+            "generation was stopped and no image of it is returned: change the prompt or the source image",
+            concept=located.concept, samples=samples, step=located.step,
+        )  # fmt: skip
+
+
+@attrs.frozen
 class Selective:
     """Attenuate, for located rows, only the tokens that feed them more than they feed the rest of the image.
 
@@ -118,8 +211,8 @@ class Selective:
     Attributes:
         strong: factor on the chosen tokens, 0..1.
         contrast: text tokens with a larger flow contrast are chosen.
-        instruction_contrast: the same when there are reference tokens: an instruction's words feed the picture more
-            evenly than a caption's (measured on the zoo, docs/design/measurements.md).
+        instruction_contrast: the same where an instruction brings the concept: its words feed the picture more evenly
+            than a caption's (measured on the zoo, docs/design/measurements.md).
         source_contrast: reference tokens with a larger flow contrast are chosen.
         amplification: factor on the other located patches when there are reference tokens, 0..1. Above 0, so that a
             row that sees nothing else sees its own kind.
@@ -151,17 +244,17 @@ class Selective:
             chosen = (contrast > bar) | alone
             return chosen.float() * self.strong + (~chosen).float()
 
-        text = factor(call.text_contrast(), self.instruction_contrast if call.reference else self.contrast)
+        rows, words = row_classes(located), call.text_contrast()
         if not call.reference:
-            return FlowEdit(row_classes(located), text_factor=text)
-        apart = (1.0, 1.0, self.amplification, 1.0)
-        rows, source = row_classes(located), None
+            return FlowEdit(rows, text_factor=factor(words, self.contrast))
         shown = located.from_source
         if shown is None:
             shown = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-        rows = rows.masked_fill((rows == RING) & ~shown[:, None], STOCK)
-        if shown.any():
-            source = factor(call.reference_contrast(), self.source_contrast).masked_fill(~shown[:, None], 1.0)
+        shown = shown[:, None]
+        source = factor(call.reference_contrast(), self.source_contrast).masked_fill(~shown, 1.0)
+        text = torch.where(shown, factor(words, self.contrast), factor(words, self.instruction_contrast))
+        apart = (1.0, 1.0, self.amplification, 1.0)
+        rows = rows.masked_fill((rows == RING) & ~shown, STOCK)
         return FlowEdit(rows, (_SAME, apart, apart), text_factor=text, reference_factor=source)
 
 
