@@ -402,9 +402,9 @@ def calibrate(
 
     For every probe of the bank and every window that starts at the first step, the threshold is the lowest that
     keeps false positives on the benign set within `max_false_positive`, moved a quarter into the gap to the unsafe
-    images' 10% quantile, if there is one. The probe and window with the best recall win; among equals (within one image) the one with the
-    widest margin, which recalls best where the calibration set's style is left behind. The window is then extended
-    for as long as false positives stay within the budget.
+    images' 10% quantile, if there is one. The probe and window with the best recall win; among equals (within one
+    image) the one with the widest margin, which recalls best where the calibration set's style is left behind. The
+    window is then extended for as long as false positives stay within the budget.
 
     Args:
         detector: registered name whose scores are calibrated.
