@@ -11,7 +11,7 @@ import torch
 
 from ..adapter import Adapter
 from ..errors import UnsafeContent
-from ..protocols import CallInfo, FlowEdit, Located, Policy
+from ..protocols import CallInfo, Direction, FlowEdit, Located, Policy
 from ..regulator import find_adapter
 from .example import Example
 from .plan import Given, regulated
@@ -20,6 +20,7 @@ from .report import Conformance, expect, run_checks, skip_unless
 GRID = (3, 4)
 TEXT = 5
 REFERENCE = 6
+WIDTH = 8
 SIGMAS = (1.0, 0.86, 0.5, 0.0)
 _OPTIONS = ("ring", "margin", "mass_ratio")
 
@@ -72,25 +73,33 @@ def check_policy(
 
 @attrs.frozen(eq=False)
 class _Case:
-    """One call of a policy: masks of three samples (some patches, none, most), and contrasts."""
+    """One call of a policy: masks of three samples (some patches, none, most), contrasts and the concept's direction.
+
+    With reference tokens, the first sample's concept is brought by the instruction, the last one's by the source.
+    """
 
     core: torch.Tensor
     ring: torch.Tensor
     sigma: float
     text_contrast: torch.Tensor
     reference_contrast: torch.Tensor
+    direction: Direction
 
     @property
     def where(self) -> str:
         return f"noise level {self.sigma}, {self.reference_contrast.shape[1]} reference tokens"
 
     def located(self, samples: slice = slice(None)) -> Located:
-        return Located(self.core[samples].clone(), self.ring[samples].clone(), GRID, self.sigma, 1)
+        source = torch.tensor([False, True, True])[samples] if self.reference_contrast.shape[1] else None
+        return Located(
+            self.core[samples].clone(), self.ring[samples].clone(), GRID, self.sigma, 1, from_source=source
+        )  # fmt: skip
 
     def call(self, samples: slice = slice(None)) -> CallInfo:
         return CallInfo(
             "transformer_blocks.0.attn", self.text_contrast.shape[1], self.reference_contrast.shape[1],
             lambda: self.text_contrast[samples].clone(), lambda: self.reference_contrast[samples].clone(),
+            lambda: Direction(self.direction.vector.clone(), self.direction.offset[samples].clone()),
         )  # fmt: skip
 
 
@@ -107,7 +116,9 @@ def _cases() -> Iterator[_Case]:
             text = 4 * torch.rand(3, TEXT, generator=generator)
             text[0, 0], text[0, 1] = torch.inf, 0.0  # only the others give it nothing; the located rows give nothing
             contrast = 4 * torch.rand(3, reference, generator=generator)
-            yield _Case(core.flatten(1), (ring & ~core).flatten(1), sigma, text, contrast)
+            offset = torch.randn(3, GRID[0] * GRID[1], generator=generator)
+            direction = Direction(torch.randn(WIDTH, generator=generator), offset)
+            yield _Case(core.flatten(1), (ring & ~core).flatten(1), sigma, text, contrast, direction)
 
 
 @attrs.frozen(eq=False)
@@ -165,6 +176,13 @@ class _Suite:
             ):
                 if factor is not None:
                     _shape(name, factor, (batch, tokens), case)
+            expect(edit.text in ("own", "unconditional"), "text", expected="'own' or 'unconditional'",
+                   got=repr(edit.text))  # fmt: skip
+            if edit.projection is not None:
+                _shape("projection.vector", edit.projection.vector, (WIDTH,), case)
+                _shape("projection.offset", edit.projection.offset, (batch, patches), case)
+                expect(len(edit.projection.strength) == 3, "projection.strength", expected="3 shares",
+                       got=edit.projection.strength)  # fmt: skip
 
     def factors(self) -> None:
         for case, edit in self._edits():
@@ -174,6 +192,8 @@ class _Suite:
             for name, tensor in (("text_factor", edit.text_factor), ("reference_factor", edit.reference_factor)):
                 if tensor is not None:
                     numbers[name] = tensor.flatten().tolist()
+            if edit.projection is not None:
+                numbers["projection.strength"] = list(edit.projection.strength)
             for name, values in numbers.items():
                 bad = [x for x in values if not (math.isfinite(x) and x >= 0)]
                 expect(not bad, f"{name} at {case.where}", expected="finite factors >= 0", got=bad)
@@ -317,12 +337,17 @@ def _table(name: str, table: tuple[tuple[float, ...], ...], rows: int, columns: 
 
 def _differences(one: FlowEdit, all_of_them: FlowEdit, samples: slice) -> list[str]:
     """Fields in which an edit differs from those samples of another."""
-    wrong = [n for n in ("table", "alpha", "noise", "columns") if getattr(one, n) != getattr(all_of_them, n)]
+    plain = ("table", "alpha", "noise", "columns", "text")
+    wrong = [name for name in plain if getattr(one, name) != getattr(all_of_them, name)]
     for name in ("row_class", "text_factor", "reference_factor"):
         a, b = getattr(one, name), getattr(all_of_them, name)
         if (a is None) != (b is None) or (a is not None and not torch.equal(a, b[samples])):
             wrong.append(name)
-    return wrong
+    p, q = one.projection, all_of_them.projection
+    if p is None or q is None:
+        return wrong + ["projection"] * (p is not q)
+    same = p.strength == q.strength and torch.equal(p.vector, q.vector) and torch.equal(p.offset, q.offset[samples])
+    return wrong + ["projection"] * (not same)
 
 
 __all__ = ["check_policy"]
