@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextvars
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +29,7 @@ from .errors import (
 )
 from .protocols import Detector, Policy
 from .report import Report, summarise
-from .seam import Seam
+from .seam import AttentionCall, Hook, Seam, uncopyable
 from .session import Recorder, Rule, Session, TextRecorder
 
 
@@ -54,6 +56,9 @@ class Regulator:
         self._session: contextvars.ContextVar[Session | None] = contextvars.ContextVar("uvr_session", default=None)
         self._report: contextvars.ContextVar[Report | None] = contextvars.ContextVar("uvr_report", default=None)
         self._branch: contextvars.ContextVar[str | None] = contextvars.ContextVar("uvr_branch", default=None)
+        self._batch: contextvars.ContextVar[int | None] = contextvars.ContextVar("uvr_batch", default=None)
+        self._threads: weakref.WeakKeyDictionary[Session, int] = weakref.WeakKeyDictionary()
+        self._generating = threading.Lock()
         self._last_report: Report | None = None
         self.last_grid: tuple[int, int] | None = None
         self._recorder: tuple[Recorder, frozenset[str], TextRecorder | None] | None = None
@@ -62,8 +67,9 @@ class Regulator:
         self._handles: list[Any] = []
         self._seam: Seam | None = Seam(modules, self._observe, entered=self._enter, left=self._leave)
         try:
-            self._handles.append(transformer.register_forward_pre_hook(self._before, with_kwargs=True))
-            self._handles.append(transformer.register_forward_hook(self._after, always_call=True))
+            before, after = Hook(torch.compiler.disable(self._before)), Hook(self._after)
+            self._handles.append(transformer.register_forward_pre_hook(before, with_kwargs=True))
+            self._handles.append(transformer.register_forward_hook(after, with_kwargs=True, always_call=True))
             self._watch_branches()
             if self._pipeline is not None:
                 self._wrap_pipeline()
@@ -106,7 +112,7 @@ class Regulator:
         Attached to a bare transformer, a generation ends when the noise level rises again; `report` then shows
         the generation in progress.
         """
-        session = self._session.get()
+        session = self._current()
         if session is not None and self._pipeline is None:
             return summarise(session, complete=None)
         return self._report.get() or self._last_report
@@ -132,7 +138,7 @@ class Regulator:
     def _new_session(self, seeds: tuple[int, ...] = (0,)) -> Session:
         recorder, record, text = self._recorder or (None, frozenset(), None)
         a = self.adapter
-        return Session(
+        session = Session(
             self.rules,
             self.taps,
             a.image_at,
@@ -145,6 +151,14 @@ class Regulator:
             guidance=a.guidance,
             text_recorder=text,
         )
+        self._threads[session] = threading.get_ident()
+        return session
+
+    def _current(self) -> Session | None:
+        """The session of this thread. A context may be a copy of another thread's (asyncio.to_thread), and with it
+        the session in there."""
+        session = self._session.get()
+        return session if session is not None and self._threads.get(session) == threading.get_ident() else None
 
     def _watch_branches(self) -> None:
         """Hear the names that pipelines give to guidance passes: `with transformer.cache_context("cond")`."""
@@ -170,15 +184,39 @@ class Regulator:
 
         @functools.wraps(stock.__call__)
         def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return regulator._generate(stock, self, args, kwargs)
+            with regulator._alone():
+                return regulator._generate(stock, self, args, kwargs)
 
-        body = {"__call__": __call__, "__module__": stock.__module__, "__qualname__": stock.__qualname__}
+        def __reduce_ex__(self: Any, protocol: object) -> str:
+            raise uncopyable()
+
+        body = {
+            "__call__": __call__, "__reduce_ex__": __reduce_ex__,
+            "__module__": stock.__module__, "__qualname__": stock.__qualname__,
+        }  # fmt: skip
         pipeline.__class__ = type(stock.__name__, (stock,), body)
         self._pipeline_class = stock
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One call of the pipeline at a time."""
+        if not self._generating.acquire(blocking=False):
+            raise UnsupportedRuntime(
+                "the pipeline is called while another call of it runs; a diffusers pipeline keeps the state of its "
+                "call on itself: make a pipeline per thread around the one transformer, each with a scheduler and "
+                "tokenizers of its own, and attach to the transformer"
+            )
+        try:
+            yield
+        finally:
+            self._generating.release()
+
     def _generate(self, stock: Any, pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if pipeline.transformer is not self._transformer:
-            raise UnsupportedRuntime("the pipeline's transformer was replaced after attach; detach and attach again")
+            raise UnsupportedRuntime(
+                "the pipeline's transformer was replaced after attach (by another one, or by torch.compile of it); "
+                "detach and attach again, to an uncompiled one"
+            )
         session = self._new_session(_seeds(stock, pipeline, args, kwargs))
         token = self._session.set(session)
         try:
@@ -197,9 +235,11 @@ class Regulator:
 
     # ------------------------------------------------------------------ hooks
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling():
+        _refuse_compiled(_along(module, self.taps))
+        if (parallel := getattr(module, "_parallel_config", None)) is not None:
             raise UnsupportedRuntime(
-                "torch.compile of a regulated transformer is not supported yet: detach, or run it eagerly"
+                f"{type(parallel).__name__}: context parallel splits the tokens and tensor parallel the heads that UVR "
+                "must see together; run the transformer on one device, or detach UVR"
             )
         try:
             bound = self._signature.bind(module, *args, **kwargs).arguments
@@ -210,7 +250,7 @@ class Regulator:
             ) from error
         if not layout.adds_up:
             raise AdapterMismatch(f"adapter {self.adapter.name!r} read a layout that does not add up: {layout}")
-        session = self._session.get()
+        session = self._current()
         if self._pipeline is None and (session is None or _begins(session, float(sigma.reshape(-1)[0]))):
             session = self._new_session()
             self._session.set(session)
@@ -220,6 +260,8 @@ class Regulator:
                 "drive it by hand, or detach"
             )
         session.halves, session.branch = self._halves(), self._branch.get()
+        states = bound.get("hidden_states")
+        self._batch.set(None if states is None else len(states))
         session.begin_forward(layout, sigma)
 
     def _halves(self) -> str:
@@ -228,26 +270,79 @@ class Regulator:
         batched = kind == "batched" and bool(getattr(self._pipeline, "do_classifier_free_guidance", False))
         return order if batched else ""
 
-    def _after(self, module: nn.Module, args: object, output: object) -> None:
-        session = self._session.get()
+    def _after(self, module: nn.Module, args: object, kwargs: Mapping[str, Any], output: object) -> None:
+        session = self._current()
         if session is None or not session.in_forward:
             return
         if output is None:  # the forward raised; its own error is the one to show
             session.abort_forward()
-        else:
+            return
+        try:
             session.end_forward()
+        except TapNotFired as error:
+            found = _skipping(module, kwargs)
+            raise TapNotFired(f"{error}. On the model: {', '.join(found)}" if found else str(error)) from None
 
     def _enter(self, path: str) -> None:
-        if (session := self._session.get()) is not None:
-            session.enter(path)
+        session = self._current()
+        if session is None or not session.in_forward:
+            raise UnsupportedRuntime(
+                f"{path}: the attention of a regulated transformer ran outside a call of the transformer; call the "
+                "transformer and not its forward or its blocks, train without gradient checkpointing, or detach UVR"
+            )
+        session.enter(path)
 
     def _leave(self, path: str) -> None:
-        if (session := self._session.get()) is not None:
+        if (session := self._current()) is not None:
             session.leave(path)
 
-    def _observe(self, call: Any) -> torch.Tensor | None:
-        session = self._session.get()
-        return session.on_call(call) if session is not None else None
+    def _observe(self, call: AttentionCall) -> torch.Tensor | None:
+        session, batch = self._current(), self._batch.get()
+        if session is None:
+            return None
+        if batch is not None and session.in_forward and len(call.query) != batch:
+            raise UnsupportedRuntime(
+                f"{call.path}: attention over {len(call.query)} samples in a forward of {batch}; a feature that splits "
+                "the batch is on (FasterCache, perturbed-attention guidance): disable it, or detach UVR"
+            )
+        return session.on_call(call)
+
+
+def _along(transformer: nn.Module, taps: Sequence[str]) -> Iterator[nn.Module]:
+    """The transformer and every module on the way to a tap, as they are now."""
+    yield transformer
+    seen: dict[str, nn.Module] = {"": transformer}
+    for path in taps:
+        parent = ""
+        for name in path.split("."):
+            here = f"{parent}.{name}" if parent else name
+            if here not in seen:
+                seen[here] = getattr(seen[parent], name)
+                yield seen[here]
+            parent = here
+
+
+def _refuse_compiled(modules: Iterable[nn.Module]) -> None:
+    for module in modules:
+        compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        if compiled or hasattr(module.forward, "_torchdynamo_orig_callable"):
+            raise UnsupportedRuntime(
+                f"{type(getattr(module, '_orig_mod', module)).__name__} is compiled; UVR does not regulate through "
+                "torch.compile: attach to the uncompiled model and run it eagerly, or detach UVR"
+            )
+
+
+# Hooks of diffusers that change neither what is computed nor how often.
+_HARMLESS_HOOKS = frozenset({"hooks", "group_offloading", "layerwise_casting"})
+
+
+def _skipping(transformer: nn.Module, kwargs: Mapping[str, Any]) -> list[str]:
+    """Names of what is switched on that skips attention."""
+    found = {"skip_layers (skip-layer guidance)"} if kwargs.get("skip_layers") else set()
+    for module in transformer.modules():
+        hooks: Mapping[str, object] = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+        found |= {type(hook).__module__.rpartition(".")[2] for hook in hooks.values()} - _HARMLESS_HOOKS
+    return sorted(found)
 
 
 def _begins(session: Session, sigma: float) -> bool:
@@ -391,8 +486,7 @@ def attach(
         raise AdapterMismatch(
             f"expected a diffusers pipeline with a transformer, or a transformer; got {type(model).__name__}"
         )
-    if hasattr(transformer, "_orig_mod") or getattr(transformer, "_compiled_call_impl", None) is not None:
-        raise UnsupportedRuntime("the transformer is compiled; attach to the uncompiled model")
+    _refuse_compiled(transformer.modules())
     chosen = find_adapter(transformer, adapter)
     banks = resolve(concepts, concept_folder)
     names = [bank.name for bank, _ in banks]

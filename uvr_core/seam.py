@@ -23,6 +23,14 @@ from .errors import UnsupportedRuntime
 
 _DISPATCH = "dispatch_attention_fn"
 _SDPA = "scaled_dot_product_attention"
+# diffusers 0.42's attention backends: all softmax attention over every key, in one layout.
+_BACKENDS = frozenset({
+    "native", "_native_cudnn", "_native_efficient", "_native_flash", "_native_math", "_native_npu", "_native_xla",
+    "flex", "xformers", "flash", "flash_hub", "flash_varlen", "flash_varlen_hub", "flash_4_hub", "_flash_3",
+    "_flash_varlen_3", "_flash_3_hub", "_flash_3_varlen_hub", "aiter_fa2_hub", "sage", "sage_hub",
+    "sage_blackwell_hub", "sage_varlen", "_sage_qk_int8_pv_fp8_cuda", "_sage_qk_int8_pv_fp8_cuda_sm90",
+    "_sage_qk_int8_pv_fp16_cuda", "_sage_qk_int8_pv_fp16_triton",
+})  # fmt: skip
 
 
 @attrs.define(eq=False)
@@ -42,6 +50,26 @@ class AttentionCall:
 
 
 Observer = Callable[[AttentionCall], torch.Tensor | None]
+
+
+class Hook:
+    """A forward hook of a regulated module. It can be neither copied nor pickled, and so neither can the module."""
+
+    def __init__(self, call: Callable[..., None]):
+        self._call = call
+
+    def __call__(self, *args: Any) -> None:
+        self._call(*args)
+
+    def __reduce_ex__(self, protocol: object) -> str:
+        raise uncopyable()
+
+
+def uncopyable() -> UnsupportedRuntime:
+    return UnsupportedRuntime(
+        "a regulated model cannot be copied or pickled: detach first, and attach to the copy (save_pretrained and "
+        "state_dict work while attached)"
+    )
 
 
 class _Functional:
@@ -120,8 +148,8 @@ class Seam:
         try:
             for path, module in self.taps.items():
                 self._seat(path, module)
-                self._handles.append(module.register_forward_pre_hook(self._pre(path)))
-                self._handles.append(module.register_forward_hook(self._post(path), always_call=True))
+                self._handles.append(module.register_forward_pre_hook(Hook(self._pre(path))))
+                self._handles.append(module.register_forward_hook(Hook(self._post(path)), always_call=True))
         except BaseException:
             self.remove()
             raise
@@ -138,7 +166,11 @@ class Seam:
         self._originals.clear()
 
     def _pre(self, path: str) -> Callable[..., None]:
+        refuse = torch.compiler.disable(_refuse_tracing)
+
         def hook(module: nn.Module, args: object) -> None:
+            if torch.compiler.is_compiling():
+                refuse(path)
             self._seat(path, module)
             self._entered(path)
 
@@ -189,10 +221,10 @@ class Seam:
             query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
             dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, **kwargs: Any,
         ) -> torch.Tensor:  # fmt: skip
+            _refuse(path, dropout_p, is_causal)
             output = F.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **kwargs
             )
-            _refuse(path, dropout_p, is_causal)
             edited = observer(AttentionCall(path, query, key, value, output, attn_mask, scale))
             return output if edited is None else edited
 
@@ -201,13 +233,15 @@ class Seam:
     def _dispatch(self, path: str, function: object) -> Callable[..., torch.Tensor]:
         observer = self.observer
         stock: Any = getattr(function, "__globals__", {}).get(_DISPATCH)
+        registry: Any = getattr(stock, "__globals__", {}).get("_AttentionBackendRegistry")
 
         def dispatch_attention_fn(
             query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
             dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, *args: Any, **kwargs: Any,
         ) -> torch.Tensor:  # fmt: skip
+            backend = kwargs.get("backend") or getattr(registry, "_active_backend", None)
+            _refuse(path, dropout_p, is_causal, kwargs.get("parallel_config"), backend)
             output: torch.Tensor = stock(query, key, value, attn_mask, dropout_p, is_causal, scale, *args, **kwargs)
-            _refuse(path, dropout_p, is_causal, kwargs.get("parallel_config"))
             call = AttentionCall(
                 path, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), output.transpose(1, 2),
                 attn_mask, scale,
@@ -223,10 +257,24 @@ def _entry(kind: type) -> str:
     return "forward" if issubclass(kind, nn.Module) and kind.__call__ is nn.Module.__call__ else "__call__"
 
 
-def _refuse(path: str, dropout_p: float, is_causal: bool, parallel: object = None) -> None:
+def _refuse_tracing(path: str) -> None:
+    raise UnsupportedRuntime(
+        f"{path} is called in a function under torch.compile; UVR does not regulate through torch.compile: run it "
+        "eagerly, or detach UVR"
+    )
+
+
+def _refuse(
+    path: str, dropout_p: float, is_causal: bool, parallel: object = None, backend: object = None
+) -> None:  # fmt: skip
     if parallel is not None:
         raise UnsupportedRuntime(
             f"{path}: context parallel attention splits the token axis; run it on one device, or detach UVR"
+        )
+    if backend is not None and (name := str(getattr(backend, "value", backend))) not in _BACKENDS:
+        raise UnsupportedRuntime(
+            f"{path}: UVR does not know the attention backend {name!r}; take one it knows, as with "
+            'transformer.set_attention_backend("native"), or detach UVR'
         )
     if dropout_p or is_causal:
         raise UnsupportedRuntime(f"{path}: attention with dropout or a causal mask is not an MM-DiT inference call")

@@ -14,16 +14,24 @@ from .listing import _table
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", required=False)
 @click.option("--adapter", metavar="NAME", help="Adapter; else recognised by the transformer's class.")
+@click.option("--matrix", is_flag=True, help="Print what is regulated, and what refused, beside other features.")
 @inputs.json_option
 @click.pass_context
-def doctor(ctx: click.Context, model: str, adapter: str | None, as_json: bool) -> None:
+def doctor(ctx: click.Context, model: str | None, adapter: str | None, matrix: bool, as_json: bool) -> None:
     """Check that UVR fits MODEL, whose weights are not read, or a transformer class of diffusers.
 
     With an adapter: lists the taps and runs the conformance checks on a small random version. Without one: prints a
     draft of an adapter, its doubts marked TODO. Exits with 1 if a check fails or there is no adapter yet.
+
+    With --matrix, and no MODEL: the table of docs/situations.md.
     """
+    if matrix:
+        _matrix(as_json)
+        return
+    if model is None:
+        raise click.UsageError("Missing argument 'MODEL'.", ctx)
     inputs.known("adapter", adapter)
     transformer, cls, config = _find(model)
     from ..regulator import find_adapter
@@ -36,6 +44,17 @@ def doctor(ctx: click.Context, model: str, adapter: str | None, as_json: bool) -
         ok = _examine(model, transformer, cls, config, chosen, as_json)
     if not ok:
         ctx.exit(1)
+
+
+def _matrix(as_json: bool) -> None:
+    """Print the situation matrix."""
+    from ..situations import SITUATIONS
+
+    if as_json:
+        click.echo(outputs.to_json({"situations": [attrs.asdict(s) for s in SITUATIONS]}))
+        return
+    rows = [(s.name, ", ".join(s.orders), ", ".join(s.pipelines), s.outcome, s.note) for s in SITUATIONS]
+    _table("Situations", ("situation", "before or after attach", "pipelines", "outcome", ""), rows)
 
 
 def _find(name: str) -> tuple[Any, type, dict[str, Any]]:
