@@ -144,7 +144,7 @@ def _pipeline(
         figures["concepts"][case.title] = {
             **_concept(pipe, name, case, count, seed, policy, controls, rows, tick), **idle[case.concept],
         }  # fmt: skip
-    figures["time"] = _time(pipe, name, there[0], policy, 1)
+    figures["time"] = _time(pipe, name, there[0], policy, 2)
     return figures
 
 
