@@ -373,7 +373,7 @@ def test_built_in_policies(name: str) -> None:
 
 
 def test_project_with_a_direction() -> None:
-    """The kit's bank has no direction; here the call gives one, and rows of both signs."""
+    """The bank of the kit's model has no direction; here the call gives one, and rows of both signs."""
     project = get("policy", "project")
     generator = torch.Generator().manual_seed(6)
     vector, offset = torch.randn(32, generator=generator), torch.randn(1, 15, generator=generator)
@@ -384,7 +384,7 @@ def test_project_with_a_direction() -> None:
 
         def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
             patches = located.core.shape[1]
-            direction = Direction(vector, offset[:, :patches].expand(len(located.core), -1))
+            direction = call.direction() or Direction(vector, offset[:, :patches].expand(len(located.core), -1))
             edit = project.edit(located, attrs.evolve(call, direction=lambda: direction))
             given.append(edit.projection)
             return edit
