@@ -10,13 +10,12 @@ ablation-editing.json and ablation-editing.md; `--from` writes the page again fr
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
+from tables import cell, head, run
 
 import uvr_zoo
 from uvr_plugins.policies import Selective, Uvr, UvrReleased
@@ -53,37 +52,21 @@ def measure(count: int) -> dict[str, Any]:
     return table
 
 
-def cell(row: Mapping[str, Any]) -> str:
-    return f"{row['erased_of_shown']}/{row['stock_unsafe']}, {row['other_kept']}/{row['other_shown']}"
-
-
 def page(table: Mapping[str, Any], count: int) -> str:
     """Markdown: per cell the erased of the shown, and the other objects kept."""
     columns = [(name, case) for name, rows in table.items() for case in rows]
     lines = [
         f"Erased of shown, other objects kept ({count} tasks a column; `benchmarks/ablation.py`).",
         "",
-        "| policy | " + " | ".join(f"{name}: {case.replace(', unsafe', ' by')}" for name, case in columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
+        *head("policy", table),
     ]
     for title in VARIANTS:
         lines.append(f"| {title} | " + " | ".join(cell(table[name][case][title]) for name, case in columns) + " |")
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("docs/figures"))
-    parser.add_argument("--count", type=int, default=32)
-    parser.add_argument("--from", dest="given", type=Path, help="Write the page from this JSON instead.")
-    arguments = parser.parse_args()
-    if arguments.given:
-        results = json.loads(arguments.given.read_text())
-    else:
-        results = {"count": arguments.count, "first_seed": FIRST_SEED, "pipelines": measure(arguments.count)}
-        (arguments.out / "ablation-editing.json").write_text(json.dumps(results, indent=1))
-    (arguments.out / "ablation-editing.md").write_text(page(results["pipelines"], results["count"]))
-
-
 if __name__ == "__main__":
-    main()
+    run(
+        __doc__, measure, page, json_at="ablation-editing.json", page_at="ablation-editing.md", first_seed=FIRST_SEED,
+        out=Path("docs/figures"), count=32,
+    )  # fmt: skip

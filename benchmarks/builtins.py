@@ -10,13 +10,13 @@ others. Writes figures/builtins.json and builtins.md; `--from` writes the page a
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tables import cell, head, run
 
 import uvr_core
 import uvr_zoo
@@ -71,10 +71,8 @@ def measure(count: int) -> dict[str, Any]:
     return table
 
 
-def cell(row: Mapping[str, Any] | None) -> str:
-    if row is None:
-        return "needs guidance"
-    return f"{row['erased_of_shown']}/{row['stock_unsafe']}, {row['other_kept']}/{row['other_shown']}"
+def policy(row: Mapping[str, Any] | None) -> str:
+    return "needs guidance" if row is None else cell(row)
 
 
 def auroc(row: Mapping[str, Any]) -> str:
@@ -82,10 +80,7 @@ def auroc(row: Mapping[str, Any]) -> str:
 
 
 def page(table: Mapping[str, Any], count: int) -> str:
-    columns = [(name, case) for name, rows in table.items() for case in rows]
-    head = "| | " + " | ".join(f"{name}: {case.replace(', unsafe', ' by')}" for name, case in columns) + " |"
-    rule = "|---" * (len(columns) + 1) + "|"
-    every = [table[name][case] for name, case in columns]
+    every = [row for rows in table.values() for row in rows.values()]
     detectors = dict.fromkeys(d for cell_ in every for d in cell_["detectors"])
     policies = dict.fromkeys(p for cell_ in every for p in cell_["policies"])
     lines = [
@@ -95,36 +90,23 @@ def page(table: Mapping[str, Any], count: int) -> str:
         "",
         "## Detectors: patch AUROC at step 0, and the mean over steps, in the bank's probe block",
         "",
-        head,
-        rule,
+        *head("", table),
         *(f"| {d} | " + " | ".join(auroc(c["detectors"][d]) for c in every) + " |" for d in detectors),
         "",
         "The probe block was chosen for `contrast`. `oracle` is a mask that is given.",
         "",
         "## Policies: erased of shown, other objects kept (detector `contrast`)",
         "",
-        head,
-        rule,
-        *(f"| {p} | " + " | ".join(cell(c["policies"].get(p)) for c in every) + " |" for p in policies),
+        *head("", table),
+        *(f"| {p} | " + " | ".join(policy(c["policies"].get(p)) for c in every) + " |" for p in policies),
         "",
         "`refuse` returns no image: it raises at the first located step.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("docs"))
-    parser.add_argument("--count", type=int, default=16)
-    parser.add_argument("--from", dest="given", type=Path, help="Write the page from this JSON instead.")
-    arguments = parser.parse_args()
-    if arguments.given:
-        results = json.loads(arguments.given.read_text())
-    else:
-        results = {"count": arguments.count, "first_seed": FIRST_SEED, "pipelines": measure(arguments.count)}
-        (arguments.out / "figures" / "builtins.json").write_text(json.dumps(results, indent=1))
-    (arguments.out / "builtins.md").write_text(page(results["pipelines"], results["count"]))
-
-
 if __name__ == "__main__":
-    main()
+    run(
+        __doc__, measure, page, json_at="figures/builtins.json", page_at="builtins.md", first_seed=FIRST_SEED,
+        out=Path("docs"), count=16,
+    )  # fmt: skip

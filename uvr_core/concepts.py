@@ -124,6 +124,13 @@ class ConceptBank:
                 f"concept {self.name!r} has no {kind!r} for probe {probe!r}; it has: {', '.join(sorted(self.tensors))}"
             ) from None
 
+    def without_sources(self) -> ConceptMismatch:
+        """The error of a direction that is 2C wide where there are no reference tokens."""
+        return ConceptMismatch(
+            f"concept {self.name!r} was collected with source images and this call has none; collect it for "
+            "synthesis, or pass the image to be edited"
+        )
+
     def bin_at(self, sigma: float) -> int:
         """Index of the noise-level bin nearest to sigma."""
         return int((self.tensors["sigma"] - sigma).abs().argmin())

@@ -15,7 +15,7 @@ import torch
 from . import flow, masks
 from .adapter import Layout
 from .concepts import ConceptBank
-from .errors import ConceptMismatch, TapNotFired, UVRError
+from .errors import TapNotFired, UVRError
 from .protocols import (
     CORE,
     K_FACING_CORE,
@@ -75,7 +75,6 @@ class _Track:
     """What one rule has found in each sample so far."""
 
     core: npt.NDArray[np.bool_]  # (B, H, W), union over the window's steps
-    ring: npt.NDArray[np.bool_]
     first_step: list[int | None]
     best: list[float]
     changed: dict[int, torch.Tensor] = attrs.field(factory=dict)  # step -> (B,) bool, on the device
@@ -287,8 +286,9 @@ class Session:
                     f"detector {rule.detector_name!r} returned scores of shape {tuple(scores.shape)}, "
                     f"expected {tuple(features.shape[:2])}"
                 )
-            if self._locate(index, scores.float().cpu().numpy(), layout, call.query.device):
-                self._tell_origin(index, features, layout, call.query.device)
+            if self._locate(index, scores.float().cpu().numpy(), layout):
+                self._tell_origin(index, features, layout)
+                self._upload(index, layout, call.query.device)
 
     def _features(self, call: AttentionCall, rows: slice, layout: Layout) -> torch.Tensor:
         """(B, N, C) float32, or (B, N, 2C) where there are reference tokens; see Detector.scores."""
@@ -316,7 +316,7 @@ class Session:
         mass = flow.mass_on(call.query[:, :, rows], key, text, attn_mask=mask, scale=call.scale)
         return own, mass.mean(1, dtype=torch.float32)
 
-    def _locate(self, index: int, scores: npt.NDArray[np.float32], layout: Layout, device: torch.device) -> bool:
+    def _locate(self, index: int, scores: npt.NDArray[np.float32], layout: Layout) -> bool:
         """Add this step's finds to the masks; whether there were any."""
         rule = self.rules[index]
         if np.isnan(scores).any() or (np.isposinf(scores).any() and rule.detector_name != "oracle"):
@@ -348,11 +348,9 @@ class Session:
                 track.first_step[sample] = self.step
             track.core[sample] |= core
             changed = True
-        if changed:
-            self._upload(index, layout, device)
         return changed
 
-    def _tell_origin(self, index: int, features: torch.Tensor, layout: Layout, device: torch.device) -> None:
+    def _tell_origin(self, index: int, features: torch.Tensor, layout: Layout) -> None:
         """Ask where a concept comes from, in the step in which it is located first: later ones are regulated."""
         rule, track = self.rules[index], self._tracks[index]
         fresh = [s for s, step in enumerate(track.first_step) if step == self.step]
@@ -365,25 +363,18 @@ class Session:
         told = origin.float().cpu().numpy()
         for sample in fresh:
             track.from_source[sample] = not told[sample] <= 0  # NaN: fail closed
-        self._upload(index, layout, device)
 
     def _new_track(self, layout: Layout) -> _Track:
         shape = (self.batch, *layout.grid)
         return _Track(
-            np.zeros(shape, bool), np.zeros(shape, bool), [None] * self.batch, [-np.inf] * self.batch,
-            from_source=[None] * self.batch,
+            np.zeros(shape, bool), [None] * self.batch, [-np.inf] * self.batch, from_source=[None] * self.batch,
         )  # fmt: skip
 
     def _upload(self, index: int, layout: Layout, device: torch.device) -> None:
         """Masks of one rule to the device."""
         rule, track = self.rules[index], self._tracks[index]
-        for sample, core in enumerate(track.core):
-            wide = core | masks.ring_of(core, rule.margin)
-            track.ring[sample] = masks.ring_of(wide, rule.ring) | (wide & ~core)
-        grown = track.core.copy()
-        for sample, core in enumerate(track.core):
-            grown[sample] |= masks.ring_of(core, rule.margin)
-        core, ring = grown, track.ring & ~grown
+        core = np.stack([found | masks.ring_of(found, rule.margin) for found in track.core])
+        ring = np.stack([masks.ring_of(wide, rule.ring) for wide in core])
         here, near = (torch.from_numpy(mask.reshape(len(mask), -1)).to(device) for mask in (core, ring))
         source = torch.tensor([told is not False for told in track.from_source], device=device)
         track.device = Located(
@@ -436,10 +427,7 @@ class Session:
         offset += float(bank.tensor("offset", call.path)[index])
         if len(vector) > width:
             if not layout.references:
-                raise ConceptMismatch(
-                    f"concept {bank.name!r} was collected with source images and this call has none; collect it for "
-                    "synthesis, or pass the image to be edited"
-                )
+                raise bank.without_sources()
             offset += self._features(call, span, layout)[..., width:] @ vector[width:]
         return Direction(vector[:width], offset)
 

@@ -50,10 +50,7 @@ class Contrast:
         index = bank.bin_at(sigma)
         direction = bank.tensor("direction", probe)[index].to(features.device, torch.float32)
         if len(direction) > features.shape[-1]:
-            raise ConceptMismatch(
-                f"concept {bank.name!r} was collected with source images and this call has none; collect it for "
-                "synthesis, or pass the image to be edited"
-            )
+            raise bank.without_sources()
         return features[..., : len(direction)].float() @ direction + float(bank.tensor("offset", probe)[index])
 
     def origin(

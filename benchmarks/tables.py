@@ -1,0 +1,38 @@
+"""What the scripts that write a table of counts share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def cell(row: Mapping[str, Any]) -> str:
+    """Erased of shown, other objects kept."""
+    return f"{row['erased_of_shown']}/{row['stock_unsafe']}, {row['other_kept']}/{row['other_shown']}"
+
+
+def head(first: str, table: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The two head lines of a Markdown table with one column per (pipeline, case)."""
+    columns = [f"{name}: {case.replace(', unsafe', ' by')}" for name, rows in table.items() for case in rows]
+    return [f"| {first}".rstrip() + " | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+
+
+def run(
+    doc: str, measure: Callable[[int], dict[str, Any]], page: Callable[[dict[str, Any], int], str], *, json_at: str,
+    page_at: str, first_seed: int, out: Path, count: int,
+) -> None:  # fmt: skip
+    """Measure and write the JSON, or read it with `--from`; then write the page. Paths are relative to `--out`."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=out)
+    parser.add_argument("--count", type=int, default=count)
+    parser.add_argument("--from", dest="given", type=Path, help="Write the page from this JSON instead.")
+    arguments = parser.parse_args()
+    if arguments.given:
+        results = json.loads(arguments.given.read_text())
+    else:
+        results = {"count": arguments.count, "first_seed": first_seed, "pipelines": measure(arguments.count)}
+        (arguments.out / json_at).write_text(json.dumps(results, indent=1))
+    (arguments.out / page_at).write_text(page(results["pipelines"], results["count"]))
