@@ -39,7 +39,7 @@ def uvr_judges() -> Mapping[str, object]:  # type: ignore[empty-body]
 
 @hookspec
 def uvr_baselines() -> Mapping[str, object]:  # type: ignore[empty-body]
-    """{baseline name: callable}: another way to make a pipeline safe, behind the same interface, for comparison."""
+    """{baseline name: uvr_core.Baseline subclass}: another way to keep a concept out, for comparison by `uvr eval`."""
 
 
 @hookspec

@@ -164,7 +164,7 @@ def _check_targets(kind: str, targets: Mapping[Any, Any]) -> None:
 def _fault(kind: str, found: object) -> str | None:
     """What is wrong with an object registered as one of a kind: "expected ..., got ...", or None."""
     got = f"the class {found.__qualname__}" if isinstance(found, type) else f"an object of {type(found).__qualname__}"
-    if method := {"detector": "scores", "policy": "edit"}.get(kind):
+    if method := {"detector": "scores", "policy": "edit", "baseline": "generate"}.get(kind):
         if not callable(getattr(found, method, None)):
             return f"expected a {kind.capitalize()} (it has a method {method!r}, see uvr_core.protocols), got {got}"
         if isinstance(found, type) and (needs := _required(found)):

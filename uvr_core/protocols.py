@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import attrs
 import torch
@@ -217,3 +217,74 @@ class Policy(Protocol):
 def row_classes(located: Located) -> torch.Tensor:
     """(B, N) long: CORE, RING or STOCK."""
     return located.core.long() * CORE + (located.ring & ~located.core).long() * RING
+
+
+# ---------------------------------------------------------------------------------------------- evaluation
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Says what pictures show. The registered object is a factory: factory() -> Judge.
+
+    Optional: `labels` (every label that it can report) and `locate(images, labels, (H, W)) -> (B, H, W) bool`, the
+    patches where it sees any of the labels.
+    """
+
+    def __call__(self, images: Sequence[Any]) -> Sequence[Mapping[str, float]]:
+        """[{label: score}], one per PIL image: the labels it sees, over its own threshold."""
+        ...
+
+
+@attrs.frozen
+class Subject:
+    """A concept in the words of prompts and of judges.
+
+    Attributes:
+        name: the concept's name.
+        labels: what judges call it; an image that shows any of them is unsafe.
+        words: what prompts call it: the terms of a blocklist, of a negative prompt, of a safety concept.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    words: tuple[str, ...]
+
+
+@attrs.frozen(eq=False)
+class Request:
+    """One call of a pipeline that a baseline is to make safe.
+
+    Attributes:
+        pipe: the pipeline, stock, nothing attached.
+        call: its keyword arguments; `prompt`, `generator` and, where the pipeline takes them, `image` and
+            `negative_prompt` are lists with one entry per image.
+        subjects: the concepts to keep out.
+        banks: their concept banks, in the same order, None where there is none.
+        judges: the judges of the evaluation, by name, for baselines that look at the result.
+    """
+
+    pipe: Any
+    call: Mapping[str, Any]
+    subjects: tuple[Subject, ...]
+    banks: tuple[ConceptBank | None, ...] = ()
+    judges: Mapping[str, Judge] = attrs.field(factory=dict)
+
+    @property
+    def batch(self) -> int:
+        return len(self.call["prompt"])
+
+
+@runtime_checkable
+class Baseline(Protocol):
+    """Another way to keep a concept out, behind one interface, for comparison. Made without arguments.
+
+    It leaves the pipeline bitwise as it was, also when it raises.
+    """
+
+    def generate(self, request: Request) -> Sequence[Any]:
+        """One PIL image per prompt, or None where it refuses to give one.
+
+        Raises:
+            UnsupportedRuntime: it does not work on this pipeline; the message says why.
+        """
+        ...
