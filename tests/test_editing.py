@@ -107,12 +107,12 @@ def test_where_a_concept_comes_from_is_told_once_when_it_is_located_first() -> N
     """Later steps are regulated, so that they would mislead; an image is asked about in its own first step."""
     detector = Script([scored({1: 9.0}, {}), scored({1: 9.0}, {2: 9.0})], [[-1.0, 7.0], [5.0, 3.0]])
     session, _ = play(detector)
-    assert [f.from_source for f in summarise(session, True).findings] == [False, True]
+    assert [f.from_source for f in summarise(session).findings] == [False, True]
     (located,) = [track.device for track in session._tracks]
     assert located is not None
     assert located.from_source is not None
     assert located.from_source.tolist() == [False, True]
-    assert "from the instruction" in str(summarise(session, True))
+    assert "from the instruction" in str(summarise(session))
 
 
 @pytest.mark.parametrize("told", [None, [float("nan"), float("nan")]])

@@ -36,9 +36,9 @@ ACTING = [
 ]
 
 
-def stopped(policy: str, guided: bool) -> tuple[type[uvr_core.UVRError], str] | None:
-    """What a located concept raises under that policy: the error and its message."""
-    if policy == "refuse":
+def stopped(policy: str, guided: bool, batch: int) -> tuple[type[uvr_core.UVRError], str] | None:
+    """What a concept located in one image of the batch raises under that policy: the error and its message."""
+    if policy == "refuse" and batch == 1:
         return uvr_core.UnsafeContent, "concept 'x' was located in image"
     if policy == "redirect" and not guided:
         return uvr_core.UVRError, "turn guidance on"
@@ -197,10 +197,10 @@ def test_unsafe_images_change_safe_ones_do_not_and_detach_restores(
     unsafe = [i == 1 for i in samples]
     acts = policy != "observe"
 
-    if (error := stopped(policy, guided)) is not None:
+    if (error := stopped(policy, guided, len(samples))) is not None:
         with model.attach(masks_of(*samples), policy) as reg, pytest.raises(error[0], match=error[1]):
             model.run(samples, guided)
-        assert reg.report is None
+        assert (None if reg.report is None else reg.report.posture) == ("refused" if policy == "refuse" else None)
         assert type(model.pipe) is model.kind
         assert np.array_equal(model.run(samples, guided), stock)
         return
@@ -209,8 +209,14 @@ def test_unsafe_images_change_safe_ones_do_not_and_detach_restores(
         images = model.run(samples, guided)
         report = reg.report
 
-    assert identical(images, stock) == [not (acts and u) for u in unsafe]
-    if acts:
+    if policy == "refuse":
+        assert [image is None for image in images] == unsafe
+        assert all(np.array_equal(images[i], stock[i]) for i in (0, 2))
+        assert report.refused == (1,)
+    else:
+        assert identical(images, stock) == [not (acts and u) for u in unsafe]
+        assert report.refused == ()
+    if acts and policy != "refuse":
         assert furthest(images, stock)[samples.index(1)] > 1e-3  # more than another order of summation
         assert np.isfinite(images).all()
 
@@ -224,8 +230,8 @@ def test_unsafe_images_change_safe_ones_do_not_and_detach_restores(
     assert [f.patches for f in report.findings] == [9 * u for u in unsafe]
     assert [f.first_step for f in report.findings] == [0 if u else None for u in unsafe]
     regulated = [f.steps_regulated for f in report.findings]
-    assert [n > 0 for n in regulated] == [acts and u for u in unsafe]
-    known = {"observe": 0, "uvr-released": 1, "noise": 1, "uvr": STEPS, "block": STEPS, "redirect": STEPS}
+    assert [n > 0 for n in regulated] == [acts and u and policy != "refuse" for u in unsafe]
+    known = {"observe": 0, "refuse": 0, "uvr-released": 1, "noise": 1, "uvr": STEPS, "block": STEPS, "redirect": STEPS}
     if policy in known:  # the others may find nothing to change in a step
         assert regulated[samples.index(1)] == known[policy]
 
@@ -268,23 +274,91 @@ def test_refuse_stops_at_once_and_leaves_the_regulator_ready(
     tiny: Callable[[str], Tiny], name: str, guided: bool
 ) -> None:
     model, forwards = tiny(name), []
-    switch = Switch(masks_of(0, 1, 2))
+    switch = Switch(masks_of(1, 1, 1))
     handle = model.pipe.transformer.register_forward_pre_hook(lambda m, a: forwards.append(1))
     stock = model.stock((0, 1, 2), guided)
     forwards.clear()
     try:
         with uvr_core.attach(model.pipe, concepts=model.bank(), detector=switch, policy="refuse") as reg:
             for _ in range(2):
-                with pytest.raises(uvr_core.UnsafeContent, match=r"'x' .*image 1 .*step 0") as caught:
+                with pytest.raises(uvr_core.UnsafeContent, match=r"'x' .*images 0, 1, 2 .*step 0") as caught:
                     model.run(guided=guided)
-                assert (caught.value.concept, caught.value.samples, caught.value.step) == ("x", (1,), 0)
-                assert reg.report is None
+                assert (caught.value.concept, caught.value.samples, caught.value.step) == ("x", (0, 1, 2), 0)
+                assert reg.report.posture == "refused"
+                assert reg.report.refused == (0, 1, 2)
             assert len(forwards) == 2, "one forward each, broken off inside"
             switch.masks = np.zeros((3, 8, 8), bool)
             assert np.array_equal(model.run(guided=guided), stock)
             assert reg.report.posture == "regulate"
     finally:
         handle.remove()
+
+
+class Later(Switch):
+    """The same, whose second image shows nothing before the third step."""
+
+    def scores(self, features: torch.Tensor, sigma: float, bank: ConceptBank, probe: str) -> torch.Tensor:
+        scores = super().scores(features, sigma, bank, probe)
+        if sigma > 0.7:
+            scores[1:2] = -1
+        return scores
+
+
+@pytest.mark.usefixtures("still_stock")
+@pytest.mark.parametrize("name", ["flux", "sd3"])
+def test_refused_images_are_replaced_in_every_kind_of_result(tiny: Callable[[str], Tiny], name: str) -> None:
+    """Two refused by one concept, at two steps; PIL, tensor and tuple results; a picture of the user's own."""
+    from uvr_plugins.policies import Refuse
+
+    model, own = tiny(name), Image.new("RGB", (64, 64), "white")
+    options: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": STEPS, "guidance_scale": 1.0}
+
+    def run(**more: Any) -> Any:
+        generator = [torch.Generator().manual_seed(40 + i) for i in range(3)]
+        return model.pipe(prompt=list(PROMPTS), generator=generator, **options, **more)
+
+    stock = run().images
+    with uvr_core.attach(
+        model.pipe, concepts=model.bank(), detector=Later(masks_of(1, 1, 0)), policy=Refuse(instead=own)
+    ) as reg:
+        images = run().images
+        assert images[0] is own
+        assert images[1] is own
+        assert np.array_equal(np.asarray(images[2]), np.asarray(stock[2]))
+        assert reg.report.refused == (0, 1)
+        first, second = (f for f in reg.report.findings if f.refused)
+        assert first.first_step < second.first_step
+        assert "image 1 x: located" in str(reg.report)
+        assert str(reg.report).count("the image was kept back") == 2
+        assert [f["refused"] for f in reg.report.to_dict()["findings"]] == [True, True, False]
+        (tuple_images,) = run(return_dict=False)
+        assert tuple_images[:2] == [own, own]
+        tensors = run(output_type="pt").images
+        assert tensors[0] is own
+        assert isinstance(tensors[2], torch.Tensor)
+
+
+@pytest.mark.usefixtures("still_stock")
+@pytest.mark.parametrize("name", ["flux"])
+def test_a_bare_transformer_cannot_keep_an_image_back(tiny: Callable[[str], Tiny], name: str) -> None:
+    model = tiny(name)
+    with (
+        model.attach(masks_of(0, 1, 2), "refuse", to=model.pipe.transformer),
+        pytest.raises(uvr_core.UnsafeContent, match="image 1 "),
+    ):
+        model.run()
+
+
+@pytest.mark.usefixtures("still_stock")
+@pytest.mark.parametrize("name", ["flux"])
+def test_a_call_that_broke_off_leaves_no_report(tiny: Callable[[str], Tiny], name: str) -> None:
+    model = tiny(name)
+    with model.attach(masks_of(0, 1, 2), "observe") as reg:
+        model.run()
+        assert reg.report is not None
+        with pytest.raises(ValueError, match="callback_on_step_end_tensor_inputs"):
+            model.pipe(prompt=list(PROMPTS), callback_on_step_end_tensor_inputs=["nothing"])
+        assert reg.report is None
 
 
 # ---------------------------------------------------------------------------------------------- guidance

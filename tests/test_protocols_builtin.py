@@ -18,7 +18,7 @@ from uvr_core.adapter import Layout
 from uvr_core.flow import matched_noise, rows_of, take_rows
 from uvr_core.protocols import CORE, RING, STOCK, CallInfo, Detector, Direction, FlowEdit, Located, Policy, row_classes
 from uvr_core.seam import AttentionCall
-from uvr_core.session import Rule, Session
+from uvr_core.session import Refusal, Rule, Session
 from uvr_plugins.detectors import Anchor, AnchorCosine, ConceptToken, Contrast, Oracle
 from uvr_plugins.policies import Block, Noise, Observe, Project, Redirect, Refuse, Selective, Uvr, UvrReleased
 
@@ -690,11 +690,11 @@ def test_a_policy_that_does_nothing_claims_nothing(idle: Any) -> None:
     assert [t.steps_regulated() for t in session._tracks] == [[0, 0, 0], [1, 0, 1]]
 
 
-def test_refuse_raises_for_a_concept_that_lies_under_another() -> None:
+def test_refuse_refuses_for_a_concept_that_lies_under_another() -> None:
     _, two = two_masks()
-    with pytest.raises(UnsafeContent) as caught:
-        together(rule(Block(), where=two), rule(Refuse(), where=two))
-    assert caught.value.samples == (0, 2)
+    _, _, session = together(rule(Block(), where=two), rule(Refuse(instead="a picture"), where=two))
+    concept = session.rules[1].name
+    assert session.refusals == {0: Refusal(concept, 0, "a picture"), 2: Refusal(concept, 0, "a picture")}
 
 
 def test_a_concept_that_is_wholly_claimed_is_reported_as_not_regulated() -> None:

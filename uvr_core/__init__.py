@@ -43,9 +43,10 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "Adapter", "AdapterMismatch", "AdapterNotFound", "Baseline", "Calibration", "CallInfo", "ConceptBank", "ConceptMismatch",
-    "Detector", "Fingerprint", "FlowEdit", "Judge", "Layout", "Located", "PluginError", "Policy", "Regulator", "Report",
-    "Request", "Subject", "TapNotFired", "UVRError", "UnsafeContent", "UnsupportedRuntime", "attach", "calibrate", "collect", "load_concepts",
+    "Adapter", "AdapterMismatch", "AdapterNotFound", "Baseline", "Calibration", "CallInfo", "ConceptBank",
+    "ConceptMismatch", "Detector", "Fingerprint", "FlowEdit", "Judge", "Layout", "Located", "PluginError", "Policy",
+    "Regulator", "Report", "Request", "Subject", "TapNotFired", "UVRError", "UnsafeContent", "UnsupportedRuntime",
+    "attach", "calibrate", "collect", "load_concepts",
 ]  # fmt: skip
 
 

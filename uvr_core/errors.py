@@ -32,7 +32,9 @@ class PluginError(UVRError):
 
 
 class UnsafeContent(UVRError):
-    """Raised by the `refuse` policy.
+    """Raised by the `refuse` policy; may be raised by any policy.
+
+    Attached to a pipeline, the engine keeps back the images in `samples` and raises it only when no other is left.
 
     Attributes:
         concept: name of the concept that was located.

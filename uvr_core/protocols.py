@@ -206,11 +206,16 @@ class Policy(Protocol):
 
     Optional attributes: `ring`, `margin` (patches by which the mask is ringed and widened), `mass_ratio` (share of
     the score mass that the kept components cover), `needs_unconditional` (true: it gives edits with unconditional
-    text, so the engine keeps the text keys and values of unconditional passes).
+    text, so the engine keeps the text keys and values of unconditional passes), `instead` (what a pipeline returns in
+    place of an image that the policy refuses, None unless given).
     """
 
     def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
-        """The edit of one attention call, or None to leave it stock. Called only when something is located."""
+        """The edit of one attention call, or None to leave it stock. Called only when something is located.
+
+        Raises:
+            UnsafeContent: the images in its `samples` must not be returned. Not asked again until more is located.
+        """
         ...
 
 

@@ -23,6 +23,7 @@ from .errors import (
     ConceptMismatch,
     PluginError,
     TapNotFired,
+    UnsafeContent,
     UnsupportedRuntime,
     UVRError,
     did_you_mean,
@@ -30,7 +31,7 @@ from .errors import (
 from .protocols import Detector, Policy
 from .report import Report, summarise
 from .seam import AttentionCall, Hook, Seam, uncopyable
-from .session import Recorder, Rule, Session, TextRecorder
+from .session import CallRecorder, Recorder, Rule, Session, TextRecorder
 
 
 class Regulator:
@@ -61,7 +62,7 @@ class Regulator:
         self._generating = threading.Lock()
         self._last_report: Report | None = None
         self.last_grid: tuple[int, int] | None = None
-        self._recorder: tuple[Recorder, frozenset[str], TextRecorder | None] | None = None
+        self._recorders: dict[str, Any] = {}
         self._pipeline_class: type | None = None
         self._named_branch: Any = None
         self._handles: list[Any] = []
@@ -107,14 +108,14 @@ class Regulator:
 
     @property
     def report(self) -> Report | None:
-        """What ran: the last finished generation of this thread, else of any; None before the first.
+        """What ran: the last generation of this thread, else of any; None before the first, and if it broke off.
 
         Attached to a bare transformer, a generation ends when the noise level rises again; `report` then shows
         the generation in progress.
         """
         session = self._current()
         if session is not None and self._pipeline is None:
-            return summarise(session, complete=None)
+            return summarise(session, "incomplete")
         return self._report.get() or self._last_report
 
     def reset(self) -> None:
@@ -123,20 +124,25 @@ class Regulator:
         self._session.set(None)
 
     @contextmanager
-    def recording(self, recorder: Recorder, paths: Sequence[str], text: TextRecorder | None = None) -> Iterator[None]:
+    def recording(
+        self, recorder: Recorder | None = None, paths: Sequence[str] = (), text: TextRecorder | None = None,
+        calls: CallRecorder | None = None,
+    ) -> Iterator[None]:  # fmt: skip
         """Hand what detectors get at `paths` to `recorder(path, step, sigma, features)`; see Detector.scores.
 
-        What the text tokens get and give there goes to `text(path, step, rows, mass)`; see Session.text_recorder.
+        What the text tokens get and give there goes to `text(path, step, rows, mass)`; see Session.text_recorder. Every
+        joint attention call goes to `calls(call, step, query_spans, key_spans)`; see Session.call_recorder.
         """
-        self._recorder = (recorder, frozenset(paths), text)
+        self._recorders = {
+            "recorder": recorder, "record": frozenset(paths), "text_recorder": text, "call_recorder": calls,
+        }  # fmt: skip
         try:
             yield
         finally:
-            self._recorder = None
+            self._recorders = {}
 
     # ------------------------------------------------------------------ sessions
     def _new_session(self, seeds: tuple[int, ...] = (0,)) -> Session:
-        recorder, record, text = self._recorder or (None, frozenset(), None)
         a = self.adapter
         session = Session(
             self.rules,
@@ -145,11 +151,9 @@ class Regulator:
             a.output_first,
             a.text_output,
             seeds,
-            recorder,
-            record,
-            self._pipeline is None,
+            every_pass=self._pipeline is None,
             guidance=a.guidance,
-            text_recorder=text,
+            **self._recorders,
         )
         self._threads[session] = threading.get_ident()
         return session
@@ -225,13 +229,22 @@ class Regulator:
             if expected is None:
                 expected = len(pipeline.scheduler.timesteps)
             _check_ledger(session, int(expected))
+            result = _without_refused(result, session)
+            self._keep_report(summarise(session))
+        except UnsafeContent:
+            self._keep_report(summarise(session, "refused"))
+            raise
+        except BaseException:
+            self._keep_report(None)
+            raise
         finally:
             self._session.reset(token)
-        report = summarise(session, complete=True)
         self.last_grid = session.layout.grid if session.layout else None
+        return result
+
+    def _keep_report(self, report: Report | None) -> None:
         self._report.set(report)
         self._last_report = report
-        return result
 
     # ------------------------------------------------------------------ hooks
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -371,6 +384,25 @@ def _check_ledger(session: Session, expected: int) -> None:
         )
 
 
+def _without_refused(result: Any, session: Session) -> Any:
+    """A pipeline's result with the refused images replaced; arrays and tensors become lists, to hold None."""
+    if not session.refusals:
+        return result
+    images = result[0] if isinstance(result, tuple) else getattr(result, "images", None)
+    if images is None or len(images) != session.batch:
+        raise UnsafeContent(
+            f"{len(session.refusals)} of {session.batch} images are refused and the pipeline's result "
+            f"({type(result).__name__}) does not say which is which; none is returned",
+            concept=next(iter(session.refusals.values())).concept, samples=tuple(sorted(session.refusals)),
+            step=session.step,
+        )  # fmt: skip
+    kept = [session.refusals[i].instead if i in session.refusals else image for i, image in enumerate(images)]
+    if isinstance(result, tuple):
+        return (kept, *result[1:])
+    result.images = kept
+    return result
+
+
 def _seeds(stock: Any, pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
     generator = inspect.signature(stock.__call__).bind_partial(pipeline, *args, **kwargs).arguments.get("generator")
     if generator is None:
@@ -456,7 +488,7 @@ def attach(
     Several concepts: each is located by itself, and the order in which they are listed is their rank. In every
     attention call a patch (core or ring) that an earlier concept's policy edits is not edited by a later one; a policy
     that does nothing in that call ("observe", "noise" after the start-up) claims nothing. What a policy is told is not
-    cut by this: "refuse" raises for a concept that lies under another. Column scales ("uvr-released" in editing), which
+    cut by this: "refuse" refuses for a concept that lies under another. Column scales ("uvr-released" in editing), which
     reach every query of an image, multiply, and leave the patches that earlier concepts claimed as these made them.
 
     A bare transformer: no pipeline says which forward, or which half of a batch, follows the prompt. All are

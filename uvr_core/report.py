@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from .session import Session
 
-Posture = Literal["regulate", "observe", "incomplete"]
+Posture = Literal["regulate", "observe", "incomplete", "refused"]
 
 
 @attrs.frozen(eq=False)
@@ -29,6 +29,7 @@ class Finding:
             with neutral factors alone, changes none.
         from_source: editing: whether the source image shows the concept (True) or the instruction brings it (False);
             None: nothing located, or the detector cannot tell.
+        refused: whether the image was kept back because of this concept.
     """
 
     sample: int
@@ -43,6 +44,7 @@ class Finding:
     steps_regulated: int
     core: npt.NDArray[np.bool_] = attrs.field(repr=False)
     from_source: bool | None = None
+    refused: bool = False
 
 
 @attrs.frozen(eq=False)
@@ -51,7 +53,8 @@ class Report:
 
     Attributes:
         posture: "regulate" (concepts in force, all taps verified), "observe" (no concepts, or policies that
-            change nothing), "incomplete" (a bare transformer's generation still in progress).
+            change nothing), "incomplete" (a bare transformer's generation still in progress), "refused" (the
+            generation was stopped because no image of it may be returned).
         steps: scheduler steps seen; passes: transformer passes per step (2 with true guidance).
         taps: joint attention blocks; fired: verified tap firings, steps * passes * taps in a whole run.
         findings: one per image and concept.
@@ -67,6 +70,11 @@ class Report:
     def located(self, sample: int, concept: str | None = None) -> bool:
         """Whether the concept (None: any) was located in that image."""
         return any(f.located for f in self.findings if f.sample == sample and concept in (None, f.concept))
+
+    @property
+    def refused(self) -> tuple[int, ...]:
+        """The images that were kept back."""
+        return tuple(sorted({f.sample for f in self.findings if f.refused}))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; masks as lists of row-major patch numbers."""
@@ -89,26 +97,34 @@ class Report:
                 if f.located
                 else "not located"
             )
-            lines.append(f"  image {f.sample} {f.concept}: {what} (score {f.score:.3g}, threshold {f.threshold:.3g})")
+            kept = ", the image was kept back" if f.refused else ""
+            lines.append(
+                f"  image {f.sample} {f.concept}: {what} (score {f.score:.3g}, threshold {f.threshold:.3g}){kept}"
+            )
         return "\n".join(lines)
 
 
-def summarise(session: Session, complete: bool | None) -> Report:
-    """The report of a session; complete=None while it may go on."""
+def summarise(session: Session, posture: Posture | None = None) -> Report:
+    """The report of a session; posture None: of a whole one."""
     findings = []
     for rule, track in zip(session.rules, session._tracks, strict=False):
         regulated = track.steps_regulated()
         for sample in range(len(track.core)):
-            core = track.core[sample]
+            core, refusal = track.core[sample], session.refusals.get(sample)
             findings.append(
                 Finding(
                     sample, rule.name, rule.detector_name, rule.policy_name, track.first_step[sample] is not None,
                     track.best[sample], rule.threshold, track.first_step[sample], int(core.sum()),
                     regulated[sample], core.copy(), track.from_source[sample],
+                    refusal is not None and refusal.concept == rule.name,
                 )
             )  # fmt: skip
     active = any(rule.policy_name != "observe" for rule in session.rules)
-    posture: Posture = "incomplete" if complete is None else "regulate" if active else "observe"
     return Report(
-        posture, session.step + 1, max(session.passes, default=0), len(session.taps), session.fired, tuple(findings)
+        posture or ("regulate" if active else "observe"),
+        session.step + 1,
+        max(session.passes, default=0),
+        len(session.taps),
+        session.fired,
+        tuple(findings),
     )

@@ -15,7 +15,7 @@ import torch
 from . import flow, masks
 from .adapter import Layout
 from .concepts import ConceptBank
-from .errors import TapNotFired, UVRError
+from .errors import TapNotFired, UnsafeContent, UVRError
 from .protocols import (
     CORE,
     K_FACING_CORE,
@@ -45,6 +45,8 @@ from .seam import AttentionCall
 
 Recorder = Callable[[str, int, float, torch.Tensor], None]
 TextRecorder = Callable[[str, int, torch.Tensor, torch.Tensor], None]
+Spans = tuple[slice, slice, slice]  # text, output, reference on one token axis
+CallRecorder = Callable[[AttentionCall, int, Spans, Spans], None]
 
 
 @attrs.frozen(eq=False)
@@ -81,6 +83,7 @@ class _Track:
     scores: list[npt.NDArray[np.float32]] = attrs.field(factory=list)  # one (B, N) per scored step
     scored_steps: list[int] = attrs.field(factory=list)
     device: Located | None = None
+    refused: Located | None = None  # the masks for which the policy refused
     from_source: list[bool | None] = attrs.field(factory=list)  # None: not known (yet)
 
     def steps_regulated(self) -> list[int]:
@@ -89,6 +92,15 @@ class _Track:
             return [0] * len(self.core)
         steps: list[int] = torch.stack(list(self.changed.values())).sum(0).tolist()
         return steps
+
+
+@attrs.frozen
+class Refusal:
+    """Why an image is kept back: the concept, the scheduler step, and what to put in its place."""
+
+    concept: str
+    step: int
+    instead: Any = None
 
 
 @attrs.frozen(eq=False)
@@ -118,6 +130,8 @@ class Session:
         text_recorder: called with (path, step, rows, mass) at the paths in `record` whose queries include the text:
             attention output at the text tokens (B, T, C), and the share of attention that each output patch pays to
             each text token (B, N, T), mean over heads; both float32.
+        call_recorder: called with (call, step, spans of the queries, spans of the keys) for every stock joint attention
+            call of the samples that follow the prompt, before anything is changed in it.
     """
 
     rules: Sequence[Rule]
@@ -132,12 +146,14 @@ class Session:
     halves: str = ""
     guidance: str = "two_pass"
     text_recorder: TextRecorder | None = None
+    call_recorder: CallRecorder | None = None
 
     step: int = attrs.field(default=-1, init=False)
     passes: list[int] = attrs.field(factory=list, init=False)  # root forwards per step
     sigmas: list[float] = attrs.field(factory=list, init=False)
     fired: int = attrs.field(default=0, init=False)
     batch: int = attrs.field(default=0, init=False)
+    refusals: dict[int, Refusal] = attrs.field(factory=dict, init=False)  # by sample
     layout: Layout | None = attrs.field(default=None, init=False)
     branch: str | None = attrs.field(default=None, init=False)  # name that the pipeline gave to the pass it is in
     _forward: Counter[str] | None = attrs.field(default=None, init=False)
@@ -244,6 +260,8 @@ class Session:
             rest = _part(call, slice(own.stop, batch) if own.start == 0 else slice(0, own.start))
             self._unconditional[call.path] = _text_of(rest, self._text_span(keys, layout), rows)
         self.batch = part.query.shape[0]
+        if self.call_recorder is not None:
+            self.call_recorder(part, self.step, self._spans(queries, layout), self._spans(keys, layout))
         self._observe(part, rows, layout)
         edited = self._regulate(part, rows, layout)
         if edited is None or part is call:
@@ -388,17 +406,22 @@ class Session:
         claimed: torch.Tensor | None = None  # (B, N), edited by an earlier rule
         scales: torch.Tensor | None = None  # of the columns, by earlier rules
         for rule, track in zip(self.rules, self._tracks, strict=False):
-            if track.device is None:
+            if track.device is None or track.refused is track.device:
                 continue
             located = attrs.evolve(track.device, sigma=self.sigmas[-1], step=self.step)
-            contrast = functools.partial(self._contrast, call, located, span, layout)
+            contrast = functools.cache(functools.partial(self._contrast, call, located, span, layout))
             info = CallInfo(
                 call.path, keys - layout.image, layout.image - layout.output,
-                functools.partial(contrast, self._text_span(keys, layout)),
-                functools.partial(contrast, self._reference_span(keys, layout)),
+                functools.partial(_columns, contrast, self._text_span(keys, layout)),
+                functools.partial(_columns, contrast, self._reference_span(keys, layout)),
                 functools.partial(self._direction, rule.bank, call, span, layout),
             )  # fmt: skip
-            edit = rule.policy.edit(located, info)
+            try:
+                edit = rule.policy.edit(located, info)
+            except UnsafeContent as error:
+                if not self._keep_back(error, rule):
+                    raise
+                track.refused, edit = track.device, None
             if edit is None:
                 continue
             changed = torch.zeros(len(output), dtype=torch.bool, device=output.device)
@@ -407,12 +430,25 @@ class Session:
                 output, scales = self._scale_columns(edit, call, output, layout, scales, claimed)
                 changed = (output != before).flatten(1).any(1) & (scales != 1).flatten(1).any(1)
             row_class = edit.row_class if claimed is None else edit.row_class.masked_fill(claimed, STOCK)
-            output, moved = self._write(edit, row_class, call, output, span, layout)
+            output, moved = self._write(edit, row_class, call, output, span, layout, self._may_write_into(output, call))
             changed = changed | moved
             track.changed[self.step] = track.changed[self.step] | changed if self.step in track.changed else changed
             own = edit.row_class > 0
             claimed = own if claimed is None else claimed | own
-        return None if output is call.output else output
+        return None if output is call.output else output  # None also where the stock output was written into
+
+    def _may_write_into(self, output: torch.Tensor, call: AttentionCall) -> bool:
+        """Whether nobody but this call can see `output`: it is ours, or no recorder or detector was shown it."""
+        shown = self.call_recorder is not None or call.path in self.record or call.path in {r.probe for r in self.rules}
+        return not output.requires_grad and not (shown and output is call.output)
+
+    def _keep_back(self, error: UnsafeContent, rule: Rule) -> bool:
+        """Note which images a policy refuses; whether the others can still be returned without them."""
+        for sample in error.samples:
+            self.refusals.setdefault(
+                sample, Refusal(rule.name, self.step, getattr(rule.policy, "instead", None))
+            )  # fmt: skip
+        return bool(error.samples) and not self.every_pass and len(self.refusals) < self.batch
 
     def _direction(self, bank: ConceptBank, call: AttentionCall, span: slice, layout: Layout) -> Direction | None:
         """The concept's linear score in this block; see CallInfo.direction."""
@@ -445,19 +481,25 @@ class Session:
             start += layout.output
         return slice(start, start + layout.image - layout.output)
 
-    def _contrast(
-        self, call: AttentionCall, located: Located, span: slice, layout: Layout, asked: slice
-    ) -> torch.Tensor:
-        queries, keys = call.query.shape[2], call.key.shape[2]
-        inside = self._full_mask(located.core, span, queries)
-        outside = self._full_mask(~(located.core | located.ring), span, queries)
-        chosen = torch.zeros(len(inside), keys, dtype=torch.bool, device=inside.device)
-        chosen[:, asked] = True
+    def _spans(self, tokens: int, layout: Layout) -> Spans:
+        """Where text, output and reference lie on an axis of so many tokens."""
+        return (
+            self._text_span(tokens, layout), self._output_span(tokens, layout), self._reference_span(tokens, layout),
+        )  # fmt: skip
+
+    def _contrast(self, call: AttentionCall, located: Located, span: slice, layout: Layout) -> torch.Tensor:
+        """(B, Sk): the flow contrast of every key that is no output patch, 0 elsewhere."""
+        keys = call.key.shape[2]
+        outside = ~(located.core | located.ring)
+        chosen = torch.ones(len(outside), keys, dtype=torch.bool, device=outside.device)
+        chosen[:, self._output_span(keys, layout)] = False
         key, _ = _grouped(call)
-        contrast = flow.token_contrast(
-            call.query, key, inside, outside, chosen, attn_mask=call.attn_mask, scale=call.scale
+        mask = None if call.attn_mask is None else flow._mask4(call.attn_mask, call.query, key)
+        if mask is not None and mask.shape[2] > 1:
+            mask = mask[:, :, span]
+        return flow.token_contrast(
+            call.query[:, :, span], key, located.core, outside, chosen, attn_mask=mask, scale=call.scale
         )
-        return contrast[:, asked]
 
     def _key_classes(self, edit: FlowEdit, keys: int, layout: Layout) -> torch.Tensor:
         classes = torch.full((len(edit.row_class), keys), TEXT, device=edit.row_class.device)
@@ -468,11 +510,11 @@ class Session:
 
     def _write(
         self, edit: FlowEdit, row_class: torch.Tensor, call: AttentionCall, output: torch.Tensor, span: slice,
-        layout: Layout,
+        layout: Layout, in_place: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """The output with the rows of a class above 0 rewritten, and in which samples (B,) that changed it.
 
-        Rows whose every factor is neutral are computed anew, but the rounding in them does not count as a change.
+        With `in_place` the rows are written into the output that is given. Rows whose every factor is neutral are computed anew, but the rounding in them does not count as a change.
         """
         full = torch.zeros(len(row_class), call.query.shape[2], dtype=torch.long, device=row_class.device)
         full[:, span] = row_class
@@ -497,7 +539,7 @@ class Session:
             stats: dict[str, Any] = {"mean": 0.0, "std": 1.0} if edit.noise == "unit" else {}
             noise = flow.matched_noise(new, rows, self._noise_generators(len(full)), **stats)
             blend, meant = {"alpha": alpha, "noise": noise}, meant | (alpha > 0)
-        written = flow.write_rows(output, new, rows, **blend)
+        written = flow.write_rows(output, new, rows, in_place=in_place, **blend)
         return written, (meant & rows.valid & _differ(flow.take_rows(written, rows), old)).any(1)
 
     def _restrict(
@@ -613,6 +655,10 @@ def _text_of(call: AttentionCall, text: slice, rows: slice) -> _Text:
         mask = mask if mask.shape[3] == 1 else mask[..., text]
         mask = (mask if mask.shape[2] == 1 else mask[:, :, rows]).clone()
     return _Text(call.key[:, :, text].clone(), call.value[:, :, text].clone(), mask)
+
+
+def _columns(keys: Callable[[], torch.Tensor], span: slice) -> torch.Tensor:
+    return keys()[:, span]
 
 
 def _differ(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

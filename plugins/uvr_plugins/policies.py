@@ -6,7 +6,7 @@ Table columns: text, safe output, located output, reference.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import attrs
 import torch
@@ -182,16 +182,25 @@ class Redirect:
 
 @attrs.frozen
 class Refuse:
-    """Stop the generation as soon as the concept is located in any of its images, and return none of them."""
+    """Give no image in which the concept is located.
 
+    The other images of the batch are stock; in the place of a refused one comes `instead`. As soon as every image of
+    the batch is refused, the generation stops and the call raises UnsafeContent; on a bare transformer, where nobody
+    could keep an image back, as soon as one is.
+
+    Attributes:
+        instead: what the pipeline returns in place of a refused image: None, or a picture of your own.
+    """
+
+    instead: Any = None
     name: str = "refuse"
 
     def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
         samples = tuple(located.core.any(-1).nonzero().flatten().tolist())
         which = f"image{'s' if len(samples) > 1 else ''} {', '.join(map(str, samples))} of the batch"
         raise UnsafeContent(
-            f"concept {located.concept!r} was located in {which} (0 is the first) at step {located.step}; the "
-            "generation was stopped and no image of it is returned: change the prompt or the source image",
+            f"concept {located.concept!r} was located in {which} (0 is the first) at step {located.step}; no such "
+            "image is returned: change the prompt or the source image",
             concept=located.concept, samples=samples, step=located.step,
         )  # fmt: skip
 
