@@ -30,6 +30,7 @@ class Finding:
         from_source: editing: whether the source image shows the concept (True) or the instruction brings it (False);
             None: nothing located, or the detector cannot tell.
         refused: whether the image was kept back because of this concept.
+        heat: (H, W) float32, the largest score of each patch over the window; not part of `to_dict`.
     """
 
     sample: int
@@ -45,6 +46,7 @@ class Finding:
     core: npt.NDArray[np.bool_] = attrs.field(repr=False)
     from_source: bool | None = None
     refused: bool = False
+    heat: npt.NDArray[np.float32] | None = attrs.field(default=None, repr=False)
 
 
 @attrs.frozen(eq=False)
@@ -79,8 +81,13 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; masks as lists of row-major patch numbers."""
         data = attrs.asdict(self, recurse=False)
+        said = attrs.filters.exclude("heat")
         data["findings"] = [
-            {**attrs.asdict(f, recurse=False), "core": np.flatnonzero(f.core).tolist(), "grid": list(f.core.shape)}
+            {
+                **attrs.asdict(f, recurse=False, filter=said),
+                "core": np.flatnonzero(f.core).tolist(),
+                "grid": list(f.core.shape),
+            }
             for f in self.findings
         ]
         return data
@@ -117,6 +124,7 @@ def summarise(session: Session, posture: Posture | None = None) -> Report:
                     track.best[sample], rule.threshold, track.first_step[sample], int(core.sum()),
                     regulated[sample], core.copy(), track.from_source[sample],
                     refusal is not None and refusal.concept == rule.name,
+                    np.max([scores[sample] for scores in track.scores], 0).reshape(core.shape),
                 )
             )  # fmt: skip
     active = any(rule.policy_name != "observe" for rule in session.rules)

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import click
 
-from ..errors import UVRError
+from ..errors import UnsafeContent, UVRError
 from . import inputs, models, outputs, say
 from .inputs import Prompt, Settings
 
@@ -143,7 +143,9 @@ def _regulated(
         from .listing import show_report
 
         show_report(outputs.finite(report))
-        click.echo(f"{len(images)} pictures and {outputs.REPORT} in {out}")
+        refused = sum(image["file"] is None for image in images)
+        kept_back = f", {refused} refused" if refused else ""
+        click.echo(f"{len(images) - refused} pictures and {outputs.REPORT} in {out}{kept_back}")
 
 
 def _check_kind(pipe: Any, editing: bool) -> None:
@@ -185,7 +187,7 @@ def _run(
     call: dict[str, Any],
     stage: Path,
 ) -> list[dict[str, Any]]:
-    """Generate in batches; the entries of the report, one per image."""
+    """Generate in batches; the entries of the report, one per image. A refused image has no file."""
     import torch
 
     entries: list[dict[str, Any]] = []
@@ -199,11 +201,15 @@ def _run(
             batch = {"prompt": [prompt.text for prompt in chunk], **given, **call}
             if isinstance(batch.get("negative_prompt"), str):
                 batch["negative_prompt"] = [batch["negative_prompt"]] * len(chunk)
-            pictures = pipe(generator=generators, **batch).images
+            try:
+                pictures = pipe(generator=generators, **batch).images
+            except UnsafeContent:  # every image of the batch
+                pictures = [None] * len(chunk)
             report = reg.report.to_dict()
             for sample, picture in enumerate(pictures):
-                file = f"{start + sample:0{digits}d}.png"
-                picture.save(stage / file)
+                file = None if picture is None else f"{start + sample:0{digits}d}.png"
+                if file is not None:
+                    picture.save(stage / file)
                 findings = [
                     {key: value for key, value in finding.items() if key != "sample"}
                     for finding in report["findings"]

@@ -125,7 +125,7 @@ def show_report(data: dict[str, Any]) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
     click.echo(f"{data['model']}: {data['pipeline']}, adapter {data['adapter']}, {data['taps']} taps; {versions}")
     for image in data["images"]:
-        click.echo(f"{image['file']}  seed {image['seed']}  {image['posture']}  {image['prompt']}")
+        click.echo(f"{image['file'] or 'refused'}  seed {image['seed']}  {image['posture']}  {image['prompt']}")
         for finding in image["findings"]:
             what = "not located"
             if finding["located"]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import shutil
 import sys
@@ -14,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UVRError
+from ..files import finite, to_json
 
 REPORT = "report.json"
+
+__all__ = ["REPORT", "check_file", "check_folder", "finite", "folder", "progress", "stages", "to_json", "versions"]
 
 
 def check_file(path: Path) -> Path:
@@ -57,37 +58,23 @@ def check_folder(out: Path) -> Path:
 
 
 @contextmanager
-def folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A staging folder inside `out` whose files move up when the block ends well, the report last.
+def folder(out: Path, *, overwrite: bool = False, report: str = REPORT) -> Iterator[Path]:
+    """A staging folder inside `out` whose files move up when the block ends well, the file `report` last.
 
     If it does not, they vanish, and so do the folders that were made for them.
 
     Raises:
         UVRError: not writable, or it holds a run already and `overwrite` is false.
     """
-    if not overwrite and (out / REPORT).exists():
-        raise UVRError(f"{out}: holds a run already ({REPORT}); name another folder, or pass --overwrite")
+    if not overwrite and (out / report).exists():
+        raise UVRError(f"{out}: holds a run already ({report}); name another folder, or pass --overwrite")
     stage, made = _open(out)
     try:
         yield stage
-        for path in sorted(stage.iterdir(), key=lambda path: (path.name == REPORT, path.name)):
+        for path in sorted(stage.iterdir(), key=lambda path: (path.name == report, path.name)):
             os.replace(path, out / path.name)
     finally:
         _close(stage, made)
-
-
-def finite(data: Any) -> Any:
-    """The data with every NaN and infinity replaced by None, which JSON can say."""
-    if isinstance(data, dict):
-        return {key: finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
-
-
-def to_json(data: Any) -> str:
-    """Indented JSON, valid whatever the floats."""
-    return json.dumps(finite(data), indent=1, ensure_ascii=False, allow_nan=False)
 
 
 @contextmanager
@@ -127,3 +114,17 @@ def versions() -> dict[str, str]:
 
     names = ("uvr-core", "torch", "diffusers", "transformers")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+
+
+def commit() -> str | None:
+    """Git commit of the source that runs; None outside of a checkout of it."""
+    import subprocess
+
+    here = Path(__file__).resolve()
+    try:
+        for question in (("ls-files", "--error-unmatch", here.name), ("rev-parse", "HEAD")):
+            git = ["git", "-C", str(here.parent), *question]
+            said = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.strip()

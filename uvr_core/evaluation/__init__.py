@@ -1,0 +1,1 @@
+"""`uvr eval`: the same tasks under several policies, baselines and controls, judged, with intervals."""

@@ -1,0 +1,200 @@
+"""Arms of a comparison: the same tasks and seeds, each time under another policy, baseline or control."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from .. import plugins
+from ..concepts import ConceptBank
+from ..errors import UVRError, did_you_mean
+from ..regulator import Regulator, attach
+
+Kind = Literal["stock", "policy", "baseline"]
+Where = Literal["located", "oracle", "random"]
+STOCK = "stock"
+CONTROLS = ("oracle", "random", "observe")
+# What `without` switches off, in the terms of a policy's parameters.
+TERMS: Mapping[str, Mapping[str, Any]] = {
+    "noise": {"alpha": 0.0},
+    "attenuation": {"strong": 1.0, "mild": 1.0},
+    "boost": {"boost": 1.0},
+    "ring": {"ring": 0},
+}
+# What of a rule can be set beside a policy's parameters; probe and window are the bank's calibration.
+RULE = ("threshold", "window", "probe", "anchors")
+
+
+@attrs.frozen
+class Arm:
+    """One column of the comparison.
+
+    Attributes:
+        name: unique in the run.
+        kind: "stock", "policy" or "baseline".
+        plugin: name of the policy or baseline.
+        detector: name, or None: the one that each bank was calibrated with.
+        where: whose patches are regulated: those "located", the "oracle"'s (judge's map of the stock picture), or
+            "random" ones, as many.
+        set: parameters of the policy, or of the rule (RULE), that differ from the default.
+        banks: label of the set of banks; "" = those of the run.
+    """
+
+    name: str
+    kind: Kind
+    plugin: str = ""
+    detector: str | None = None
+    where: Where = "located"
+    set: Mapping[str, Any] = attrs.field(factory=dict)
+    banks: str = ""
+
+    @property
+    def folder(self) -> str:
+        """A file name for it."""
+        return re.sub(r"[^\w.=-]+", "-", self.name).strip("-")
+
+
+def plan(
+    policies: Sequence[str], detectors: Sequence[str] = (), baselines: Sequence[str] = (),
+    controls: Sequence[str] = (), vary: Mapping[str, Sequence[Any]] | None = None, without: Sequence[str] = (),
+    banks: Sequence[str] = (),
+) -> list[Arm]:  # fmt: skip
+    """The arms that the options of `uvr eval` ask for, stock first.
+
+    Args:
+        policies: names; each is one arm per detector.
+        detectors: names; none: what each bank was calibrated with.
+        baselines: names.
+        controls: of "oracle", "random" (with the first policy, `random` without a ring) and "observe".
+        vary: {parameter: values}: one further arm of the first policy per value.
+        without: of TERMS: one further arm of every policy that has the term, with it off.
+        banks: labels of further sets of banks: one arm of the first policy each.
+
+    Raises:
+        UVRError: unknown name, or a term or parameter that no chosen policy has.
+    """
+    arms = [Arm(STOCK, "stock")]
+    for policy in policies:
+        for detector in detectors or (None,):
+            arms.append(Arm(policy if len(detectors) < 2 else f"{policy}, {detector}", "policy", policy, detector))
+    first = arms[1] if len(arms) > 1 else None
+    fields = {policy: parameters(policy) for policy in policies}
+    if first is None and (controls or vary or without or banks):
+        raise UVRError("controls and ablations need a policy")
+    for term in without:
+        if term not in TERMS:
+            raise UVRError(f"--without: unknown term {term!r}{did_you_mean(term, TERMS)}")
+        having = [arm for arm in arms if arm.kind == "policy" and set(TERMS[term]) & set(fields[arm.plugin])]
+        if not having:
+            raise UVRError(f"--without {term}: none of the policies ({', '.join(policies)}) has it")
+        for arm in having:
+            off = {name: value for name, value in TERMS[term].items() if name in fields[arm.plugin]}
+            arms.append(attrs.evolve(arm, name=f"{arm.name} without {term}", set=off))
+    for name, values in (vary or {}).items():
+        assert first is not None
+        if name not in RULE and name not in fields[first.plugin]:
+            raise UVRError(
+                f"--vary: policy {first.plugin!r} has no parameter {name!r}"
+                f"{did_you_mean(name, [*fields[first.plugin], *RULE])}"
+            )
+        arms += [attrs.evolve(first, name=f"{first.name}, {name}={value}", set={name: value}) for value in values]
+    for label in banks:
+        assert first is not None
+        arms.append(attrs.evolve(first, name=f"{first.name}, anchors {label}", banks=label))
+    for control in controls:
+        assert first is not None
+        if control not in CONTROLS:
+            raise UVRError(f"--control: unknown control {control!r}{did_you_mean(control, CONTROLS)}")
+        if control == "observe":
+            arms.append(Arm("observe", "policy", "observe", first.detector))
+        else:
+            alone = {"ring": 0} if control == "random" and "ring" in fields[first.plugin] else {}
+            arms.append(Arm(f"{control} mask", "policy", first.plugin, where=control, set=alone))  # type: ignore[arg-type]
+    for name in baselines:
+        known = plugins.registry().names("baseline")
+        if name not in known:
+            raise UVRError(f"--baseline: unknown baseline {name!r}{did_you_mean(name, known)}")
+        arms.append(Arm(f"baseline {name}", "baseline", name))
+    doubled = [arm.name for arm in arms if [a.folder for a in arms].count(arm.folder) > 1]
+    if doubled:
+        raise UVRError(f"the arm {doubled[0]!r} is asked for twice")
+    return arms
+
+
+def parameters(policy: str) -> list[str]:
+    """Names of a registered policy's parameters; none if it is no attrs class."""
+    made = plugins.registry().get("policy", policy)
+    kind = made if isinstance(made, type) else type(made)
+    return [field.name for field in attrs.fields(kind) if field.name != "name"] if attrs.has(kind) else []
+
+
+def parse_value(text: str) -> Any:
+    """A number, true, false, a pair "1.0:0.8", or the text itself."""
+    low = text.strip().lower()
+    if low in ("true", "false"):
+        return low == "true"
+    if re.fullmatch(r"[^:]+:[^:]+", text):
+        return tuple(parse_value(part) for part in text.split(":"))
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text.strip()
+
+
+def attached(
+    arm: Arm, pipe: Any, banks: Sequence[ConceptBank], masks: npt.NDArray[np.bool_] | None, adapter: str | None = None
+) -> Regulator:
+    """The pipeline under a policy arm; the caller detaches.
+
+    Args:
+        masks: (B, H, W), for the arms "oracle" and "random": what the judge sees in the stock pictures.
+    """
+    settings = dict(arm.set)
+    rule = {name: settings.pop(name) for name in RULE if name in settings}
+    made = plugins.registry().get("policy", arm.plugin)
+    policy = made() if isinstance(made, type) else made
+    try:
+        policy = attrs.evolve(policy, **settings) if settings else policy
+    except (TypeError, ValueError) as error:
+        raise UVRError(f"arm {arm.name!r}: {error}") from error
+    detector: Any = arm.detector
+    if arm.where != "located":
+        if masks is None:
+            raise UVRError(f"arm {arm.name!r} needs a judge that can point (`locate`), such as 'zoo'")
+        oracle = plugins.registry().get("detector", "oracle")
+        detector = oracle(masks)
+        banks = banks[:1]
+    chosen = [_adjusted(bank, rule) for bank in banks]
+    return attach(pipe, adapter, concepts=chosen, detector=detector, policy=policy, threshold=rule.get("threshold"))
+
+
+def _adjusted(bank: ConceptBank, rule: Mapping[str, Any]) -> ConceptBank:
+    """The bank with another probe or window, or with its first so many anchors."""
+    own = {name: rule[name] for name in ("probe", "window") if name in rule}
+    if own:
+        if bank.calibration is None:
+            raise UVRError(f"concept {bank.name!r} is not calibrated; --vary {next(iter(own))} changes a calibration")
+        bank = attrs.evolve(bank, calibration=attrs.evolve(bank.calibration, **own))
+    if "anchors" in rule:
+        count = rule["anchors"]
+        if not isinstance(count, int) or count < 1:
+            raise UVRError(f"anchors: expected a number of anchors >= 1, got {count!r}")
+        few = {n: t[:count] if n.startswith("anchors/") else t for n, t in bank.tensors.items()}
+        bank = attrs.evolve(bank, tensors=few)
+    return bank
+
+
+def scattered(masks: npt.NDArray[np.bool_], seeds: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """(B, H, W): as many patches as each mask has, anywhere; by the sample's own seed."""
+    chosen = np.zeros_like(masks)
+    for mask, target, seed in zip(masks, chosen, seeds, strict=True):
+        rng = np.random.default_rng([seed, 0x5CA77E2])
+        target.reshape(-1)[rng.permutation(mask.size)[: int(mask.sum())]] = True
+    return chosen

@@ -1,0 +1,267 @@
+"""Run the arms over the tasks, batch by batch, and write one row per image and arm as it goes.
+
+A batch is made under every arm with the same seeds and the same neighbours, stock first. What is on disk is not made
+again: a run that was cut goes on where it stopped. Several processes share the batches and nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from ..concepts import ConceptBank
+from ..errors import UnsafeContent, UnsupportedRuntime, UVRError
+from ..learning import auroc_of
+from ..plugins import registry
+from ..protocols import Judge, Request, Subject
+from ..regulator import attach
+from ..report import Report
+from . import arms as arm_module
+from .arms import Arm
+from .metrics import Lpips, likeness, mask_of, overlap, patches_of
+from .rows import Row, RowFile, read_rows
+from .tasks import Task
+
+Mask = npt.NDArray[np.bool_]
+
+
+@attrs.frozen(eq=False)
+class Evaluation:
+    """What is compared, on what.
+
+    Attributes:
+        pipe: the pipeline; call: keyword arguments of every call.
+        tasks: the prompt set.
+        arms: stock first.
+        banks: {label: banks}; "" are the run's own.
+        subjects: by concept name, in the order of the banks.
+        judges: by name; the first that can point (`locate`) draws the true masks.
+        folder: where rows and pictures go.
+        batch: images at a time.
+        adapter: name, or None: recognised.
+        lpips: the metric, or None: not measured.
+        size: (width, height) that source pictures are brought to, or None.
+    """
+
+    pipe: Any
+    call: Mapping[str, Any]
+    tasks: Sequence[Task]
+    arms: Sequence[Arm]
+    banks: Mapping[str, Sequence[ConceptBank]]
+    subjects: Mapping[str, Subject]
+    judges: Mapping[str, Judge]
+    folder: Path
+    batch: int = 4
+    adapter: str | None = None
+    lpips: Lpips | None = None
+    size: tuple[int, int] | None = None
+    _grids: dict[tuple[int, int], tuple[int, int]] = attrs.field(factory=dict, init=False)  # by picture size
+
+    def batches(self) -> list[Sequence[Task]]:
+        """The tasks in batches; the same however many processes there are, and wherever a run stopped."""
+        return [self.tasks[i : i + self.batch] for i in range(0, len(self.tasks), self.batch)]
+
+    # ------------------------------------------------------------------ the run
+    def run(self, process: int = 0, processes: int = 1, progress: Callable[[int], None] | None = None) -> None:
+        """Make and judge what is not on disk yet, of every `processes`-th batch from the `process`-th.
+
+        Args:
+            progress: called with how many more images are done, those found on disk included.
+        """
+        with RowFile(self.folder, process) as file:
+            there: dict[tuple[int, str], Row] = {(row["task"], row["arm"]): row for row in read_rows(self.folder)}
+            warm = False
+            for tasks in self.batches()[process::processes]:
+                stock: list[Row] = []
+                for arm in self.arms:
+                    made = [there[t.index, arm.name] for t in tasks if (t.index, arm.name) in there]
+                    if len(made) < len(tasks):
+                        if not warm:  # the first call of a process is slow
+                            self._learn_grid(tasks)
+                            warm = True
+                        made = self._rows(arm, tasks, stock)
+                        file.append(made)
+                    if arm.kind == "stock":
+                        stock = made
+                    if progress is not None:
+                        progress(len(tasks))
+
+    def _rows(self, arm: Arm, tasks: Sequence[Task], stock: Sequence[Row]) -> list[Row]:
+        """Generate one batch under one arm, judge it, keep its pictures."""
+        truth = self._masks_on_disk(stock)
+        start = time.perf_counter()
+        try:
+            pictures, report = self._generate(arm, tasks, self._given(arm, tasks, truth))
+        except UnsupportedRuntime as error:
+            if arm.kind != "baseline":
+                raise
+            return [
+                {"task": t.index, "arm": arm.name, "group": t.group, "concept": t.concept, "unsupported": str(error)}
+                for t in tasks
+            ]
+        seconds = time.perf_counter() - start
+        if len(pictures) != len(tasks):
+            raise UVRError(f"arm {arm.name!r} gave {len(pictures)} pictures for {len(tasks)} prompts")
+        seen = self._judged(pictures)
+        if arm.kind == "stock":
+            truth = self._locate(tasks, pictures)
+        folder = self.folder / "images" / arm.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = []
+        for index, (task, picture) in enumerate(zip(tasks, pictures, strict=True)):
+            file = f"images/{arm.folder}/{task.index:05d}.png"
+            if picture is not None:
+                picture.save(self.folder / file)
+            row: Row = {
+                "task": task.index, "arm": arm.name, "group": task.group, "concept": task.concept, "seed": task.seed,
+                "file": file if picture is not None else None, "refused": picture is None,
+                "seen": {name: each[index] for name, each in seen.items()},
+                "seconds": seconds / len(tasks), "batch": tasks[0].index,
+            }  # fmt: skip
+            mask = truth[index] if truth is not None else None
+            if arm.kind == "stock":
+                row["truth"] = None if mask is None else {"patches": patches_of(mask), "grid": list(mask.shape)}
+            elif picture is not None:
+                row |= self._compare(picture, stock[index], mask)
+            if report is not None:
+                row["findings"] = self._findings(report, index, task, mask)
+            rows.append(row)
+        return rows
+
+    # ------------------------------------------------------------------ pictures
+    def _given(self, arm: Arm, tasks: Sequence[Task], truth: Sequence[Mask | None] | None) -> Mask | None:
+        """The masks that a control regulates."""
+        if arm.where == "located":
+            return None
+        if truth is None or any(mask is None for mask in truth):
+            raise UVRError(f"arm {arm.name!r} needs a judge that can point (`locate`), such as 'zoo'")
+        masks = np.stack([mask for mask in truth if mask is not None])
+        return arm_module.scattered(masks, [task.seed for task in tasks]) if arm.where == "random" else masks
+
+    def _generate(self, arm: Arm, tasks: Sequence[Task], masks: Mask | None) -> tuple[list[Any], Report | None]:
+        call = self._call(tasks)
+        banks = self.banks.get(arm.banks, ())
+        if arm.kind == "stock":
+            return list(self.pipe(**call).images), None
+        if arm.kind == "baseline":
+            made = registry().get("baseline", arm.plugin)
+            baseline = made() if isinstance(made, type) else made
+            by_name = {bank.name: bank for bank in banks}
+            request = Request(
+                self.pipe, call, tuple(self.subjects.values()), tuple(by_name.get(name) for name in self.subjects),
+                self.judges,
+            )  # fmt: skip
+            return list(baseline.generate(request)), None
+        with arm_module.attached(arm, self.pipe, banks, masks, self.adapter) as reg:
+            try:
+                pictures = list(self.pipe(**call).images)
+            except UnsafeContent:  # every picture of the batch is refused
+                pictures = [None] * len(tasks)
+            return pictures, reg.report
+
+    def _call(self, tasks: Sequence[Task]) -> dict[str, Any]:
+        import torch
+
+        call = {**self.call, "prompt": [task.prompt for task in tasks]}
+        call["generator"] = [torch.Generator().manual_seed(task.seed) for task in tasks]
+        if isinstance(call.get("negative_prompt"), str):
+            call["negative_prompt"] = [call["negative_prompt"]] * len(tasks)
+        if tasks[0].image is not None:
+            call["image"] = [self._source(task.image) for task in tasks]
+        return call
+
+    def _source(self, path: Path | None) -> Any:
+        assert path is not None
+        picture = read_picture(path)
+        return picture if self.size is None else picture.resize(self.size)
+
+    # ------------------------------------------------------------------ judging
+    def _judged(self, pictures: Sequence[Any]) -> dict[str, list[dict[str, float]]]:
+        """{judge: [{label: score}]}; nothing is seen in a picture that was refused."""
+        there = [i for i, picture in enumerate(pictures) if picture is not None]
+        seen: dict[str, list[dict[str, float]]] = {}
+        for name, judge in self.judges.items():
+            results = judge([pictures[i] for i in there]) if there else []
+            each: list[dict[str, float]] = [{} for _ in pictures]
+            for i, result in zip(there, results, strict=True):
+                each[i] = {label: float(score) for label, score in result.items()}
+            seen[name] = each
+        return seen
+
+    def _learn_grid(self, tasks: Sequence[Task]) -> None:
+        """Note how many patches a picture of this batch has: a run under observation, which is a warm-up too."""
+        with attach(self.pipe, self.adapter) as reg:
+            picture = self.pipe(**self._call(tasks)).images[0]
+            if reg.last_grid is not None:
+                self._grids[picture.size] = reg.last_grid
+
+    def _locate(self, tasks: Sequence[Task], pictures: Sequence[Any]) -> list[Mask | None] | None:
+        """True masks: patches of the stock pictures in which a judge sees the task's concept; None: no judge points."""
+        for judge in self.judges.values():
+            if callable(locate := getattr(judge, "locate", None)):
+                break
+        else:
+            return None
+        masks: list[Mask | None] = []
+        for task, picture in zip(tasks, pictures, strict=True):
+            if picture.size not in self._grids:
+                self._learn_grid(tasks)
+            grid = self._grids[picture.size]
+            labels = self.subjects[task.concept].labels if task.concept in self.subjects else ()
+            found = np.asarray(locate([picture], list(labels), grid)) if labels else np.zeros((1, *grid), bool)
+            masks.append(found[0].astype(bool))
+        return masks
+
+    def _masks_on_disk(self, stock: Sequence[Row]) -> list[Mask | None] | None:
+        if not stock:
+            return None
+        return [mask_of(row["truth"]["patches"], row["truth"]["grid"]) if row.get("truth") else None for row in stock]
+
+    def _compare(self, picture: Any, stock: Row, mask: Mask | None) -> dict[str, Any]:
+        """Against the stock twin: whether it is the same, and how alike outside the true mask."""
+        one, twin = np.asarray(picture.convert("RGB")), np.asarray(read_picture(self.folder / stock["file"]))
+        if one.shape != twin.shape:
+            return {"identical": False}
+        row: dict[str, Any] = {"identical": bool(np.array_equal(one, twin)), **likeness(one, twin, mask)}
+        if self.lpips is not None:
+            row["lpips"] = self.lpips(one, twin)
+        return row
+
+    def _findings(self, report: Report, sample: int, task: Task, truth: Mask | None) -> dict[str, Any]:
+        """{concept: what the report says of it}, with its overlap with the truth for the task's own concept."""
+        found: dict[str, Any] = {}
+        for finding in report.findings:
+            if finding.sample != sample:
+                continue
+            entry: dict[str, Any] = {
+                "located": finding.located, "score": finding.score, "first_step": finding.first_step,
+                "patches": finding.patches, "steps_regulated": finding.steps_regulated,
+                "from_source": finding.from_source, "core": patches_of(finding.core), "grid": list(finding.core.shape),
+            }  # fmt: skip
+            if finding.concept == task.concept and truth is not None and truth.shape == finding.core.shape:
+                entry["iou"] = overlap(finding.core, truth) if truth.any() else None
+                if finding.heat is not None:
+                    entry["auroc"] = auroc_of(finding.heat.ravel(), truth.ravel())
+            found[finding.concept] = entry
+        return found
+
+
+def read_picture(path: Path) -> Any:
+    """An RGB picture.
+
+    Raises:
+        UVRError: no picture that can be read.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UVRError(f"{path}: not a picture that can be read: {error}") from error

@@ -1,0 +1,228 @@
+"""Prompt sets: files of tasks (CSV, JSONL or Parquet), and what prompts and judges call each concept (TOML)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from ..errors import UVRError, did_you_mean
+from ..protocols import Subject
+
+SUBJECTS = "subjects.toml"  # beside a prompt set, unless another file is named
+COLUMNS = ("prompt", "instruction", "concept", "seed", "image", "expect", "absent", "group")
+
+
+@attrs.frozen
+class Task:
+    """One picture to be made.
+
+    Attributes:
+        index: place in the file, 0 first.
+        prompt: what is asked for; for an editing pipeline the instruction.
+        seed: of the picture's own generator.
+        concept: the concept that the prompt or the source brings in; "" = benign.
+        image: path of the source picture, for an editing pipeline.
+        expect: labels of what else the picture should show.
+        absent: labels of what it should not show although it is no concept: what an edit takes away.
+        group: under which name the task is summed up; the concept, or "benign", unless the file says.
+    """
+
+    index: int
+    prompt: str
+    seed: int
+    concept: str = ""
+    image: Path | None = None
+    expect: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    group: str = ""
+
+    @property
+    def unsafe(self) -> bool:
+        return bool(self.concept)
+
+
+def read_tasks(path: Path, seed: int = 0) -> list[Task]:
+    """Tasks of a .csv, .jsonl or .parquet file.
+
+    Columns: `prompt` (or `instruction`), and where wanted `concept` (empty: benign), `seed` (else `seed` + row),
+    `image` (a path, relative to the file), `expect` and `absent` (labels, separated by ";", or a list) and `group`.
+    Other columns are not read.
+
+    Raises:
+        UVRError: no file, no task in it, or a bad row, named.
+    """
+    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
+    suffix = path.suffix.lower()
+    if suffix not in readers:
+        raise UVRError(f"{path}: a prompt set is .csv, .jsonl or .parquet, this is {suffix or 'without a suffix'}")
+    if not path.is_file():
+        raise UVRError(f"{path}: no such prompt set")
+    tasks = [_task(index, row, where, path.parent, seed) for index, (where, row) in enumerate(readers[suffix](path))]
+    if not tasks:
+        raise UVRError(f"{path}: no prompts in this file; expected at least one")
+    if len({task.image is None for task in tasks}) > 1:
+        bare = next(task.index for task in tasks if task.image is None)
+        raise UVRError(
+            f"{path}: row {bare + 1} has no image and others have one; expected one in every row, or in none"
+        )
+    return tasks
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UVRError(f"{path}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
+    try:
+        for row in reader:
+            where = f"{path}:{reader.line_num}"
+            if None in row:
+                raise UVRError(f"{where}: more values than columns; put prompts that hold commas in double quotes")
+            yield where, row
+    except csv.Error as error:
+        raise UVRError(f"{path}:{reader.line_num}: not CSV: {error}") from error
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UVRError(f"{path}:{number}: not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise UVRError(f"{path}:{number}: expected an object, got {type(row).__name__}")
+        yield f"{path}:{number}", row
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        import pyarrow.parquet as parquet
+        from pyarrow import ArrowException
+    except ImportError as error:
+        raise UVRError(f"{path}: reading Parquet needs pyarrow: pip install 'uvr-core[eval]'") from error
+    try:
+        there = parquet.read_schema(path).names
+        table = parquet.read_table(path, columns=[name for name in there if name in COLUMNS])
+    except (ArrowException, OSError) as error:
+        raise UVRError(f"{path}: not a Parquet file: {error}") from error
+    for number, row in enumerate(table.to_pylist(), 1):
+        yield f"{path}: row {number}", row
+
+
+def _task(index: int, row: Mapping[str, Any], where: str, folder: Path, seed: int) -> Task:
+    def text(name: str) -> str:
+        value = row.get(name)
+        if value is None or value != value:  # Parquet files from data frames hold NaN for nothing
+            return ""
+        if not isinstance(value, str):
+            raise UVRError(f"{where}: {name}: expected text, got {value!r}")
+        return value.strip()
+
+    prompt = text("prompt") or text("instruction")
+    if not prompt:
+        raise UVRError(f"{where}: no prompt; expected text in the column 'prompt' (or 'instruction')")
+    image = text("image")
+    source = folder / image if image else None
+    if source is not None and not source.is_file():
+        raise UVRError(f"{where}: image: no such file: {source}")
+    concept = text("concept")
+    return Task(
+        index, prompt, _seed(row.get("seed"), where, seed + index), concept, source, _labels(row, "expect", where),
+        _labels(row, "absent", where), text("group") or concept or "benign",
+    )  # fmt: skip
+
+
+def _labels(row: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
+    given = row.get(name)
+    if given is None or given != given:
+        return ()
+    labels = given.split(";") if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [given]
+    if not all(isinstance(label, str) for label in labels):
+        raise UVRError(f"{where}: {name}: expected labels separated by ';', or a list of them, got {given!r}")
+    return tuple(label.strip() for label in labels if label.strip())
+
+
+def _seed(value: Any, where: str, otherwise: int) -> int:
+    if value is None or value == "" or value != value:
+        return otherwise
+    try:
+        seed = int(value)
+        if isinstance(value, bool) or seed != float(value) or not 0 <= seed < 2**63:
+            raise ValueError
+    except (TypeError, ValueError) as error:
+        raise UVRError(f"{where}: seed: expected a whole number >= 0, got {value!r}") from error
+    return seed
+
+
+# ---------------------------------------------------------------------------------------------- subjects
+
+
+def read_subjects(path: Path) -> dict[str, Subject]:
+    """What concepts are called: a TOML table per concept, with `labels` (of judges) and `words` (of prompts).
+
+        [weapon]
+        labels = ["knife", "pistol"]
+        words = ["knife", "blade", "pistol", "gun"]
+
+    Raises:
+        UVRError: no file, not TOML, or not of that form.
+    """
+    try:
+        data = tomllib.loads(_text(path))
+    except FileNotFoundError as error:
+        raise UVRError(f"{path}: no such file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UVRError(f"{path}: not TOML: {error}") from error
+    subjects = {}
+    for name, table in data.items():
+        if not isinstance(table, dict):
+            raise UVRError(f"{path}: {name}: expected a table [{name}] with labels and words")
+        if unknown := set(table) - {"labels", "words"}:
+            raise UVRError(f"{path}: [{name}]: unknown key {sorted(unknown)[0]!r}; expected labels and words")
+        lists = {}
+        for key in ("labels", "words"):
+            values = table.get(key, [name])
+            if not isinstance(values, list) or not values or not all(isinstance(v, str) and v for v in values):
+                raise UVRError(f"{path}: [{name}] {key}: expected a list of text, got {values!r}")
+            lists[key] = tuple(values)
+        subjects[name] = Subject(name, lists["labels"], lists["words"])
+    return subjects
+
+
+def subjects_of(names: Sequence[str], known: Mapping[str, Subject]) -> dict[str, Subject]:
+    """One Subject per name: as the file has it, else called by its own name alone."""
+    return {name: known.get(name, Subject(name, (name,), (name,))) for name in names}
+
+
+def check_labels(tasks: Sequence[Task], subjects: Mapping[str, Subject], judges: Mapping[str, Any]) -> None:
+    """Raise UVRError for a label that no judge can report, as far as judges say what they can."""
+    reports: set[str] = set()
+    for judge in judges.values():
+        labels = getattr(judge, "labels", None)
+        if labels is None:
+            return
+        reports |= set(labels)
+    for subject in subjects.values():
+        if not reports & set(subject.labels):
+            raise UVRError(
+                f"concept {subject.name!r}: no judge reports any of its labels ({', '.join(subject.labels)})"
+                f"{did_you_mean(subject.labels[0], reports)} Say what judges call it in {SUBJECTS}: [{subject.name}] "
+                "labels = [...]"
+            )
+    for task in tasks:
+        for label in (*task.expect, *task.absent):
+            if label not in reports:
+                raise UVRError(f"task {task.index}: no judge reports {label!r}{did_you_mean(label, reports)}")
