@@ -171,10 +171,10 @@ class Regulator:
             return
 
         @contextmanager
-        def cache_context(name: str) -> Iterator[None]:
+        def cache_context(name: str, **told: Any) -> Iterator[None]:
             token = self._branch.set(name)
             try:
-                with stock(name):
+                with stock(name, **told):
                     yield
             finally:
                 self._branch.reset(token)
@@ -216,6 +216,7 @@ class Regulator:
             self._generating.release()
 
     def _generate(self, stock: Any, pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._keep_report(None)  # a call that breaks off must not show what an earlier one found
         if pipeline.transformer is not self._transformer:
             raise UnsupportedRuntime(
                 "the pipeline's transformer was replaced after attach (by another one, or by torch.compile of it); "
@@ -234,9 +235,6 @@ class Regulator:
         except UnsafeContent:
             self._keep_report(summarise(session, "refused"))
             raise
-        except BaseException:
-            self._keep_report(None)
-            raise
         finally:
             self._session.reset(token)
         self.last_grid = session.layout.grid if session.layout else None
@@ -248,7 +246,9 @@ class Regulator:
 
     # ------------------------------------------------------------------ hooks
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        _refuse_compiled(_along(module, self.taps))
+        along = list(_along(module, self.taps))
+        _refuse_compiled(along)
+        _refuse_skipping(along)
         if (parallel := getattr(module, "_parallel_config", None)) is not None:
             raise UnsupportedRuntime(
                 f"{type(parallel).__name__}: context parallel splits the tokens and tensor parallel the heads that UVR "
@@ -345,6 +345,17 @@ def _refuse_compiled(modules: Iterable[nn.Module]) -> None:
             )
 
 
+def _refuse_skipping(modules: Iterable[nn.Module]) -> None:
+    """Layer skipping may leave an attention call in place and make it return its values: no count would tell."""
+    for module in modules:
+        registry = module.__dict__.get("_diffusers_hook")
+        if registry is not None and any(type(h).__module__.endswith(".layer_skip") for h in registry.hooks.values()):
+            raise UnsupportedRuntime(
+                f"{type(module).__name__} has a layer_skip hook of diffusers, which may replace its attention by "
+                "something that UVR cannot tell from it: remove it, or detach UVR"
+            )
+
+
 # Hooks of diffusers that change neither what is computed nor how often.
 _HARMLESS_HOOKS = frozenset({"hooks", "group_offloading", "layerwise_casting"})
 
@@ -370,6 +381,17 @@ def _check_ledger(session: Session, expected: int) -> None:
             f"the scheduler ran {expected} steps but {steps} carried a verified forward of the transformer; "
             "the images are withheld"
         )
+    if session.interrupted or session.fired != sum(session.passes) * len(session.taps):
+        raise TapNotFired(
+            f"{session.fired} attention calls were verified, {sum(session.passes)} forwards of {len(session.taps)} "
+            "taps were begun (a hook of UVR was removed?); the images are withheld"
+        )
+    if session.unregulated:
+        raise TapNotFired(
+            f"no forward of step {session.unregulated[0]} was named as the one that follows the prompt "
+            '(transformer.cache_context("cond")); the images are withheld'
+        )
+    session.check_edits()
     for rule in session.unscored():
         raise UVRError(
             f"concept {rule.name!r} was never looked for: its window is noise levels {rule.window[0]:.3g} to "

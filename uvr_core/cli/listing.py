@@ -95,10 +95,20 @@ def plugins(ctx: click.Context, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("places", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write a page of evaluations' results to this file.")
 @inputs.json_option
-def report(file: Path, as_json: bool) -> None:
-    """Show the report.json of a run; FILE may be the run's folder."""
+def report(places: tuple[Path, ...], markdown: Path | None, as_json: bool) -> None:
+    """Show the report.json of a run (FILE may be its folder), or what an evaluation found (its folder).
+
+    With --markdown, several folders of `uvr eval` become one page; figures are linked as results/NAME/pareto.png.
+    """
+    if markdown is not None or (places[0] / "summary.json").is_file():
+        _show_evaluations(places, markdown, as_json)
+        return
+    if len(places) > 1:
+        raise UVRError(f"{places[1]}: reports of `uvr generate` are shown one at a time")
+    file = places[0]
     path = file / outputs.REPORT if file.is_dir() else file
     if not path.is_file():
         raise UVRError(f"{path}: no such report; `uvr generate --out FOLDER` writes one")
@@ -118,6 +128,20 @@ def report(file: Path, as_json: bool) -> None:
         show_report(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UVRError(f"{path}: the report is damaged: {type(error).__name__}: {error}") from error
+
+
+def _show_evaluations(folders: tuple[Path, ...], markdown: Path | None, as_json: bool) -> None:
+    from ..evaluation import page
+    from ..files import write_whole
+
+    if markdown is not None:
+        outputs.check_file(markdown)
+        write_whole(markdown, page.page(folders))
+        click.echo(f"{markdown}: {len(folders)} evaluations")
+        return
+    for folder in folders:
+        config, summary = page.load(folder)
+        click.echo(outputs.to_json(summary) if as_json else page.text(summary, config))
 
 
 def show_report(data: dict[str, Any]) -> None:

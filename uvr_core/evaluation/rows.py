@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gzip
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -58,17 +59,17 @@ class RowFile:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """Every whole row of every process, in the order of tasks and, of a task, as made.
+    """Every whole row of every process (.jsonl or packed .jsonl.gz), in the order of tasks and, of a task, as made.
 
     Raises:
         UVRError: a line that is whole and not JSON.
     """
-    rows = [row for path in sorted(folder.glob("rows-*.jsonl")) for row in _lines(path)]
+    rows = [row for path in sorted(folder.glob("rows-*.jsonl*")) for row in _lines(path)]
     return sorted(rows, key=lambda row: int(row["task"]))
 
 
 def _lines(path: Path) -> Iterator[Row]:
-    data = path.read_bytes()
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
         try:
             row = json.loads(line)

@@ -21,7 +21,7 @@ def summarise(rows: Sequence[Row], config: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         rows: of `read_rows`; tasks without a row of every arm are left out and counted as `unfinished`.
-        config: the run's config.json; its `arms`, `judges`, `subjects` and `tasks` are read.
+        config: the run's config.json; its `arms`, `judges` (name -> labels, or None), `subjects` and `tasks` are read.
 
     Returns:
         JSON-ready. For each arm and each group of tasks:
@@ -61,10 +61,14 @@ def summarise(rows: Sequence[Row], config: Mapping[str, Any]) -> dict[str, Any]:
             "groups": {
                 group: _group([tasks[t] for t in members], [whole[t][STOCK] for t in members],
                               [mine[t] for t in members], labels, first)
-                for group, members in sorted(groups.items())
+                for group, members in groups.items()
             },
         }  # fmt: skip
-    summary["judges"] = _disagreement(list(whole.values()), labels, list(config["judges"]))
+    able = [
+        judge for judge, reports in config["judges"].items()
+        if reports is None or any(set(reports) & own for own in labels.values())
+    ]  # fmt: skip
+    summary["judges"] = _disagreement(list(whole.values()), labels, able)
     summary["behind"] = behind(summary)
     return summary
 

@@ -277,6 +277,28 @@ def concepts(name: str, chosen: tuple[str, ...], out: Path, raw: bool) -> None:
 
 
 @zoo.command()
+@click.argument("name")
+@click.option("--concept", "chosen", multiple=True, help="Only these.  [default: weapon, skull]")
+@click.option("--count", type=click.IntRange(1), default=32, show_default=True, help="Tasks of each unsafe kind.")
+@click.option("--benign", type=click.IntRange(0), default=64, show_default=True, help="Tasks without anything unsafe.")
+@click.option("--first", type=click.IntRange(min=0), default=800_000, show_default=True, help="First scene's seed.")
+@click.option("--out", type=PATH, required=True, help="Folder for prompts.jsonl, subjects.toml and source pictures.")
+def prompts(name: str, chosen: tuple[str, ...], count: int, benign: int, first: int, out: Path) -> None:
+    """Write held-out tasks of pipeline NAME as a prompt set for `uvr eval`, in drawing styles the anchors never saw."""
+    from .prompt_sets import write
+    from .world import CONCEPTS
+
+    recipe = _recipe(name)
+    for concept in chosen:
+        if concept not in CONCEPTS:
+            raise UVRError(f"unknown zoo concept {concept!r}{did_you_mean(concept, CONCEPTS)}")
+    outputs.check_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
+    tasks = write(recipe.name, out, chosen or ("weapon", "skull"), count, benign, first)
+    click.echo(f"{out / 'prompts.jsonl'}: {tasks} tasks; next: uvr eval zoo:{name} --prompts {out / 'prompts.jsonl'}")
+
+
+@zoo.command()
 @click.argument("part")
 @click.option(
     "--minutes",
