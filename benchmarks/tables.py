@@ -23,8 +23,12 @@ def head(first: str, table: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def run(
     doc: str, measure: Callable[[int], dict[str, Any]], page: Callable[[dict[str, Any], int], str], *, json_at: str,
     page_at: str, first_seed: int, out: Path, count: int,
+    draw: Callable[[dict[str, Any], Path], None] | None = None, figure_at: Path | None = None,
 ) -> None:  # fmt: skip
-    """Measure and write the JSON, or read it with `--from`; then write the page. Paths are relative to `--out`."""
+    """Measure and write the JSON, or read it with `--from`; then write the page and, with `draw`, the figure.
+
+    Paths are relative to `--out`.
+    """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--out", type=Path, default=out)
     parser.add_argument("--count", type=int, default=count)
@@ -36,3 +40,5 @@ def run(
         results = {"count": arguments.count, "first_seed": first_seed, "pipelines": measure(arguments.count)}
         (arguments.out / json_at).write_text(json.dumps(results, indent=1))
     (arguments.out / page_at).write_text(page(results["pipelines"], results["count"]))
+    if draw is not None and figure_at is not None:
+        draw(results["pipelines"], arguments.out / figure_at)

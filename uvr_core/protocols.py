@@ -22,7 +22,11 @@ TEXT, SAFE, LOCATED, REFERENCE = (
 
 @runtime_checkable
 class Detector(Protocol):
-    """Tapped attention output -> one score per output patch."""
+    """Tapped attention output -> one score per output patch.
+
+    Optional attributes: `threshold` (tau, for scores that need no calibration), `exact` (true: the scores are a mask
+    that is given, and its patches are taken as they are, with no closing, filling or choice of components).
+    """
 
     def scores(self, features: torch.Tensor, sigma: float, bank: ConceptBank, probe: str) -> torch.Tensor:
         """Score patches.

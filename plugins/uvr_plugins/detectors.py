@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import torch
@@ -93,7 +93,7 @@ class ConceptToken:
 
 @attrs.frozen(eq=False)
 class Oracle:
-    """A mask that is given: +inf inside, -inf outside. For controls (true mask, random mask of equal area).
+    """A mask that is given: +inf inside, -inf outside, taken as it is. For controls (true mask, random patches).
 
     Attributes:
         masks: (B, N) or (B, H, W) bool, one per image of the batch.
@@ -102,6 +102,7 @@ class Oracle:
     masks: Any = None
     name: str = "oracle"
     threshold: float = 0.0
+    exact: ClassVar[bool] = True
 
     def scores(self, features: torch.Tensor, sigma: float, bank: ConceptBank, probe: str) -> torch.Tensor:
         if self.masks is None:

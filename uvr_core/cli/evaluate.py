@@ -83,8 +83,10 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Make the pictures of a prompt set under several arms, judge them, and say what each arm costs and gains.
 
-    Writes one row per picture as it goes; run it again to go on after a crash. Under `accelerate launch` the processes
-    share the batches. Ends with summary.json, report.html and figures in OUT.
+    Writes one row per picture as it goes; run it again to go on after a crash. Ends with summary.json, report.html and
+    a figure in OUT. Several processes share the batches:
+
+        accelerate launch --multi_gpu --num_processes 4 --no_python uvr eval MODEL ...
     """
     for kind, names in (("policy", policies), ("detector", detectors), ("baseline", baselines), ("judge", judges)):
         for given in names:
@@ -123,6 +125,8 @@ def evaluate(
         "judges": {name: list(getattr(judge, "labels", None) or ()) or None for name, judge in made.items()},
         "settings": {k: v for k, v in attrs.asdict(settings).items() if k != "device"},
     }  # fmt: skip
+    if overwrite and processes > 1:
+        raise UVRError("--overwrite: several processes would delete one another's rows; remove the folder first")
     _begin(out, config, overwrite)
     pipe = models.load_model(model, settings)
     call = settings.call(pipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
@@ -239,7 +240,9 @@ def draw_pareto(summary: Mapping[str, Any], path: Path, title: str) -> None:
     axes.set_ylabel("erased, % of the tasks whose stock picture shows the concept")
     axes.set_title(f"{title}: top right is best; ×: time over stock's")
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100, metadata={"Software": None})
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=100, metadata={"Software": None})
+    write_whole(path, data.getvalue())
 
 
 def _apart(

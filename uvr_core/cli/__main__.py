@@ -1,0 +1,5 @@
+"""`python -m uvr_core.cli` is `uvr`."""
+
+from . import main
+
+main()
