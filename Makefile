@@ -14,12 +14,15 @@ TIMEOUT     ?= 600
 
 BIN   := .venv/bin
 STAMP := .venv/.stamp
+# The oldest releases that UVR supports, as downstream/oldest.txt has them, and the tests that could tell.
+OLDEST       := .venv-oldest
+OLDEST_TESTS := $(patsubst %,tests/test_%.py,concepts conformance editing engine integration published_sizes situations zoo)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint types format wheel clean distclean
+.PHONY: help env demo test test-oldest lint types format wheel clean distclean
 
 help:  ## list the verbs
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 env: $(STAMP)  ## .venv with everything, CPU torch first
 
@@ -28,6 +31,9 @@ demo: $(STAMP)  ## regulated and unregulated pictures, a table, a contact sheet,
 
 test: lint types  ## everything CI checks
 	$(BIN)/python -m pytest -q -m "not bench" --timeout $(TIMEOUT)
+
+test-oldest: $(OLDEST)/.stamp  ## the tests that meet diffusers, beside the oldest releases that UVR supports
+	$(OLDEST)/bin/python -m pytest -q -m "not bench and not wheel" --timeout $(TIMEOUT) $(OLDEST_TESTS)
 
 lint: $(STAMP)  ## ruff: rules and layout
 	$(BIN)/ruff check .
@@ -47,8 +53,8 @@ clean:  ## remove what the verbs made, but keep .venv
 	rm -rf build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find uvr_core adapters plugins zoo tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean  ## remove .venv as well
-	rm -rf .venv
+distclean: clean  ## remove .venv and .venv-oldest as well
+	rm -rf .venv $(OLDEST)
 
 .venv/bin/python:
 	@python="$(PYTHON)"; \
@@ -68,15 +74,27 @@ distclean: clean  ## remove .venv as well
 	  echo "On Debian and Ubuntu: sudo apt install python3-venv. Elsewhere: make env PYTHON=/path/to/python3.11" >&2; \
 	  exit 1; }
 
-# The constraint keeps the second install from replacing the torch that the first one chose.
-$(STAMP): pyproject.toml | .venv/bin/python
+# $(call install-torch,ENVIRONMENT): torch, and a constraint that keeps the next install from replacing it.
+define install-torch
 	@if [ -n "$(TORCH_INDEX)" ]; then \
-	  $(BIN)/python -m pip install --no-deps --retries 2 --timeout 15 --index-url "$(TORCH_INDEX)" "$(TORCH)" \
+	  $(1)/bin/python -m pip install --no-deps --retries 2 --timeout 15 --index-url "$(TORCH_INDEX)" "$(TORCH)" \
 	  || { echo "make env: no $(TORCH) from $(TORCH_INDEX); asking pip's default index instead." >&2; \
-	       $(BIN)/python -m pip install --no-deps "$(TORCH)"; }; \
+	       $(1)/bin/python -m pip install --no-deps "$(TORCH)"; }; \
 	else \
-	  $(BIN)/python -m pip install --no-deps "$(TORCH)"; \
+	  $(1)/bin/python -m pip install --no-deps "$(TORCH)"; \
 	fi
-	@$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > .venv/torch.txt
-	$(BIN)/python -m pip install --constraint .venv/torch.txt --editable ".[zoo,eval,dev]"
+	@$(1)/bin/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $(1)/torch.txt
+endef
+
+$(STAMP): pyproject.toml | .venv/bin/python
+	$(call install-torch,.venv)
+	$(BIN)/python -m pip install --constraint .venv/torch.txt --editable ".[zoo,eval,judges,dev]"
+	@touch $@
+
+# Made anew from scratch when a bound changes: an old release that pip left in place would prove nothing.
+$(OLDEST)/.stamp: pyproject.toml downstream/oldest.txt | .venv/bin/python
+	$(BIN)/python -m venv --clear $(OLDEST)
+	$(call install-torch,$(OLDEST))
+	$(OLDEST)/bin/python -m pip install --constraint $(OLDEST)/torch.txt --constraint downstream/oldest.txt \
+	  --editable ".[zoo,eval,dev]"
 	@touch $@

@@ -32,7 +32,7 @@ from uvr_core.regulator import attach
 from uvr_core.testing import Example, check_adapter
 
 ROOT = Path(__file__).parents[1]
-GUIDES = ("port-a-model", "write-a-policy", "write-a-detector")
+GUIDES = ("port-a-model", "write-a-policy", "write-a-detector", "write-a-baseline")
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 ANY, FRACTION, COUNT = re.escape("..."), r"\d+\.\d+", r"\d+(?= of \d)"
@@ -117,6 +117,11 @@ def test_a_guide_runs_and_prints_what_it_shows(name: str, module: types.ModuleTy
     start = time.monotonic()
     run(ROOT / "docs" / f"{name}.md", module)
     print(f"{name}: {time.monotonic() - start:.1f} s")
+
+
+@pytest.mark.slow
+def test_the_guide_to_evaluation_runs(module: types.ModuleType) -> None:
+    run(ROOT / "docs" / "evaluate.md", module)
 
 
 def test_the_snippets_of_contributing_run(module: types.ModuleType) -> None:

@@ -253,6 +253,8 @@ def test_the_scale_of_time(name: str, scale: float) -> None:
      ("ZImageTransformer2DModel", "two_pass", True), ("NoSuchModel", "", False)],
 )  # fmt: skip
 def test_what_pipelines_say(name: str, guidance: str, clean: bool) -> None:
+    if name != "NoSuchModel" and not hasattr(diffusers, name):
+        pytest.skip(f"diffusers {diffusers.__version__} has no {name}")
     found = pipelines_of(name)
     assert found.clean == clean
     if name != "ZImageTransformer2DModel":  # its halves are lists: not read

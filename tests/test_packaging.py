@@ -182,3 +182,58 @@ def test_contributing_adapter_runs():
     assert adapter.time(sample).tolist() == [1.0, 0.25]
     lines = [line for line in sketch.splitlines() if line.strip()]
     assert len(lines) <= 20
+
+
+# ---------------------------------------------------------------------------------------------- versions
+
+PINNED = dict(
+    line.split("==")
+    for line in (ROOT / "downstream" / "oldest.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+)
+BOUNDS = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", requirement).groups() for requirement in PROJECT["dependencies"])
+
+
+def release(version: str) -> tuple[int, ...]:
+    """0.37.0 and 0.37 are one release."""
+    return tuple(int(part) for part in (*version.split("."), "0", "0")[:3])
+
+
+def test_the_oldest_releases_tested_are_the_bounds_and_the_docs_say_so():
+    text = (ROOT / "docs" / "versions.md").read_text()
+    assert set(PINNED) == {"diffusers", "transformers"}
+    for name, version in PINNED.items():
+        assert release(version) == release(BOUNDS[name]), f"{name}: oldest.txt and pyproject.toml disagree"
+    rows = {row[0]: row[1:] for row in re.findall(r"^\| (\w+) +\| (\S+) +\| ([^|]+?) +\| ", text, flags=re.MULTILINE)}
+    for name in ("diffusers", "transformers", "torch"):
+        bound, oldest = rows[name]
+        assert bound == f">={BOUNDS[name]}"
+        assert release(oldest) == release(PINNED.get(name, BOUNDS[name]))
+
+
+def test_the_examples_ask_for_no_other_diffusers():
+    for path in sorted((ROOT / "docs" / "examples").glob("*/pyproject.toml")):
+        found = re.findall(r'"(diffusers|transformers|torch)>=([\d.]+)"', path.read_text())
+        assert found
+        assert {(name, release(version)) for name, version in found} <= {(n, release(v)) for n, v in BOUNDS.items()}
+
+
+def test_ci_runs_the_newest_and_the_oldest():
+    commands = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("make")]
+    assert commands == ["make test", "make test-oldest"]
+    recipe = run("make", "-n", "test-oldest", "OLDEST=.venv-none", cwd=ROOT)
+    assert "--constraint downstream/oldest.txt" in recipe
+    named = re.findall(r"tests/test_\w+\.py", recipe)
+    assert len(named) >= 7
+    assert all((ROOT / name).is_file() for name in named)
+
+
+def test_the_upstream_workflow_names_what_the_script_takes():
+    script = ROOT / "downstream" / "main.sh"
+    workflow = (ROOT / ".github" / "workflows" / "upstream.yml").read_text()
+    (matrix,) = re.findall(r"upstream: (\[.*\])", workflow)
+    for entry in json.loads(matrix):
+        for name in entry.split():
+            assert f"{name} |" in script.read_text() or f"| {name})" in script.read_text()
+    with pytest.raises(AssertionError, match="expected diffusers, transformers or torch, got 'numpy'"):
+        run("sh", script, "numpy", cwd=ROOT)

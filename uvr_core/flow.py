@@ -48,6 +48,8 @@ CUT_LOGIT = -1.0e4
 0 in every dtype while the stock logits of one row lie within 9e3 of each other, and it is representable in
 float16 and bfloat16."""
 
+_LEAST_QUERIES = 64  # products over fewer queries at a time gain no memory worth their number
+
 
 # -- rows ----------------------------------------------------------------------------------------------------
 
@@ -79,12 +81,18 @@ class Rows:
         """R, the padded length; 0 when no sample lists a row."""
         return self.index.shape[1]
 
+    @property
+    def padded(self) -> bool:
+        """Whether any slot is padding; known on the host."""
+        return any(n < self.width for n in self.counts)
 
-def rows_of(mask: Tensor) -> Rows:
-    """List the True positions of each sample's mask. One host sync (the counts).
+
+def rows_of(mask: Tensor, counts: Sequence[int] | None = None) -> Rows:
+    """List the True positions of each sample's mask. One host sync, unless the host knows the counts.
 
     Args:
         mask: (B, Sq) bool, True at the rows meant.
+        counts: how many rows each sample means, not checked.
 
     Returns:
         :class:`Rows` with R = the largest count over the samples, 0 if nothing is listed.
@@ -94,7 +102,7 @@ def rows_of(mask: Tensor) -> Rows:
     """
     if mask.dim() != 2 or mask.dtype != torch.bool:
         raise ValueError(f"mask: expected (B, Sq) bool, got {_is(mask)}")
-    counts = tuple(int(n) for n in mask.sum(dim=1).tolist())  # the host sync
+    counts = tuple(int(n) for n in (mask.sum(dim=1).tolist() if counts is None else counts))  # the host sync
     width = max(counts, default=0)
     first = torch.sort(mask.to(torch.uint8), dim=1, descending=True, stable=True).indices[:, :width]
     valid = mask.gather(1, first)  # True first, so the valid slots are a prefix
@@ -120,7 +128,13 @@ def take_rows(x: Tensor, rows: Rows) -> Tensor:
 
 
 def write_rows(
-    out: Tensor, new: Tensor, rows: Rows, *, alpha: Tensor | None = None, noise: Tensor | None = None
+    out: Tensor,
+    new: Tensor,
+    rows: Rows,
+    *,
+    alpha: Tensor | None = None,
+    noise: Tensor | None = None,
+    in_place: bool = False,
 ) -> Tensor:
     """Replace the listed rows of an attention output by ``(1 - alpha) * new + alpha * noise``.
 
@@ -129,16 +143,18 @@ def write_rows(
     value back.
 
     Args:
-        out: (B, H, Sq, D), the stock output; not modified.
+        out: (B, H, Sq, D), the stock output; not modified, unless ``in_place``.
         new: (B, H, R, D), values for the listed rows.
         rows: rows of B samples; no valid row may be listed twice.
         alpha: (B, R) or None (= 0), share of noise, range [0, 1], not checked. 0 gives ``new`` and 1 gives
             ``noise`` exactly, whatever the other holds.
         noise: (B, H, R, D), given exactly when ``alpha`` is.
+        in_place: write into ``out``, which saves a copy of it. Only where nobody else holds it and autograd is
+            off.
 
     Returns:
-        (B, H, Sq, D), dtype of ``out``: a new tensor, bitwise ``out`` except at valid rows. If R = 0, ``out``
-        itself.
+        (B, H, Sq, D), dtype of ``out``: a new tensor, bitwise ``out`` except at valid rows. If R = 0 or
+        ``in_place``, ``out`` itself.
 
     Raises:
         ValueError: shapes disagree, or only one of ``alpha`` and ``noise`` is given.
@@ -155,15 +171,19 @@ def write_rows(
         _shape("alpha", alpha, (batch, rows.width))
         _shape("noise", noise, tuple(new.shape))
         new = _blend(new, noise, alpha[:, None, :, None])
+    write = out.scatter_ if in_place else out.scatter
+    new = new.to(out.dtype)
+    if not rows.padded:
+        return write(2, rows.index[:, None, :, None].expand(-1, heads, -1, size), new)
     # Padding slots become copies of the sample's first valid slot: several equal writes to one place are
     # harmless.
     first = rows.valid.to(torch.uint8).argmax(dim=1, keepdim=True)  # (B, 1), 0 for a sample without rows
     slot = torch.where(rows.valid, torch.arange(rows.width, device=first.device), first)  # (B, R)
     index = rows.index.gather(1, slot)[:, None, :, None].expand(-1, heads, -1, size)  # (B, H, R, D)
-    value = new.to(out.dtype).gather(2, slot[:, None, :, None].expand(-1, heads, -1, size))
+    value = new.gather(2, slot[:, None, :, None].expand(-1, heads, -1, size))
     empty = ~rows.valid.any(dim=1)[:, None, None, None]
     value = torch.where(empty, out.gather(2, index), value)
-    return out.scatter(2, index, value)
+    return write(2, index, value)
 
 
 def matched_noise(
@@ -245,8 +265,8 @@ def log_weights(row_class: Tensor, key_class: Tensor, table: Tensor) -> Tensor:
     log_table = _log_table(table).to(row_class.device)
     if row_class.dim() != 2 or key_class.dim() != 2 or row_class.shape[0] != key_class.shape[0]:
         raise ValueError(f"row_class, key_class: expected (B, R), (B, Sk), got {_is(row_class)}, {_is(key_class)}")
-    per_row = F.embedding(row_class, log_table)  # (B, R, n_key_classes); unlike [], takes no negative index
-    return per_row.gather(2, key_class[:, None, :].expand(-1, row_class.shape[1], -1))
+    per_class = F.embedding(key_class, log_table.T).mT  # (B, n_row_classes, Sk); unlike [], takes no negative index
+    return torch.stack([F.embedding(rows, weight) for rows, weight in zip(row_class, per_class, strict=True)])
 
 
 def restricted_rows(
@@ -270,15 +290,15 @@ def restricted_rows(
         k: (B, H, Sk, D).
         v: (B, H, Sk, D).
         rows: the rows to compute.
-        log_weight: (B, R, Sk), log lambda shared by all heads, range [-inf, inf), -inf = cut (see
-            :func:`log_weights`).
+        log_weight: (B, R, Sk), or (B, 1, Sk) for all rows alike; log lambda shared by all heads, range
+            [-inf, inf), -inf = cut (see :func:`log_weights`).
         attn_mask: the mask of the stock call; it is gathered at the rows and added.
         scale: factor of the logits, D**-0.5 if None.
 
     Returns:
-        (B, H, R, D), dtype of ``q``. Padding slots hold something finite (for finite q, k, v) and
-        meaningless. A valid row of which every key is cut has no answer: that is the caller's error, and the
-        row is NaN on every kernel.
+        (B, H, R, D), dtype of ``q``. Padding slots hold something meaningless; it is finite for finite q, k,
+        v and a ``log_weight`` per row. A valid row of which every key is cut has no answer: that is the
+        caller's error, and the row is NaN on every kernel.
 
     Raises:
         ValueError: shapes disagree or ``attn_mask`` does not broadcast.
@@ -286,7 +306,8 @@ def restricted_rows(
     _qkv(q, k, v)
     batch = q.shape[0]
     _shape("rows.index", rows.index, (batch, rows.width))
-    _shape("log_weight", log_weight, (batch, rows.width, k.shape[2]))
+    alike = log_weight.dim() == 3 and log_weight.shape[1] == 1
+    _shape("log_weight", log_weight, (batch, 1 if alike else rows.width, k.shape[2]))
     picked = take_rows(q, rows)
     if rows.width == 0:
         return picked
@@ -311,7 +332,8 @@ def redirected_rows(
     """:func:`restricted_rows` with one span of the keys replaced by keys and values from elsewhere.
 
     ``O(i) = sum_j softmax_j(q_i . k'_j * scale + log lambda(i, j)) v'_j``, with k', v' the call's own outside
-    of ``own`` and the others' in its place. Queries are the call's own.
+    of ``own`` and the others' in its place. Queries are the call's own. One fused
+    call for each half of the heads.
 
     Args:
         q: (B, H, Sq, D).
@@ -342,9 +364,8 @@ def redirected_rows(
         before, after = mine.narrow(dim, 0, own.start), mine.narrow(dim, own.stop, keys - own.stop)
         return torch.cat([before, others, after], dim)
 
-    new_k, new_v = joined(k, other_k, 2), joined(v, other_v, 2)
     _shape("rows.index", rows.index, (q.shape[0], rows.width))
-    _shape("log_weight", log_weight, (q.shape[0], rows.width, new_k.shape[2]))
+    _shape("log_weight", log_weight, (q.shape[0], rows.width, keys - (own.stop - own.start) + other_k.shape[2]))
     picked = take_rows(q, rows)
     if rows.width == 0:
         return picked
@@ -356,7 +377,14 @@ def redirected_rows(
         lead = torch.broadcast_shapes(mine.shape[:3], theirs.shape[:3])
         mine, theirs = _additive(mine).expand(*lead, keys), _additive(theirs).expand(*lead, other_k.shape[2])
         mask = joined(mine, theirs, 3)
-    return _attend_biased(picked, new_k, new_v, rows, log_weight, mask, scale)
+
+    def attend(heads: slice) -> Tensor:
+        new_k, new_v = (joined(x[:, heads], y[:, heads], 2) for x, y in ((k, other_k), (v, other_v)))
+        hidden = mask if mask is None or mask.shape[1] == 1 else mask[:, heads]
+        return _attend_biased(picked[:, heads], new_k, new_v, rows, log_weight, hidden, scale)
+
+    half = (q.shape[1] + 1) // 2  # of the heads at a time: the joined keys and values are copies
+    return torch.cat([attend(slice(start, start + half)) for start in range(0, q.shape[1], half)], 1)
 
 
 def projected_rows(out_rows: Tensor, vector: Tensor, offset: Tensor, strength: Tensor) -> Tensor:
@@ -683,21 +711,25 @@ def token_contrast(
     other_mask: Tensor,
     key_mask: Tensor,
     *,
+    key_counts: Sequence[int] | None = None,
     attn_mask: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
     """Which text tokens feed the located patches: their mean attention from ``row_mask`` over that from
     ``other_mask``.
 
-    Our own reading of the flows of UVR, arXiv 2606.06875, eq. flow, one key at a time. Runs ceil(T / D) fused
-    calls over the rows asked for, T = the largest number of chosen keys in a sample, and two host syncs.
+    Our own reading of the flows of UVR, arXiv 2606.06875, eq. flow, one key at a time. A query's attention to a
+    chosen key is its mass on all chosen keys (one fused call over all queries) times the softmax over these
+    alone (plain products, in float32, for as many queries at a time as keep the piece below half of ``q`` in
+    numbers). One host sync, unless the host knows the counts.
 
     Args:
-        q: (B, H, Sq, D).
+        q: (B, H, Sq, D); leave out queries that are in neither mask, if they are many.
         k: (B, H, Sk, D).
         row_mask: (B, Sq) bool, the located output rows.
         other_mask: (B, Sq) bool, the output rows to compare with, as a rule the remaining ones.
         key_mask: (B, Sk) bool, the text tokens.
+        key_counts: how many keys each sample chooses, not checked.
         attn_mask: the mask of the stock call.
         scale: factor of the logits, D**-0.5 if None.
 
@@ -710,7 +742,7 @@ def token_contrast(
         ValueError: shapes or dtypes disagree.
     """
     _qkv(q, k, k)
-    batch, _, queries, size = q.shape
+    batch, heads, queries, size = q.shape
     for name, mask, tokens in (
         ("row_mask", row_mask, queries),
         ("other_mask", other_mask, queries),
@@ -719,26 +751,32 @@ def token_contrast(
         _shape(name, mask, (batch, tokens))
         if mask.dtype != torch.bool:
             raise ValueError(f"{name}: expected bool, got {_is(mask)}")
-    rows, keys = rows_of(row_mask | other_mask), rows_of(key_mask)
     result = torch.zeros(key_mask.shape, dtype=torch.float32, device=q.device)
-    if rows.width == 0 or keys.width == 0:
+    keys = rows_of(key_mask, key_counts)
+    if keys.width == 0 or queries == 0:
         return result
-    if attn_mask is not None:
-        attn_mask = _mask_rows(_mask4(attn_mask, q, k), rows.index)
-    picked = take_rows(q, rows)
     sides = torch.stack([row_mask, other_mask], dim=1)  # (B, 2, Sq)
-    sides = sides.gather(2, rows.index[:, None].expand(-1, 2, -1)) & rows.valid[:, None]  # (B, 2, R)
     counts = sides.sum(dim=2, keepdim=True)  # (B, 2, 1)
-    average = (sides / counts.clamp(min=1))[:, None]  # (B, 1, 2, R) float32
-    position = torch.arange(k.shape[2], device=q.device)[None, :, None]
-    for start in range(0, keys.width, size):
-        index, valid = keys.index[:, start : start + size], keys.valid[:, start : start + size]  # (B, M)
-        one_hot = position == index[:, None, :]  # (B, Sk, M)
-        mass = mass_on(picked, k, one_hot, attn_mask=attn_mask, scale=scale)  # (B, H, R, M)
-        located, others = (average @ mass.to(torch.float32)).mean(dim=1).unbind(dim=1)  # (B, M) each
-        ratio = torch.where((located == 0) | (counts == 0).any(dim=1), 0.0, located / others)
-        result.scatter_add_(1, index, torch.where(valid, ratio, 0.0))  # padding adds 0 to key 0
-    return result
+    wide = torch.promote_types(q.dtype, torch.float32)
+    mass = mass_on(q, k, key_mask[..., None], attn_mask=attn_mask, scale=scale)[..., 0].to(wide)  # (B, H, Sq)
+    mass = torch.where(sides.any(dim=1)[:, None], mass, 0.0)  # a query on neither side may be NaN
+    share = (sides / counts.clamp(min=1))[:, None] * mass[:, :, None]  # (B, H, 2, Sq)
+    chosen, factor = take_rows(k, keys).to(wide).mT, size**-0.5 if scale is None else scale  # (B, H, D, T)
+    bias = torch.zeros(keys.valid.shape, dtype=wide, device=q.device).masked_fill(~keys.valid, -math.inf)
+    bias = bias[:, None, None]  # (B, 1, 1, T)
+    if attn_mask is not None:
+        bias = bias + _mask_keys(_additive(_mask4(attn_mask, q, k)), keys.index)  # (B, H|1, Sq|1, T)
+    given = torch.zeros((batch, heads, 2, keys.width), dtype=wide, device=q.device)
+    step = max(_LEAST_QUERIES, queries * size // (4 * keys.width))
+    for start in range(0, queries, step):
+        some = slice(start, start + step)
+        logits = torch.matmul(q[:, :, some].to(wide) * factor, chosen)
+        logits += bias if bias.shape[2] == 1 else bias[:, :, some]
+        logits = logits.softmax(dim=-1).nan_to_num_(0.0)  # a query that sees none of the chosen keys
+        given += share[..., some] @ logits
+    located, others = given.mean(dim=1).unbind(dim=1)  # (B, T) each
+    ratio = torch.where((located == 0) | (counts == 0).any(dim=1), 0.0, located / others).to(torch.float32)
+    return result.scatter_add_(1, keys.index, torch.where(keys.valid, ratio, 0.0))  # padding adds 0 to key 0
 
 
 # -- small parts ---------------------------------------------------------------------------------------------
@@ -751,14 +789,16 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float |
 def _attend_biased(
     picked: Tensor, k: Tensor, v: Tensor, rows: Rows, log_weight: Tensor, mask: Tensor | None, scale: float | None
 ) -> Tensor:
-    """Attention of picked rows (B, H, R, D) under log_weight (B, R, Sk) and a mask (B|1, H|1, R|1, Sk|1)."""
-    bias = log_weight[:, None].to(torch.promote_types(picked.dtype, torch.float32))  # (B, 1, R, Sk)
+    """Attention of picked rows (B, H, R, D) under log_weight (B, R|1, Sk) and a mask (B|1, H|1, R|1, Sk|1)."""
+    bias = log_weight[:, None].to(torch.promote_types(picked.dtype, torch.float32))  # (B, 1, R|1, Sk)
     if mask is not None:
         bias = bias.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else bias + mask
-    valid = rows.valid[:, None, :, None]
-    bias = torch.where(valid, bias, 0.0).to(picked.dtype)
-    cut = (bias == -math.inf).all(dim=-1, keepdim=True)  # (B, H|1, R, 1); padding rows are all 0
-    return _attend(picked, k, v, bias, scale).masked_fill(cut, math.nan)
+    if rows.padded and bias.shape[2] > 1:
+        bias = torch.where(rows.valid[:, None, :, None], bias, 0.0)
+    bias = bias.to(picked.dtype)
+    cut = bias.amax(dim=-1, keepdim=True) == -math.inf  # (B, H|1, R, 1); padding rows are all 0
+    new = _attend(picked, k, v, bias, scale)
+    return (new.masked_fill if new.requires_grad else new.masked_fill_)(cut, math.nan)
 
 
 def _additive(mask: Tensor) -> Tensor:
@@ -798,6 +838,14 @@ def _mask_rows(mask: Tensor, index: Tensor) -> Tensor:
     batch, width = index.shape
     rows = index[:, None, :, None].expand(-1, mask.shape[1], width, mask.shape[3])
     return mask.expand(batch, -1, -1, -1).gather(2, rows)
+
+
+def _mask_keys(mask: Tensor, index: Tensor) -> Tensor:
+    """Gather a 4-dimensional mask at keys ``index`` (B, T); a key axis of size 1 stays."""
+    if mask.shape[3] == 1:
+        return mask
+    keys = index[:, None, None].expand(-1, mask.shape[1], mask.shape[2], -1)
+    return mask.expand(len(index), -1, -1, -1).gather(3, keys)
 
 
 def _scale_rows(v: Tensor, column_scale: Tensor) -> Tensor:

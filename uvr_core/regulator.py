@@ -8,7 +8,7 @@ import inspect
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -34,6 +34,14 @@ from .seam import AttentionCall, Hook, Seam, uncopyable
 from .session import CallRecorder, Recorder, Rule, Session, TextRecorder
 
 
+class _Thread(threading.local):
+    """What one thread has to do with one regulator. It goes with the regulator; a context would keep its variables."""
+
+    report: Report | None = None
+    batch: int | None = None  # of the forward in progress
+    begun: contextvars.Token[Session | None] | None = None  # undoes this thread's first session of a bare transformer
+
+
 class Regulator:
     """A model under regulation. Made by :func:`attach`; use as a context manager or call :meth:`detach`.
 
@@ -55,9 +63,8 @@ class Regulator:
         for rule in self.rules:
             _check_rule(rule, self.fingerprint, self.taps)
         self._session: contextvars.ContextVar[Session | None] = contextvars.ContextVar("uvr_session", default=None)
-        self._report: contextvars.ContextVar[Report | None] = contextvars.ContextVar("uvr_report", default=None)
         self._branch: contextvars.ContextVar[str | None] = contextvars.ContextVar("uvr_branch", default=None)
-        self._batch: contextvars.ContextVar[int | None] = contextvars.ContextVar("uvr_batch", default=None)
+        self._thread = _Thread()
         self._threads: weakref.WeakKeyDictionary[Session, int] = weakref.WeakKeyDictionary()
         self._generating = threading.Lock()
         self._last_report: Report | None = None
@@ -99,6 +106,11 @@ class Regulator:
         if self._seam is not None:
             self._seam.remove()
             self._seam = None
+        if self._thread.begun is not None:
+            self._keep_report(self.report)
+            with suppress(ValueError):  # it began in a context of its own (asyncio.to_thread), which is gone
+                self._session.reset(self._thread.begun)
+            self._thread.begun = None
 
     def __enter__(self) -> Regulator:
         return self
@@ -116,7 +128,7 @@ class Regulator:
         session = self._current()
         if session is not None and self._pipeline is None:
             return summarise(session, "incomplete")
-        return self._report.get() or self._last_report
+        return self._thread.report or self._last_report
 
     def reset(self) -> None:
         """Forget the generation in progress. Only needed when a bare transformer is driven by hand and a new
@@ -241,7 +253,7 @@ class Regulator:
         return result
 
     def _keep_report(self, report: Report | None) -> None:
-        self._report.set(report)
+        self._thread.report = report
         self._last_report = report
 
     # ------------------------------------------------------------------ hooks
@@ -266,7 +278,8 @@ class Regulator:
         session = self._current()
         if self._pipeline is None and (session is None or _begins(session, float(sigma.reshape(-1)[0]))):
             session = self._new_session()
-            self._session.set(session)
+            token = self._session.set(session)
+            self._thread.begun = self._thread.begun or token
         if session is None:
             raise UVRError(
                 "the regulated transformer was called outside its pipeline; attach to the transformer itself to "
@@ -274,7 +287,7 @@ class Regulator:
             )
         session.halves, session.branch = self._halves(), self._branch.get()
         states = bound.get("hidden_states")
-        self._batch.set(None if states is None else len(states))
+        self._thread.batch = None if states is None else len(states)
         session.begin_forward(layout, sigma)
 
     def _halves(self) -> str:
@@ -310,7 +323,7 @@ class Regulator:
             session.leave(path)
 
     def _observe(self, call: AttentionCall) -> torch.Tensor | None:
-        session, batch = self._current(), self._batch.get()
+        session, batch = self._current(), self._thread.batch
         if session is None:
             return None
         if batch is not None and session.in_forward and len(call.query) != batch:
@@ -510,8 +523,9 @@ def attach(
     Several concepts: each is located by itself, and the order in which they are listed is their rank. In every
     attention call a patch (core or ring) that an earlier concept's policy edits is not edited by a later one; a policy
     that does nothing in that call ("observe", "noise" after the start-up) claims nothing. What a policy is told is not
-    cut by this: "refuse" refuses for a concept that lies under another. Column scales ("uvr-released" in editing), which
-    reach every query of an image, multiply, and leave the patches that earlier concepts claimed as these made them.
+    cut by this: "refuse" refuses for a concept that lies under another. Column scales ("uvr-released" in editing),
+    which reach every query of an image, multiply, and leave the patches that earlier concepts claimed as these made
+    them.
 
     A bare transformer: no pipeline says which forward, or which half of a batch, follows the prompt. All are
     regulated, but for passes named "uncond" through `cache_context`: with guidance the unconditional prediction is

@@ -242,6 +242,8 @@ class Seam:
             backend = kwargs.get("backend") or getattr(registry, "_active_backend", None)
             _refuse(path, dropout_p, is_causal, kwargs.get("parallel_config"), backend)
             output: torch.Tensor = stock(query, key, value, attn_mask, dropout_p, is_causal, scale, *args, **kwargs)
+            if attn_mask is not None and attn_mask.shape == (query.shape[0], key.shape[1]):
+                attn_mask = attn_mask[:, None, None, :]  # (batch, keys), as the backends read it
             call = AttentionCall(
                 path, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), output.transpose(1, 2),
                 attn_mask, scale,

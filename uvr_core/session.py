@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from . import flow, masks
+from . import edits, flow, masks
 from .adapter import Layout
 from .concepts import ConceptBank
 from .errors import TapNotFired, UnsafeContent, UVRError
@@ -162,6 +162,8 @@ class Session:
     _remembering: bool = attrs.field(default=False, init=False)
     _unconditional: dict[str, _Text] = attrs.field(factory=dict, init=False)  # by path, of the last such pass
     _broken: bool = attrs.field(default=False, init=False)
+    _finite: torch.Tensor | None = attrs.field(default=None, init=False)  # () bool, on the device: every edit so far
+    _regulated: set[int] = attrs.field(factory=set, init=False)  # steps with a pass that follows the prompt
     _tracks: list[_Track] = attrs.field(factory=list, init=False)
     _generators: list[torch.Generator] = attrs.field(factory=list, init=False)
 
@@ -192,6 +194,8 @@ class Session:
             self._regulating = self.every_pass or self.passes[-1] == 1
             other = self.guidance == "two_pass" and self.passes[-1] == 2 and not self.every_pass
         self._remembering = other and self._needs_unconditional
+        if self._regulating:
+            self._regulated.add(self.step)
 
     def end_forward(self) -> None:
         """Close a root forward: every tap must have fired exactly once.
@@ -199,8 +203,11 @@ class Session:
         Raises:
             TapNotFired: naming the first tap that did not fire once, and the step.
         """
-        counts, self._forward, self._open = self._forward, None, None
+        counts, unclosed = self._forward, self._open
+        self._forward = self._open = None
         assert counts is not None
+        if unclosed is not None:
+            raise _unclosed(unclosed, self.step)
         for number, path in enumerate(self.taps):
             if counts[path] != 1:
                 verb = "did not fire" if counts[path] == 0 else f"fired {counts[path]} times"
@@ -209,6 +216,8 @@ class Session:
                     "layer-skipping feature is on: disable it, or detach UVR"
                 )
         self.fired += len(self.taps)
+        if self.every_pass:
+            self.check_edits()
 
     def abort_forward(self) -> None:
         """The forward raised: forget it, and remember that this generation broke off."""
@@ -218,6 +227,29 @@ class Session:
     def unscored(self) -> list[Rule]:
         """The rules whose concept was never looked for: no step's noise level fell into their window."""
         return [r for i, r in enumerate(self.rules) if i >= len(self._tracks) or not self._tracks[i].scored_steps]
+
+    def check_edits(self) -> None:
+        """One host sync, if anything was edited.
+
+        Raises:
+            UVRError: an edit gave NaN or Inf.
+        """
+        if self._finite is not None and not bool(self._finite):
+            names = ", ".join(repr(name) for name in dict.fromkeys(rule.policy_name for rule in self.rules))
+            raise UVRError(
+                f"an edit gave NaN or Inf (policies: {names}): a factor that is NaN, infinite or negative, a row that "
+                "is left nothing to attend to, or overflow in half precision; UVR cannot vouch for the image"
+            )
+
+    def _watch(self, edited: torch.Tensor) -> None:
+        """Note on the device whether what an edit gave is finite."""
+        finite = torch.isfinite(edited).all()
+        self._finite = finite if self._finite is None else self._finite & finite
+
+    @property
+    def unregulated(self) -> list[int]:
+        """The steps in which no pass followed the prompt."""
+        return [step for step in range(self.step + 1) if step not in self._regulated]
 
     @property
     def _needs_unconditional(self) -> bool:
@@ -233,6 +265,8 @@ class Session:
         return self._forward is not None
 
     def enter(self, path: str) -> None:
+        if self._open is not None:
+            raise _unclosed(self._open, self.step)
         self._open = path if self._forward is not None else None
 
     def leave(self, path: str) -> None:
@@ -299,10 +333,10 @@ class Session:
         for index in due:
             rule = self.rules[index]
             scores = rule.detector.scores(features, sigma, rule.bank, rule.probe)
-            if scores.shape != features.shape[:2]:
+            if not isinstance(scores, torch.Tensor) or scores.shape != features.shape[:2]:
+                shape = f"scores of shape {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else repr(scores)
                 raise UVRError(
-                    f"detector {rule.detector_name!r} returned scores of shape {tuple(scores.shape)}, "
-                    f"expected {tuple(features.shape[:2])}"
+                    f"detector {rule.detector_name!r} returned {shape}, expected a tensor {tuple(features.shape[:2])}"
                 )
             if self._locate(index, scores.float().cpu().numpy(), layout):
                 self._tell_origin(index, features, layout)
@@ -358,8 +392,11 @@ class Session:
             wanted = grid >= rule.grow
             if rule.grow > rule.threshold and wanted.sum() >= rule.min_patches:
                 hits = wanted
-            region = masks.grow_from(hits, wanted)
-            core = masks.core_of(region, np.nan_to_num(grid, neginf=-1e4, posinf=1e4), mass_ratio=rule.mass_ratio)
+            if getattr(rule.detector, "exact", False):
+                core = hits
+            else:
+                region = masks.grow_from(hits, wanted)
+                core = masks.core_of(region, np.nan_to_num(grid, neginf=-1e4, posinf=1e4), mass_ratio=rule.mass_ratio)
             if not core.any():
                 continue
             if not found_before:
@@ -424,11 +461,15 @@ class Session:
                 track.refused, edit = track.device, None
             if edit is None:
                 continue
+            edits.check(
+                edit, rule.policy_name, batch=len(output), patches=layout.output, text=info.text,
+                reference=info.reference, width=output.shape[1] * output.shape[3],
+            )  # fmt: skip
             changed = torch.zeros(len(output), dtype=torch.bool, device=output.device)
             if edit.columns is not None:
                 before = output
                 output, scales = self._scale_columns(edit, call, output, layout, scales, claimed)
-                changed = (output != before).flatten(1).any(1) & (scales != 1).flatten(1).any(1)
+                changed = (output != before).any(3).any(2).any(1) & (scales != 1).flatten(1).any(1)
             row_class = edit.row_class if claimed is None else edit.row_class.masked_fill(claimed, STOCK)
             output, moved = self._write(edit, row_class, call, output, span, layout, self._may_write_into(output, call))
             changed = changed | moved
@@ -498,8 +539,9 @@ class Session:
         if mask is not None and mask.shape[2] > 1:
             mask = mask[:, :, span]
         return flow.token_contrast(
-            call.query[:, :, span], key, located.core, outside, chosen, attn_mask=mask, scale=call.scale
-        )
+            call.query[:, :, span], key, located.core, outside, chosen,
+            key_counts=[keys - layout.output] * len(chosen), attn_mask=mask, scale=call.scale,
+        )  # fmt: skip
 
     def _key_classes(self, edit: FlowEdit, keys: int, layout: Layout) -> torch.Tensor:
         classes = torch.full((len(edit.row_class), keys), TEXT, device=edit.row_class.device)
@@ -514,11 +556,14 @@ class Session:
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """The output with the rows of a class above 0 rewritten, and in which samples (B,) that changed it.
 
-        With `in_place` the rows are written into the output that is given. Rows whose every factor is neutral are computed anew, but the rounding in them does not count as a change.
+        With `in_place` the rows are written into the output that is given. Rows whose every factor is neutral are
+        computed anew, but the rounding in them does not count as a change.
         """
         full = torch.zeros(len(row_class), call.query.shape[2], dtype=torch.long, device=row_class.device)
         full[:, span] = row_class
-        rows = flow.rows_of(full > 0)
+        located = (full > 0, full == CORE)
+        counts: list[list[int]] = torch.stack(located).sum(2).tolist()  # host sync
+        rows = flow.rows_of(located[0], counts[0])
         if rows.width == 0:
             return output, torch.zeros(len(output), dtype=torch.bool, device=output.device)
         row_class = full.gather(1, rows.index)
@@ -527,10 +572,12 @@ class Session:
         meant = torch.zeros_like(rows.valid)
         plain = edit.text == "own" and edit.text_factor is None and edit.reference_factor is None
         if not plain or any(factor != 1.0 for line in edit.table[1:] for factor in line):
-            new, meant = self._restrict(edit, call, rows, row_class, patch, layout)
+            new, meant = self._restrict(edit, call, rows, row_class, counts[1], patch, layout)
         if edit.projection is not None:
             strength = torch.tensor(edit.projection.strength, device=output.device)[row_class]
             offset = edit.projection.offset.gather(1, patch)
+            self._watch(edit.projection.vector)  # NaN there would project nothing
+            self._watch(offset)
             projected = flow.projected_rows(new, edit.projection.vector, offset, strength)
             new, meant = projected, meant | _differ(projected, new)
         blend: dict[str, torch.Tensor] = {}
@@ -540,38 +587,87 @@ class Session:
             noise = flow.matched_noise(new, rows, self._noise_generators(len(full)), **stats)
             blend, meant = {"alpha": alpha, "noise": noise}, meant | (alpha > 0)
         written = flow.write_rows(output, new, rows, in_place=in_place, **blend)
-        return written, (meant & rows.valid & _differ(flow.take_rows(written, rows), old)).any(1)
+        after = flow.take_rows(written, rows)
+        self._watch(after)
+        return written, (meant & rows.valid & _differ(after, old)).any(1)
 
     def _restrict(
-        self, edit: FlowEdit, call: AttentionCall, rows: flow.Rows, row_class: torch.Tensor, patch: torch.Tensor,
-        layout: Layout,
+        self, edit: FlowEdit, call: AttentionCall, rows: flow.Rows, row_class: torch.Tensor, cores: Sequence[int],
+        patch: torch.Tensor, layout: Layout,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """Rows (B, H, R, D) of the reweighted attention, and which of them (B, R) have a factor that is not neutral."""
-        table, keys = torch.tensor(edit.table), call.key.shape[2]
+        """Rows (B, H, R, D) of the reweighted attention, and which of them (B, R) have a factor that is not neutral.
+
+        `cores`: how many of each sample's rows are CORE.
+        """
+        lines, keys = [list(line) for line in edit.table], call.key.shape[2]
         own_text, other = self._text_span(keys, layout), None
         if edit.text == "unconditional":
             other = self._unconditional_text(call)
             if other is None:
-                table[1:, TEXT] = 0.0
+                lines[CORE][TEXT] = lines[RING][TEXT] = 0.0
             else:
                 keys = layout.image + other.key.shape[2]
-        bias = flow.log_weights(row_class, self._key_classes(edit, keys, layout), table)
+        every = torch.arange(len(edit.table), device=row_class.device).expand(len(row_class), -1)
+        by_class = flow.log_weights(every, self._key_classes(edit, keys, layout), torch.tensor(lines))  # (B, 3, Sk)
         factors = {
             self._text_span: edit.text_factor, self._reference_span: edit.reference_factor,
         }  # fmt: skip
         for find, factor in factors.items():
             if factor is not None:
-                bias[:, :, find(keys, layout)] += factor.log()[:, None]
+                by_class[:, :, find(keys, layout)] += factor.log()[:, None]
+        if other is None:
+            meant = (by_class != 0).any(-1).gather(1, row_class)
+            return self._restrict_classes(call, rows, row_class, cores, by_class, lines, layout), meant
         key, value = _grouped(call)
         options: dict[str, Any] = {"attn_mask": call.attn_mask, "scale": call.scale}
-        if other is None:
-            return flow.restricted_rows(call.query, key, value, rows, bias, **options), (bias != 0).any(-1)
+        bias = by_class[torch.arange(len(row_class), device=row_class.device)[:, None], row_class]  # (B, R, Sk)
         other_key, other_value = _grouped(attrs.evolve(call, key=other.key, value=other.value))
         seen = None if other.mask is None else flow._mask_rows(other.mask, patch)
         new = flow.redirected_rows(
             call.query, key, value, rows, own_text, other_key, other_value, bias, other_mask=seen, **options
         )
         return new, torch.ones_like(rows.valid)
+
+    def _restrict_classes(
+        self, call: AttentionCall, rows: flow.Rows, row_class: torch.Tensor, cores: Sequence[int],
+        by_class: torch.Tensor, table: list[list[float]], layout: Layout,
+    ) -> torch.Tensor:  # fmt: skip
+        """Rows (B, H, R, D) of the call's attention under the log weights by_class (B, 3, Sk) of their class.
+
+        One fused call per class, or one for both if their factors are the same, without the text and reference keys
+        that the class does not see at all.
+        """
+        key, value = _grouped(call)
+        mask = None if call.attn_mask is None else flow._mask4(call.attn_mask, call.query, key)
+
+        def attend(some: flow.Rows, kind: int) -> torch.Tensor:
+            seen = self._seen(table[kind], key.shape[2], layout)
+            return flow.restricted_rows(
+                call.query, key[:, :, seen], value[:, :, seen], some, by_class[:, kind : kind + 1, seen],
+                attn_mask=mask if mask is None or mask.shape[3] == 1 else mask[..., seen], scale=call.scale,
+            )  # fmt: skip
+
+        if table[CORE] == table[RING]:
+            return attend(rows, CORE)
+        new = call.query.new_zeros(*call.query.shape[:2], rows.width, call.query.shape[3])
+        rings = [n - core for n, core in zip(rows.counts, cores, strict=True)]
+        for kind, counts in ((CORE, cores), (RING, rings)):
+            slots = flow.rows_of((row_class == kind) & rows.valid, counts)
+            if slots.width:
+                some = flow.Rows(rows.index.gather(1, slots.index), slots.valid, slots.counts)
+                new = flow.write_rows(new, attend(some, kind), slots, in_place=True)
+        return new
+
+    def _seen(self, factors: Sequence[float], tokens: int, layout: Layout) -> slice:
+        """The keys between the first and the last that a row with these factors sees (by text, ..., reference)."""
+        text, _, reference = self._spans(tokens, layout)
+        start, stop = 0, tokens
+        for span, factor in ((text, factors[TEXT]), (reference, factors[REFERENCE]), (text, factors[TEXT])):
+            if factor == 0.0 and span.start == start:
+                start = span.stop
+            elif factor == 0.0 and span.stop == stop:
+                stop = span.start
+        return slice(start, stop)
 
     def _unconditional_text(self, call: AttentionCall) -> _Text | None:
         """The text of the last unconditional pass at this block; None while one may still come: in the first step."""
@@ -607,9 +703,6 @@ class Session:
         some = (edit.row_class > 0).any(1).nonzero().flatten()  # host sync
         if not len(some):
             return output, before
-        roles = torch.full((queries,), Q_TEXT, device=output.device)
-        roles[self._output_span(queries, layout)] = Q_OUTPUT
-        roles[self._reference_span(queries, layout)] = Q_REFERENCE
         classes = torch.full((len(some), keys), K_TEXT, device=output.device)
         classes[:, self._output_span(keys, layout)] = K_OUTPUT
         facing = [_facing(edit.row_class[some], layout.grid, grid) for grid in layout.references]
@@ -618,15 +711,31 @@ class Session:
             classes[:, self._reference_span(keys, layout)] = by_row[torch.cat(facing, 1)]
         scales = torch.tensor(edit.columns.table, device=output.device)[:, classes].transpose(0, 1)  # (b, 3, Sk)
         scales = before[some] * scales
-        part = _part(call, some)
+        part = call if len(some) == len(output) else _part(call, some)
         key, value = _grouped(part)
-        new = flow.scaled_columns_by_group(
-            part.query, key, value, roles, scales, attn_mask=part.attn_mask, scale=part.scale
-        )
-        if claimed is not None:
-            kept = self._full_mask(claimed, self._output_span(queries, layout), queries)[some, None, :, None]
-            new = torch.where(kept, output[some], new)
-        return output.index_copy(0, some, new), before.index_copy(0, some, scales)
+        mask = None if part.attn_mask is None else flow._mask4(part.attn_mask, part.query, key)
+        table = edit.columns.table
+
+        def anew(role: int, span: slice) -> torch.Tensor:
+            seen = mask if mask is None or mask.shape[2] == 1 else mask[:, :, span]
+            new = flow.scaled_columns(
+                part.query[:, :, span], key, value, scales[:, role], attn_mask=seen, scale=part.scale
+            )
+            self._watch(new)
+            kept = (scales[:, role] == 1).all(1)[:, None]
+            if claimed is not None and role == Q_OUTPUT:
+                kept = kept | claimed[some]
+            return torch.where(kept[:, None, :, None], output[:, :, span][some], new)
+
+        found = [  # the queries of a role whose every factor is neutral stay as they are
+            (span, anew(role, span))
+            for role, span in zip((Q_TEXT, Q_OUTPUT, Q_REFERENCE), self._spans(queries, layout), strict=True)
+            if span.start < span.stop and any(factor != 1.0 for factor in table[role])
+        ]
+        result = output.clone()
+        for span, new in found:
+            result[:, :, span].index_copy_(0, some, new)
+        return result, before.index_copy(0, some, scales)
 
     def _noise_generators(self, batch: int) -> list[torch.Generator]:
         """One CPU generator per sample, seeded apart from the pipeline's own."""
@@ -659,6 +768,10 @@ def _text_of(call: AttentionCall, text: slice, rows: slice) -> _Text:
 
 def _columns(keys: Callable[[], torch.Tensor], span: slice) -> torch.Tensor:
     return keys()[:, span]
+
+
+def _unclosed(path: str, step: int) -> TapNotFired:
+    return TapNotFired(f"{path} was entered and not left at step {step}; a hook of UVR was removed: detach, and attach")
 
 
 def _differ(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

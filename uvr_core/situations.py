@@ -48,8 +48,13 @@ class Situation:
         return tuple(f"{self.name}, {order} attach" for order in self.orders) or (self.name,)
 
 
-_SD3, _QWEN = ("sd3",), ("qwen-image",)
-_ALL, _DISPATCHED = ("flux", "sd3", "qwen-image"), ("flux", "qwen-image")
+_SD3, _EDITING = ("sd3",), ("flux-kontext", "qwen-image-edit")
+_DRAWING = ("flux", "sd3", "qwen-image")
+_ALL = (*_DRAWING, *_EDITING)
+_DISPATCHED = ("flux", "qwen-image", *_EDITING)  # through diffusers' dispatch_attention_fn
+_NAMED = ("flux", "qwen-image", "qwen-image-edit")  # the pipeline names its guidance passes
+_COMPILABLE = ("flux", "sd3", "qwen-image-edit")  # one of each class: what is refused does not depend on more
+_MASKED = ("qwen-image", "qwen-image-edit")  # a padding mask in attention
 _BOTH = ("before", "after")
 _COMPILED = "attach to the uncompiled model and run it eagerly"
 _CACHE = "disable the cache: `transformer.disable_cache()`"
@@ -80,19 +85,29 @@ SITUATIONS: tuple[Situation, ...] = (
         "IP-Adapter", ("flux", "sd3"), "the joint attention is regulated; the image prompt's own attention is not",
         _BOTH,
     ),
+    _exact("ControlNet", ("flux", "sd3"), "the transformer is regulated; the ControlNet's own attention is not"),
+    _refused(
+        "ControlNet, Qwen-Image", ("qwen-image",), "cannot read the arguments",
+        "QwenImageControlNetPipeline gives `img_shapes` in another form than the other pipelines",
+    ),
     # memory
     _exact("leaf offload (accelerate)", _ALL, orders=_BOTH),
     _exact("model offload (accelerate)", _ALL, orders=_BOTH),
     _exact("group offload, blocks", _ALL, orders=_BOTH),
     _exact("group offload, leaves", _ALL, orders=_BOTH),
     _exact("layerwise casting (fp8 storage)", _ALL, "the numbers are those of the rounded weights", _BOTH),
+    _exact("int8 weights (torchao)", _ALL, "the numbers are those of the rounded weights", _BOTH, "torchao"),
+    # precision and autograd modes
+    _exact("bfloat16 weights", _ALL),
+    _exact("torch.autocast, bfloat16", _ALL),
+    _exact("torch.inference_mode", _ALL),
     # attention backends
     _exact("attention backend native", _ALL, orders=_BOTH),
     _exact("attention backend _native_math", _ALL, orders=_BOTH),
-    _exact("attention backend _native_flash", ("flux", "sd3"), orders=_BOTH),
+    _exact("attention backend _native_flash", ("flux", "sd3", "flux-kontext"), orders=_BOTH),
     _exact("attention backend flex", _ALL, orders=_BOTH),
     _stock(
-        "attention backend _native_flash, masked attention", _QWEN, "`attn_mask` is not supported", "take another",
+        "attention backend _native_flash, masked attention", _MASKED, "`attn_mask` is not supported", "take another",
         _BOTH,
     ),
     _stock("attention backend that is not installed", _ALL, "is not usable because of missing package", "", _BOTH),
@@ -101,9 +116,12 @@ SITUATIONS: tuple[Situation, ...] = (
         '`transformer.set_attention_backend("native")`', _BOTH,
     ),
     # torch.compile
-    _refused("torch.compile of the transformer", ("flux", "sd3"), "torch.compile", _COMPILED, _BOTH),
-    _refused("torch.compile of its blocks", ("flux", "sd3"), "torch.compile", _COMPILED, _BOTH),
-    _refused("torch.compile of a function around it", ("flux", "sd3"), "torch.compile", "run it eagerly", _BOTH),
+    _refused("torch.compile of the transformer", _COMPILABLE, "torch.compile", _COMPILED, _BOTH),
+    _refused("torch.compile of its blocks", _COMPILABLE, "torch.compile", _COMPILED, _BOTH),
+    _refused("torch.compile of a function around it", _COMPILABLE, "torch.compile", "run it eagerly", _BOTH),
+    _refused(
+        "torch.compile of a function around the pipeline", ("flux",), "torch.compile", "run it eagerly", ("after",),
+    ),
     # training
     _exact("gradient checkpointing, inference", _ALL, orders=_BOTH),
     _refused(
@@ -111,15 +129,25 @@ SITUATIONS: tuple[Situation, ...] = (
         "train without checkpointing, or detach: attention that is computed again would not be regulated",
     ),
     # caches, and guidance that skips or adds attention
-    _refused("FirstBlockCache", _DISPATCHED, "first_block_cache", _CACHE, _BOTH),
+    _refused("FirstBlockCache", _NAMED, "first_block_cache", _CACHE, _BOTH),
     _refused("PyramidAttentionBroadcast", _ALL, "pyramid_attention_broadcast", _CACHE, _BOTH),
     _refused("FasterCache, attention", _ALL, "faster_cache", _CACHE, _BOTH),
     _refused("FasterCache, unconditional half", _SD3, "FasterCache", _CACHE, _BOTH),
     _refused("MagCache", _ALL, "mag_cache", _CACHE, _BOTH),
-    _refused("TaylorSeer", _DISPATCHED, "taylorseer_cache", _CACHE, _BOTH),
+    _refused("TaylorSeer", _NAMED, "taylorseer_cache", _CACHE, _BOTH),
     _stock(
-        "FirstBlockCache or TaylorSeer without a cache context", _SD3, "No cache context is set",
-        "StableDiffusion3Pipeline opens none", _BOTH,
+        "FirstBlockCache or TaylorSeer without a cache context", ("sd3", "flux-kontext"), "No cache context is set",
+        "these pipelines open none", _BOTH,
+    ),
+    _refused("SeaCache", _NAMED, "sea_cache", _CACHE, _BOTH),
+    _exact(
+        "SeaCache, which the pipeline tells no step", _ALL, "as diffusers' image pipelines: nothing is skipped", _BOTH,
+    ),
+    _exact("TextKVCache", _ALL, "does nothing on these models", _BOTH),
+    _refused("layer skipping", _ALL, "layer_skip", "remove the hook: `apply_layer_skip` skips blocks", _BOTH),
+    _refused(
+        "layer skipping, attention scores", _MASKED, "layer_skip",
+        "remove the hook; diffusers cannot put it on a regulated model, nor on other classes", ("before",),
     ),
     _refused("skip-layer guidance", _SD3, "skip-layer guidance", "leave `skip_guidance_layers` out"),
     _refused(
@@ -137,6 +165,11 @@ SITUATIONS: tuple[Situation, ...] = (
         "a pipeline per thread, as above; attach to the transformer",
     ),
     _exact("asyncio server with a thread pool", _ALL, "a pipeline per request, as above"),
+    _exact("asyncio server, a model per request", _ALL),
+    _refused(
+        "asyncio server, one pipeline for all requests", _ALL, "called while another call of it runs",
+        "a pipeline per request, as above",
+    ),
     _refused("attach twice", _ALL, "already regulated by another attach()", "one attach() with all concepts"),
     # interruptions
     _exact("an exception inside attention", _ALL, "the next call is clean"),

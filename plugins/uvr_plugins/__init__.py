@@ -1,4 +1,4 @@
-"""Detectors and policies that come in the box, registered through the "uvr" entry-point group like anyone's."""
+"""Built-in detectors, policies, judges and baselines, registered through the "uvr" entry-point group like anyone's."""
 
 from __future__ import annotations
 
@@ -32,4 +32,25 @@ def uvr_policies() -> Mapping[str, object]:
         "project": "uvr_plugins.policies:Project",
         "refuse": "uvr_plugins.policies:Refuse",
         "observe": "uvr_plugins.policies:Observe",
+    }
+
+
+@hookimpl
+def uvr_judges() -> Mapping[str, object]:
+    return {
+        "nudenet": "uvr_plugins.judges:NudeNet",
+        "opennsfw": "uvr_plugins.judges:OpenNSFW",
+    }
+
+
+@hookimpl
+def uvr_baselines() -> Mapping[str, object]:
+    return {
+        "blocklist": "uvr_plugins.baselines.prompts:Blocklist",
+        "negative-prompt": "uvr_plugins.baselines.prompts:NegativePrompt",
+        "sld": "uvr_plugins.baselines.sld:SafeLatentDiffusion",
+        "sld-max": "uvr_plugins.baselines.sld:MAX",
+        "concept-attention": "uvr_plugins.baselines.concept_attention:ConceptAttention",
+        "uni-adavd": "uvr_plugins.baselines.adavd:UniAdaVD",
+        "output-filter": "uvr_plugins.baselines.output_filter:OutputFilter",
     }

@@ -36,9 +36,12 @@ def load_model(name: str, settings: Settings) -> Any:
 
             if isinstance(source, Path):
                 _import_parts(source)
+            # Before 0.40 the argument had its older name, and "dtype" was passed over.
+            release = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
             pipe = diffusers.DiffusionPipeline.from_pretrained(
-                str(source), dtype=dtype, local_files_only=isinstance(source, Path)
-            )
+                str(source), local_files_only=isinstance(source, Path),
+                **{"dtype" if release >= (0, 40) else "torch_dtype": dtype},
+            )  # fmt: skip
     if not hasattr(pipe, "to") or not callable(pipe):
         raise UVRError(f"{name}: expected a diffusers pipeline, got {type(pipe).__name__}")
     if hasattr(pipe, "set_progress_bar_config"):

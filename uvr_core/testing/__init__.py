@@ -1,4 +1,4 @@
-"""The conformance kit: does an adapter, a detector or a policy keep the contract?
+"""The conformance kit: does an adapter, a detector, a policy, a judge or a baseline keep the contract?
 
     from uvr_core.testing import Example, check_adapter
     check_adapter(MYDIT, lambda: Example(tiny_model(), inputs))
@@ -9,9 +9,22 @@ No test framework is needed.
 """
 
 from .adapters import check_adapter
+from .baselines import check_baseline
 from .detectors import check_detector
 from .example import Example, patches
+from .judges import check_judge
 from .policies import check_policy
 from .report import Conformance, Outcome, Status
 
-__all__ = ["Conformance", "Example", "Outcome", "Status", "check_adapter", "check_detector", "check_policy", "patches"]
+__all__ = [
+    "Conformance",
+    "Example",
+    "Outcome",
+    "Status",
+    "check_adapter",
+    "check_baseline",
+    "check_detector",
+    "check_judge",
+    "check_policy",
+    "patches",
+]

@@ -81,8 +81,9 @@ def load_part(kind: str, path: Path) -> nn.Module:
     import diffusers
     import transformers
 
-    found = getattr(diffusers, kind, None) or getattr(transformers, kind)
-    return frozen(found.from_pretrained(path, dtype=torch.float32))
+    if found := getattr(diffusers, kind, None):
+        return frozen(found.from_pretrained(path).float())  # before diffusers 0.40 the argument was torch_dtype
+    return frozen(getattr(transformers, kind).from_pretrained(path, dtype=torch.float32))
 
 
 class _WithAutoencoderKL:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from . import scenes
 from .vae import to_tensor
-from .world import OBJECTS
+from .world import BACKGROUNDS, OBJECTS
 
 CELLS = 16  # the location map's side
 
@@ -47,7 +47,13 @@ class JudgeNet(nn.Module):
 
 
 class Judge:
-    """Callable on a list of PIL images; see `uvr_zoo.judge`."""
+    """Callable on a list of PIL images; see `uvr_zoo.judge`.
+
+    Attributes:
+        labels: what it can report.
+    """
+
+    labels = OBJECTS
 
     def __init__(self, net: JudgeNet, threshold: float, card: dict[str, object] | None = None):
         self.net, self.threshold, self.card = net.eval(), threshold, card or {}
@@ -98,6 +104,24 @@ class Judge:
         maps = torch.cat([self.net(self._pixels(images[i : i + 64]))[1].softmax(1) for i in range(0, len(images), 64)])
         seen = (maps[:, index].sum(1) > 0.5).float()
         return F.adaptive_avg_pool2d(seen[:, None], grid)[:, 0] >= 0.25
+
+
+class BackgroundJudge:
+    """Says which background a picture has, so that an edit of the background can be checked by its label.
+
+    Attributes:
+        labels: "background:night" and so on.
+    """
+
+    labels = tuple(f"background:{name}" for name in BACKGROUNDS)
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[dict[str, float]]:
+        """[{"background:...": 1.0}], the nearest by `scenes.background_of`; other sizes are brought to 64 x 64."""
+        side = (scenes.SIZE, scenes.SIZE)
+        return [
+            {f"background:{scenes.background_of(np.asarray(image.convert('RGB').resize(side)))}": 1.0}
+            for image in images
+        ]
 
 
 # ------------------------------------------------------------------------------------------ training

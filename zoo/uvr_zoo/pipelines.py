@@ -71,7 +71,7 @@ def export(recipe: Recipe, transformer: torch.nn.Module, folder: Path) -> None:
 
 def load_transformer(name: str, root: Path) -> torch.nn.Module:
     """The transformer of zoo pipeline `name` saved under `root`, in float32."""
-    return getattr(diffusers, FAMILIES[name].transformer).from_pretrained(root / "transformer", dtype=torch.float32)
+    return getattr(diffusers, FAMILIES[name].transformer).from_pretrained(root / "transformer").float()
 
 
 def load(name: str, folder: str | Path | None = None) -> Any:

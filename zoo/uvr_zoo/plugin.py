@@ -12,7 +12,7 @@ hookimpl = pluggy.HookimplMarker("uvr")
 
 @hookimpl
 def uvr_judges() -> Mapping[str, object]:
-    return {"zoo": "uvr_zoo:judge"}
+    return {"zoo": "uvr_zoo:judge", "zoo-background": "uvr_zoo.judging:BackgroundJudge"}
 
 
 @hookimpl

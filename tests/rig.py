@@ -1,0 +1,115 @@
+"""A tiny pipeline of any zoo family, a detector and a policy whose result is easy to know, and a run under both."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+from tiny import tiny_zoo
+
+import uvr_core
+from uvr_core.protocols import CallInfo, FlowEdit, Located, row_classes
+from uvr_core.regulator import find_adapter, fingerprint
+from uvr_core.seam import Hook
+
+PIPELINES = ("flux", "flux-kontext", "qwen-image", "qwen-image-edit", "sd3")
+PROMPTS = ["a cat", "a knife on the left"]
+EDITING = ("flux-kontext", "qwen-image-edit")
+STEPS = 3
+MASK = torch.zeros(2, 8, 8, dtype=torch.bool)
+MASK[1, 2:5, 3:6] = True
+
+
+class TextOnly:
+    """Located rows attend to the text alone: an edit whose result is easy to compute by hand."""
+
+    name, ring = "text-only", 0
+
+    def edit(self, located: Located, call: CallInfo) -> FlowEdit:
+        return FlowEdit(row_classes(located), ((1.0,) * 4, (1.0, 0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0)))
+
+
+class Second:
+    """Locates MASK in every batch: the last sample, and no other."""
+
+    name, threshold = "second", 0.0
+
+    def scores(self, features: torch.Tensor, sigma: float, bank: uvr_core.ConceptBank, probe: str) -> torch.Tensor:
+        scores = torch.full(features.shape[:2], -1.0)
+        scores[-1][MASK[1].flatten()] = 1.0
+        return scores
+
+
+class Rig:
+    """A fresh tiny pipeline, with fixed prompts and noise. `regulated=False`: attaching does nothing."""
+
+    def __init__(self, name: str, regulated: bool = True):
+        self.name, self.regulated, self.pipe = name, regulated, tiny_zoo(name)
+        adapter = find_adapter(self.transformer)
+        model = fingerprint(self.transformer, adapter.taps(self.transformer))
+        probe = adapter.probe_paths(self.transformer)[0]
+        anchors = torch.randn(3, model.heads * model.head_dim, generator=torch.Generator().manual_seed(7))
+        self.bank = uvr_core.ConceptBank("x", model, {f"anchors/{probe}": anchors, "sigma": torch.tensor([1.0])})
+
+    @property
+    def transformer(self) -> Any:
+        return self.pipe.transformer
+
+    def run(self, pipe: Any = None, **options: Any) -> torch.Tensor:
+        """Latents of both prompts."""
+        options = {"num_inference_steps": STEPS, "height": 64, "width": 64, "output_type": "latent", **options}
+        if self.name == "sd3":
+            options.setdefault("guidance_scale", 1.0)
+        if self.name in EDITING:
+            options.setdefault("image", [Image.new("RGB", (64, 64), colour) for colour in ("teal", "tomato")])
+        if self.name == "flux-kontext":
+            options |= {"max_area": 64 * 64, "_auto_resize": False}
+        noise = [torch.Generator().manual_seed(40 + i) for i in range(len(PROMPTS))]
+        return (self.pipe if pipe is None else pipe)(prompt=PROMPTS, generator=noise, **options).images
+
+    def attach(self, to: Any = None, **options: Any) -> Any:
+        if not self.regulated:
+            return contextlib.nullcontext()
+        plan = {"concepts": self.bank, "detector": Second(), "policy": TextOnly(), **options}
+        return uvr_core.attach(self.pipe if to is None else to, **plan)
+
+    def regulated_run(self, before: Callable[[Rig], object] | None = None, after: Callable[[Rig], object] | None = None,
+                      **options: Any) -> torch.Tensor:  # fmt: skip
+        """Images of a regulated run, with something done to the pipeline before or after it is attached."""
+        if before is not None:
+            before(self)
+        with self.attach() as reg:
+            if after is not None:
+                after(self)
+            images = self.run(**options)
+            if self.regulated:
+                report = reg.report
+                assert report.posture == "regulate"
+                assert report.fired == report.steps * report.passes * report.taps
+                assert [f.located for f in report.findings] == [False, True]
+                assert report.findings[1].steps_regulated == report.steps
+        return images
+
+
+@functools.cache
+def reference(name: str, steps: int = STEPS) -> torch.Tensor:
+    """A regulated run of a fresh pipeline in which nothing else is on."""
+    return Rig(name).regulated_run(num_inference_steps=steps)
+
+
+def seen_through(rig: Rig) -> bool:
+    """Whether anything of a regulator is left on the pipeline."""
+    modules = list(getattr(rig.transformer, "_orig_mod", rig.transformer).modules())
+    return (
+        any(hasattr(type(getattr(module, "processor", None)), "_uvr_seam") for module in modules)
+        or any(
+            isinstance(hook, Hook)
+            for m in modules
+            for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
+        )
+        or type(rig.pipe).__call__.__module__.startswith("uvr_core")
+    )

@@ -1,0 +1,242 @@
+"""What keeps regulation cheap, as far as it can be counted: kernels, host syncs, sizes, peaks. Nothing is timed."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+
+from measure import counted, peak_bytes  # noqa: E402
+from performance_page import page  # noqa: E402
+from sizes import Attention, Size, Stack, blob, policy  # noqa: E402
+
+from uvr_core import flow  # noqa: E402
+from uvr_core.adapter import Layout  # noqa: E402
+from uvr_core.protocols import CORE, RING  # noqa: E402
+from uvr_core.session import Session  # noqa: E402
+
+CPU = torch.device("cpu")
+SMALL = Size(heads=12, head_dim=64, text=128, text_width=32)
+PATCHES = 896  # 1,024 tokens with the text
+EDITS = ["block", "noise", "project", "redirect", "selective", "uvr", "uvr-released"]
+FUSED_CALLS = {  # beyond the stock one
+    "block": 1, "noise": 0, "project": 0, "redirect": 2, "selective": 2, "uvr": 2, "uvr-released": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_grad() -> Any:
+    with torch.no_grad():
+        yield
+
+
+def attention(references: int = 0, batch: int = 1, patches: int = PATCHES) -> Attention:
+    return Attention.make(SMALL, patches, CPU, torch.float32, references=references, batch=batch)
+
+
+def fused(kernels: Counter[str]) -> int:
+    return sum(n for name, n in kernels.items() if name.startswith("_scaled_dot_product"))
+
+
+# -- idle ----------------------------------------------------------------------------------------------------
+
+
+def test_an_idle_attention_does_nothing_on_the_device() -> None:
+    """Outside of the probe block: no kernel, no view, no sync, and the stock output object itself."""
+    a = attention()
+    session, rows = a.session(policy("uvr"), None, concepts=5)
+    output = a.stock()
+    call = a.call("next", output)
+    with counted() as (watch, syncs):
+        edited = session.on_call(call)
+    assert (rows, edited) == (0, None)
+    assert not watch.kernels
+    assert not syncs.calls
+    assert watch.views == 0
+
+
+def test_an_idle_forward_calls_attention_as_often_as_stock() -> None:
+    stack = Stack(SMALL, 3, 64, CPU, torch.float32)
+    found: dict[str, tuple[Counter[str], int, Counter[str]]] = {}
+    with counted() as (watch, syncs):
+        stock = stack.forward()
+    found["stock"] = watch.kernels, watch.views, syncs.calls
+    for concepts in (1, 4):
+        with stack.idle(concepts), counted() as (watch, syncs):
+            assert torch.equal(stack.forward(), stock)
+        found[f"idle {concepts}"] = watch.kernels, watch.views, syncs.calls
+    assert fused(found["idle 1"][0]) == fused(found["stock"][0]) == 4
+    # One concept more: a few kernels and the one sync of its scores, in the one probe block.
+    each = (found["idle 4"][0] - found["idle 1"][0]).total() / 3
+    assert each <= 10
+    syncs_each = {name: n / 3 for name, n in (found["idle 4"][2] - found["idle 1"][2]).items()}
+    assert syncs_each == {"cpu": 1, "numpy": 1}
+
+
+def test_the_number_of_anchors_does_not_show() -> None:
+    a = attention()
+    seen = []
+    for anchors in (1, 1000):
+        session, _ = a.session(policy("uvr"), None, anchors=anchors)
+        session.leave("next")
+        session.enter("probe")
+        call = a.call("probe", a.stock())
+        with counted() as (watch, _):
+            session.on_call(call)
+        seen.append(watch.kernels)
+    assert seen[0] == seen[1]
+
+
+# -- active --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("references", [0, 1], ids=["synthesis", "editing"])
+@pytest.mark.parametrize("name", EDITS)
+def test_the_attention_matrix_is_never_held(name: str, references: int) -> None:
+    """Nothing made is as large as one head's matrix, at most two q are held beside the call, few calls are made."""
+    a = attention(references, patches=PATCHES // (1 + references))
+    session, rows = a.session(policy(name), 0.1)
+    assert rows > 0
+    a.edit(session, a.stock())
+    output = a.stock()
+    with counted() as (watch, _):
+        a.edit(session, output)
+    tokens = a.query.shape[2]
+    assert watch.largest < tokens * tokens
+    assert watch.largest <= a.query.numel()
+    expected = 2 if references and name == "uvr-released" else FUSED_CALLS[name]
+    assert fused(watch.kernels) <= expected
+    assert peak_bytes(lambda: a.edit(session, output), CPU) <= 2 * a.unit
+
+
+def test_the_form_that_holds_the_matrix_is_told_apart() -> None:
+    """What the test above rests on: the watch and the peak see a matrix where there is one."""
+    a = attention()
+    row_class = torch.from_numpy(blob(a.layout.grid, 0.1, 1)).flatten().long()
+    with counted() as (watch, _):
+        a.materialised(row_class)
+    assert watch.largest >= a.query.shape[2] ** 2 * SMALL.heads
+    assert peak_bytes(lambda: a.materialised(row_class), CPU) > 2 * a.unit
+
+
+@pytest.mark.parametrize("name", ["uvr", "block"])
+def test_an_edit_syncs_once(name: str) -> None:
+    """The counts of the rows, whatever the batch."""
+    for batch in (1, 3):
+        a = attention(batch=batch)
+        session, _ = a.session(policy(name), 0.1)
+        a.edit(session, a.stock())
+        output = a.stock()
+        with counted() as (_, syncs):
+            a.edit(session, output)
+        assert syncs.calls == {"tolist": 1, "nonzero": 1}  # nonzero: of the policy's table, which lies on the host
+
+
+# -- the short ways give what the long ones give ---------------------------------------------------------------
+
+
+def test_an_output_is_written_into_only_where_nobody_sees_it() -> None:
+    a = attention()
+    session, _ = a.session(policy("uvr"), 0.1)
+    ours, shown = a.stock(), a.stock()
+    stock = ours.clone()
+    assert a.edit(session, ours) is ours
+    assert not torch.equal(ours, stock)
+    session.leave("next")
+    session.enter("probe")  # its output went to the detector
+    edited = session.on_call(a.call("probe", shown))
+    assert edited is not None
+    assert torch.equal(shown, stock)
+    assert torch.equal(edited, ours)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_classes_by_themselves_equal_one_call_with_a_weight_per_row(batch: int) -> None:
+    """uvr cuts text for core rows, whose call leaves the text keys out, and attenuates it for ring rows."""
+    a = attention(batch=batch)
+    session, _ = a.session(policy("uvr"), 0.1)
+    located = session._tracks[0].device
+    assert located is not None
+    edited = a.edit(session, a.stock())
+    row_class = torch.zeros(batch, a.query.shape[2], dtype=torch.long)
+    row_class[:, SMALL.text :] = located.core * CORE + located.ring * RING
+    rows = flow.rows_of(row_class > 0)
+    key_class = torch.zeros_like(row_class)  # text
+    key_class[:, SMALL.text :] = torch.where(row_class[:, SMALL.text :] > 0, 2, 1)
+    table = torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.05, 1.0], [0.4, 1.05, 1.0]])
+    bias = flow.log_weights(row_class.gather(1, rows.index), key_class, table)
+    want = flow.write_rows(a.stock(), flow.restricted_rows(a.query, a.key, a.value, rows, bias), rows)
+    assert (row_class[0, :] == RING).any()
+    torch.testing.assert_close(edited, want, rtol=0, atol=2e-6)
+
+
+def test_one_weight_for_all_rows_is_a_weight_per_row() -> None:
+    a = attention(batch=2)
+    mask = torch.zeros(2, a.query.shape[2], dtype=torch.bool)
+    mask[0, 5:80], mask[1, 700:710] = True, True
+    rows = flow.rows_of(mask)
+    assert rows.padded
+    assert torch.equal(rows.index, flow.rows_of(mask, [75, 10]).index)
+    weight = torch.randn(2, 1, a.query.shape[2])
+    weight[1] = -math.inf  # nothing is left for sample 1
+    alike = flow.restricted_rows(a.query, a.key, a.value, rows, weight)
+    each = flow.restricted_rows(a.query, a.key, a.value, rows, weight.expand(-1, rows.width, -1))
+    assert torch.equal(alike[0], each[0])
+    assert alike[1, :, :10].isnan().all()
+    assert each[1, :, :10].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("image_at", "output_first", "factors", "seen"),
+    [
+        ("end", True, (0.0, 1.0, 1.0, 0.0), slice(3, 7)),  # text 0-2, output 3-6, reference 7-8
+        ("end", True, (0.0, 1.0, 1.0, 0.5), slice(3, 9)),
+        ("end", True, (0.5, 1.0, 1.0, 0.0), slice(0, 7)),
+        ("end", False, (0.0, 1.0, 1.0, 0.0), slice(5, 9)),  # text, reference 3-4, output
+        ("end", False, (0.5, 1.0, 1.0, 0.0), slice(0, 9)),  # what is cut lies between what is seen
+        ("start", True, (0.0, 1.0, 1.0, 0.0), slice(0, 4)),  # output 0-3, reference 4-5, text 6-8
+        ("start", True, (0.5, 1.0, 1.0, 0.0), slice(0, 9)),
+        ("start", False, (0.0, 1.0, 1.0, 0.0), slice(2, 6)),
+        ("start", True, (1.0, 0.0, 0.0, 1.0), slice(0, 9)),  # output keys always stay
+    ],
+)
+def test_keys_that_are_cut_for_a_class_are_left_out(
+    image_at: str, output_first: bool, factors: tuple[float, ...], seen: slice
+) -> None:
+    session = Session((), ("a",), image_at, output_first)
+    assert session._seen(factors, 9, Layout(6, 4, (2, 2), ((1, 2),))) == seen
+
+
+# -- the script ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_script_runs_and_its_page_follows_from_its_json(tmp_path: Path) -> None:
+    parts = [word for part in ("stack", "growth", "attach", "help") for word in ("--part", part)]
+    command = [sys.executable, str(BENCHMARKS / "performance.py"), "--quick", "--out", str(tmp_path), *parts]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "figures" / "performance.json").read_text())
+    assert set(results) == {"environment", "quick", "minutes", "stack", "growth", "attach", "help"}
+    text = (tmp_path / "performance.md").read_text()
+    assert text == page(results)
+    for bar in ("idle at most", "`uvr` on 10%", "extra peak", "further concept", "flat in anchors", "attach at most"):
+        assert bar in text
+
+
+def test_the_published_page_follows_from_the_published_json() -> None:
+    docs = BENCHMARKS.parent / "docs"
+    published = docs / "figures" / "performance.json"
+    if not published.exists():
+        pytest.skip("not measured yet")
+    assert (docs / "performance.md").read_text() == page(json.loads(published.read_text()))
