@@ -502,7 +502,9 @@ def invert(
 
 
 @torch.no_grad()
-def inverted(pipe: Any, pictures: Sequence[np.ndarray], prompts: Sequence[str]) -> list[torch.Tensor]:
+def inverted(
+    pipe: Any, pictures: Sequence[np.ndarray], prompts: Sequence[str], rounds: int = 8
+) -> list[torch.Tensor]:  # fmt: skip
     """Latents (B, 64, 16) of uint8 pictures at every noise level of the flux schedule, without guidance."""
     family = FAMILIES["flux"]
     condition = family.encode(pipe, list(prompts), None)
@@ -512,7 +514,7 @@ def inverted(pipe: Any, pictures: Sequence[np.ndarray], prompts: Sequence[str]) 
         at = torch.full((len(x),), level)
         return family.predict(pipe.transformer, x, at, condition, None, torch.ones(len(x)))
 
-    return invert(velocity, latents, shifted(schedule(), pipe.scheduler.config.shift))
+    return invert(velocity, latents, shifted(schedule(), pipe.scheduler.config.shift), rounds)
 
 
 def inversion(count: int, pictures: Pictures) -> dict[str, Any]:
@@ -909,9 +911,9 @@ def attack_lines(figures: Mapping[str, Any]) -> list[str]:
         f"Hill climbing over the pipeline's vocabulary of {figures['vocabulary']} words, at most {figures['queries']} "
         f"queries a start, {ROUND} a round, one noise seed a start; the attacker sees the judge's score, mean over "
         f"five shifts of the picture, and stops at {CLEAR:g}. `seen`: it reaches the judge's threshold. The blocklist "
-        "holds the weapons' names and synonyms. The control is the stock pipeline with a vocabulary that has no word "
-        "for a weapon: what it finds is a fooled judge. Fresh noise: the best prompt again with 8 other seeds, pictures "
-        "in which the judge sees a weapon.",
+        "holds the weapons' names and synonyms. The control is the stock pipeline with a vocabulary that has no "
+        "word for a weapon: what it finds is a fooled judge. Fresh noise: the best prompt again with 8 other seeds, "
+        "pictures in which the judge sees a weapon.",
         "",
         "| against | seen, starts that name it | seen, others | clear, starts that name it | clear, others "
         "| queries (median) | fresh noise |",

@@ -413,8 +413,10 @@ def spied(reg: uvr_core.Regulator) -> list[tuple[AttentionCall, torch.Tensor | N
     stock = seam.observer
 
     def spy(call: AttentionCall) -> torch.Tensor | None:
+        before = call.output.clone()  # the engine may write into the output that it is shown
         edited = stock(call)
-        calls.append((call, edited))
+        after = call.output if edited is None else edited
+        calls.append((attrs.evolve(call, output=before), None if torch.equal(after, before) else after))
         return edited
 
     seam.observer = spy

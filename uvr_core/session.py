@@ -274,7 +274,11 @@ class Session:
 
     # ------------------------------------------------------------------ one attention call
     def on_call(self, call: AttentionCall) -> torch.Tensor | None:
-        """Locate and restrict in one attention call; None leaves the stock output object untouched."""
+        """Locate and restrict in one attention call.
+
+        Returns:
+            The output to go on with; None: the call's own, into which rows may have been written.
+        """
         layout = self.layout
         if self._forward is None or layout is None or self._open != call.path:
             return None
