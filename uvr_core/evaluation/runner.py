@@ -130,7 +130,7 @@ class Evaluation:
             elif picture is not None:
                 row |= self._compare(picture, stock[index], mask)
             if report is not None:
-                row["findings"] = self._findings(report, index, task, mask)
+                row["findings"] = self._findings(arm, report, index, task, mask)
             rows.append(row)
         return rows
 
@@ -233,8 +233,13 @@ class Evaluation:
             row["lpips"] = self.lpips(one, twin)
         return row
 
-    def _findings(self, report: Report, sample: int, task: Task, truth: Mask | None) -> dict[str, Any]:
-        """{concept: what the report says of it}, with its overlap with the truth for the task's own concept."""
+    def _findings(
+        self, arm: Arm, report: Report, sample: int, task: Task, truth: Mask | None
+    ) -> dict[str, Any]:  # fmt: skip
+        """{concept: what the report says of it}, with its overlap with the truth for the task's own concept.
+
+        The mask that a control is given is the task's concept's, whatever bank it runs under.
+        """
         found: dict[str, Any] = {}
         for finding in report.findings:
             if finding.sample != sample:
@@ -244,11 +249,12 @@ class Evaluation:
                 "patches": finding.patches, "steps_regulated": finding.steps_regulated,
                 "from_source": finding.from_source, "core": patches_of(finding.core), "grid": list(finding.core.shape),
             }  # fmt: skip
-            if finding.concept == task.concept and truth is not None and truth.shape == finding.core.shape:
+            name = task.concept if arm.where != "located" and task.concept else finding.concept
+            if name == task.concept and truth is not None and truth.shape == finding.core.shape:
                 entry["iou"] = overlap(finding.core, truth) if truth.any() else None
                 if finding.heat is not None:
                     entry["auroc"] = auroc_of(finding.heat.ravel(), truth.ravel())
-            found[finding.concept] = entry
+            found[name] = entry
         return found
 
 
