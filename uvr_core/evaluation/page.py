@@ -231,11 +231,14 @@ def draw_pareto(summary: Mapping[str, Any], path: Path, title: str) -> None:
     colours = {"stock": "black", "policy": "tab:blue", "baseline": "tab:red"}
     for where in points:
         axes.scatter(*where, color=colours[kinds[where]], s=36, zorder=3)
-    for (x, y), label in _apart(points):
-        axes.annotate(label, (x, y), xytext=(-7 if x > 60 else 7, 0), textcoords="offset points", fontsize=7,
-                      ha="right" if x > 60 else "left", va="center")  # fmt: skip
+    for (x, y), at, label in _apart(points):
+        side = -7 if x > 60 else 7
+        axes.annotate(
+            label, (x, y), xytext=(x + side / 4, at), fontsize=7, ha="right" if x > 60 else "left", va="center",
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "grey", "shrinkA": 1, "shrinkB": 3},
+        )  # fmt: skip
     axes.set_xlim(-5, 108)
-    axes.set_ylim(-5, 108)
+    axes.set_ylim(-14, 108)
     axes.set_xlabel("other objects kept, % of those that stock shows")
     axes.set_ylabel("erased, % of the tasks whose stock picture shows the concept")
     axes.set_title(f"{title}: top right is best; ×: time over stock's")
@@ -247,8 +250,8 @@ def draw_pareto(summary: Mapping[str, Any], path: Path, title: str) -> None:
 
 def _apart(
     points: Mapping[tuple[float, float], list[str]], gap: float = 3.2
-) -> Iterable[tuple[tuple[float, float], str]]:
-    """Places for the labels, moved down where they would lie on one another."""
+) -> Iterable[tuple[tuple[float, float], float, str]]:
+    """(point, height of its label, label): two names a line, moved down where they would lie on one another."""
     taken: list[tuple[float, float]] = []
     for (x, y), names in sorted(points.items(), key=lambda item: -item[0][1]):
         for start in range(0, len(names), 2):
@@ -256,4 +259,4 @@ def _apart(
             while any(abs(at - other) < gap and abs(x - there) < 45 for there, other in taken):
                 at -= gap
             taken.append((x, at))
-            yield (x, at), "; ".join(names[start : start + 2])
+            yield (x, y), at, "; ".join(names[start : start + 2])
