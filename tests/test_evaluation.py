@@ -526,3 +526,13 @@ def test_random_masks_have_the_area_and_follow_the_seed() -> None:
 )
 def test_values(text: str, value: object) -> None:
     assert arms.parse_value(text) == value
+
+
+def test_the_page_of_results_is_what_the_committed_rows_give() -> None:
+    """docs/results.md from its folders, and every summary from its rows."""
+    docs = Path(__file__).parents[1] / "docs"
+    folders = [docs / "results" / name for name in ("flux", "sd3", "flux-kontext", "qwen-image", "qwen-image-edit")]
+    assert page.page(folders) == (docs / "results.md").read_text("utf-8")
+    for folder in folders:
+        config, summary = page.load(folder)
+        assert json.loads(json.dumps(summarise(read_rows(folder), config))) == summary
