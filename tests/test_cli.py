@@ -155,7 +155,7 @@ def test_plugins_json():
     found = {plugin["name"]: plugin for plugin in data["plugins"]}
     assert found["builtin-adapters"]["status"] == "ok"
     assert found["builtin-adapters"]["distribution"] == "uvr-core"
-    assert found["builtin-plugins"]["hooks"] == ["uvr_detectors", "uvr_policies"]
+    assert found["builtin-plugins"]["hooks"] == ["uvr_baselines", "uvr_detectors", "uvr_judges", "uvr_policies"]
     assert data["names"]["command"] == {"demo": "zoo", "zoo": "zoo"}
     assert "uvr" in data["names"]["policy"]
 
