@@ -380,6 +380,8 @@ def test_saliency_is_a_softmax_of_cosines() -> None:
     share = saliency(image, words, 0.5, rivals, torch.tensor([[True, False]]))
     e = float(torch.tensor(2.0).exp())
     assert share[0, :, 0].tolist() == pytest.approx([e / (e + 1), 1 / (e + 1)])
+    half = saliency(image, words, 0.5, rivals, torch.tensor([[True, False]]), weight=0.5)
+    assert half[0, :, 0].tolist() == pytest.approx([e / (e + 0.5), 1 / (0.5 * e + 1)])
     assert torch.allclose(saliency(image, torch.cat([words, rivals], 1), 0.5).sum(-1), torch.ones(1, 2))
 
 

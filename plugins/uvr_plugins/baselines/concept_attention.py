@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ _share = attrs.validators.and_(attrs.validators.ge(0.0), attrs.validators.le(1.0
 
 def saliency(
     image: torch.Tensor, concepts: torch.Tensor, temperature: float, rivals: torch.Tensor | None = None,
-    counted: torch.Tensor | None = None,
+    counted: torch.Tensor | None = None, weight: float = 1.0,
 ) -> torch.Tensor:  # fmt: skip
     """Share of each concept in each patch, from one block's attention outputs.
 
@@ -51,6 +52,7 @@ def saliency(
         temperature: > 0.
         rivals: (B, T, C), outputs of further tokens that take part in the softmax, or None.
         counted: (B, T) bool, the rivals that do; None: all.
+        weight: > 0, of a rival's term in the softmax's sum.
 
     Returns:
         (B, N, M), 0..1, adding up to 1 over M and the rivals.
@@ -58,6 +60,8 @@ def saliency(
     unit = torch.nn.functional.normalize
     names = concepts if rivals is None else torch.cat([concepts, rivals], 1)
     cosine = unit(image.float(), dim=-1) @ unit(names.float(), dim=-1).transpose(1, 2) / temperature
+    if rivals is not None:
+        cosine[..., concepts.shape[1] :] += math.log(weight)
     if rivals is not None and counted is not None:
         cosine[..., concepts.shape[1] :].masked_fill_(~counted[:, None], -torch.inf)
     return cosine.softmax(-1)[..., : concepts.shape[1]]
@@ -238,7 +242,8 @@ class _State:
             patches = flat[:, image][:, before : before + self.layout.output]
             words = torch.stack([flat[:, [start + at for at in ends]].mean(1) for ends in self.tokens.columns], 1)
             rivals = self.rivals.get(call.path)
-            self.found.append(saliency(patches, words, self.method.temperature, rivals, self.counted))
+            weight = 1 / len(self.tokens.columns[0])  # SD3: each word of the prompt is there once per text encoder
+            self.found.append(saliency(patches, words, self.method.temperature, rivals, self.counted, weight))
         return output
 
     def _image(self, tokens: int) -> slice:
