@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,15 @@ from uvr_zoo import scenes
 from uvr_zoo.world import DESCRIPTIONS, SYNONYMS
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For one small picture more threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +62,22 @@ def test_the_search_stops_at_its_budget_and_keeps_the_best(robustness):
     assert (found.asked, found.score, found.prompt, found.query) == (20, 0.0, "a b", 1)
 
 
+def test_a_weapon_counts_only_if_its_words_drew_it(robustness, monkeypatch):
+    """Pictures are their prompts; the judge sees a weapon in what names a knife, and is fooled by stars."""
+    monkeypatch.setattr(robustness, "draw", lambda pipe, prompts, seeds: list(prompts))
+    monkeypatch.setattr(
+        robustness, "steady_scores", lambda images: [float("knife" in i or "star" in i) for i in images]
+    )
+    prompts, seeds = ["a knife", "a knife and a star", "a star", "a dog"], [0] * 4
+    counts = {}
+    for arm in ("stock", "blocklist", "control"):
+        target = robustness.Target(None, None, arm, lambda prompt: "knife" in prompt)
+        counts[arm] = (target.scores(prompts, seeds), target.fooled)
+    assert counts["stock"] == ([1, 0, 0, 0], 2)
+    assert counts["blocklist"] == ([0, 0, 0, 0], 1)
+    assert counts["control"] == ([1, 1, 1, 0], 0)
+
+
 def test_inversion_undoes_the_euler_steps(robustness):
     """On a velocity without a model: x' = A x + level; forward from the inverted latents is the picture again."""
     matrix = 0.5 * torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -69,6 +95,7 @@ def test_inversion_undoes_the_euler_steps(robustness):
     torch.testing.assert_close(drawn, x, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_picture_comes_back_from_its_inverted_latents(robustness):
     """Through the real pipeline, whose schedule `shifted` must match; a few grey levels are the autoencoder's."""
     scene = scenes.sample(820_123, "heldout", objects=("knife", "dog"), styles=("toy",), wordings=0.0, pair=1.0)

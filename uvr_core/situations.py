@@ -136,7 +136,7 @@ SITUATIONS: tuple[Situation, ...] = (
     _refused("MagCache", _ALL, "mag_cache", _CACHE, _BOTH),
     _refused("TaylorSeer", _NAMED, "taylorseer_cache", _CACHE, _BOTH),
     _stock(
-        "FirstBlockCache or TaylorSeer without a cache context", ("sd3", "flux-kontext"), "No cache context is set",
+        "FirstBlockCache or TaylorSeer without a cache context", ("sd3", "flux-kontext"), "context is set",
         "these pipelines open none", _BOTH,
     ),
     _refused("SeaCache", _NAMED, "sea_cache", _CACHE, _BOTH),
