@@ -100,7 +100,7 @@ def page(table: Mapping[str, Any], count: int) -> str:
         *head("", table),
         *(f"| {p} | " + " | ".join(policy(c["policies"].get(p)) for c in every) + " |" for p in policies),
         "",
-        "`refuse` returns no image: it raises at the first located step.",
+        "`refuse` returns no image in which the concept is located: refusal.md.",
     ]
     return "\n".join(lines) + "\n"
 

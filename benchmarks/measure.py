@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import platform
 import statistics
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -146,15 +144,12 @@ def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     import diffusers
 
     import uvr_core
-
-    def git(*words: str) -> str:
-        asked = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-        return asked.stdout.strip()
+    from uvr_core.cli import outputs
 
     cuda = device.type == "cuda"
     return {
         "uvr": uvr_core.__version__,
-        "git": git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else ""),
+        "git": outputs.commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,

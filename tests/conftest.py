@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,15 @@ import uvr_core
 torch.set_num_threads(2)
 PROMPTS = ["a cat", "a knife on the left", "a dog"]
 PROBE = "single_transformer_blocks.0.attn"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tensors this small are slower on several threads: they only wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Runner:

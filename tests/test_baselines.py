@@ -28,20 +28,14 @@ from uvr_zoo.experiment import edits_for, prompt_of, scenes_for, settings, sourc
 from uvr_zoo.recipes import RECIPES
 from uvr_zoo.world import CONCEPTS, SYNONYMS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = ("blocklist", "negative-prompt", "sld", "concept-attention", "uni-adavd", "output-filter")
 INSIDE = ("negative-prompt", "sld", "concept-attention", "uni-adavd")
 WEAPON = Subject(
     "weapon", CONCEPTS["weapon"],
     (*CONCEPTS["weapon"], *(word for name in CONCEPTS["weapon"] for word in SYNONYMS.get(name, ()))),
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 pipeline = functools.cache(uvr_zoo.load)

@@ -25,6 +25,8 @@ from uvr_core.session import Session
 from uvr_core.testing import Conformance, Example, Status, check_adapter, check_detector, check_policy, patches
 from uvr_core.testing.detectors import random_bank
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EXAMPLES = {
     "flux": "flux", "flux-kontext": "flux", "sd3": "sd3", "qwen-image": "qwen-image", "qwen-image-edit": "qwen-image",
 }  # fmt: skip
@@ -38,14 +40,6 @@ def built_in(kind: str) -> list[str]:
 def get(kind: str, name: str) -> Any:
     found = plugins.registry().get(kind, name)
     return found() if isinstance(found, type) else found
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def failed(check: Callable[..., Conformance], *arguments: Any, **options: Any) -> dict[str, str]:

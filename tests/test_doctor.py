@@ -32,19 +32,13 @@ from uvr_core.inspection import (
 )
 from uvr_core.testing import Example, check_adapter
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BUILT_IN = {
     "sd3": "SD3Transformer2DModel",
     "flux": "FluxTransformer2DModel",
     "qwen-image": "QwenImageTransformer2DModel",
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

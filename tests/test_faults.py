@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import attrs
@@ -19,6 +19,8 @@ from rig import PIPELINES, STEPS, Rig, Second, TextOnly, reference, seen_through
 import uvr_core
 from uvr_core.protocols import CallInfo, ColumnScale, FlowEdit, Located, Projection
 from uvr_core.seam import Hook
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Undo = Callable[[], object]
 Fault = Callable[[Rig, Any], Undo]
@@ -50,14 +52,6 @@ def at(step: int, do: Callable[[], object]) -> Callable[..., Any]:
 def by_turns(names: Iterable[str]) -> list[tuple[str, str]]:
     """Each on one pipeline: for what does not depend on the model's class."""
     return list(zip(names, itertools.cycle(PIPELINES), strict=False))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # ---------------------------------------------------------------------------------------------- the ledger

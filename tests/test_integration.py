@@ -21,6 +21,8 @@ from uvr_core.seam import AttentionCall, Seam
 from uvr_plugins.detectors import Oracle
 from uvr_zoo.families import pack
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PIPELINES = ["flux", "flux-kontext", "sd3", "qwen-image", "qwen-image-edit"]
 EDITING = ("flux-kontext", "qwen-image-edit")
 POLICIES = sorted(uvr_core.plugins.registry().names("policy"))
@@ -152,15 +154,6 @@ def still_stock(tiny: Callable[[str], Tiny], name: str) -> Iterator[None]:
     if not clean:
         del BUILT[name]
     assert clean, f"{name}: the pipeline was left regulated"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def masks_of(*samples: int) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -18,15 +17,6 @@ from uvr_zoo import scenes
 from uvr_zoo.world import DESCRIPTIONS, SYNONYMS
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """For one small picture more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

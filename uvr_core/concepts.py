@@ -28,6 +28,7 @@ import torch
 
 from . import plugins
 from .errors import ConceptMismatch, did_you_mean
+from .files import write_whole
 
 SCHEMA = "uvr.concept/1"
 TIME = "sigma"  # noise level in 0..1, 1 = pure noise, whatever the model's own convention
@@ -168,13 +169,8 @@ class ConceptBank:
             "calibration": json.dumps(attrs.asdict(self.calibration)) if self.calibration else "null",
             "provenance": json.dumps(self.provenance, sort_keys=True),
         }  # fmt: skip
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            # Not save_file: that makes a file that only its owner may read, whatever the umask.
-            temporary.write_bytes(save({key: value.contiguous() for key, value in self.tensors.items()}, metadata))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        # Not save_file: that makes a file that only its owner may read, whatever the umask.
+        write_whole(path, save({key: value.contiguous() for key, value in self.tensors.items()}, metadata))
         return path
 
 

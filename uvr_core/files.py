@@ -1,4 +1,4 @@
-"""JSON that is always valid, and files that are whole or absent."""
+"""JSON that is always valid, files that are whole or absent, and a user's pictures."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 import os
 from pathlib import Path
 from typing import Any
+
+from .errors import UVRError
 
 
 def finite(data: Any) -> Any:
@@ -31,3 +33,23 @@ def write_whole(path: Path, data: str | bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_picture(path: Path, size: tuple[int, int] | None = None, *, option: str = "") -> Any:
+    """An RGB PIL image.
+
+    Args:
+        size: (width, height) that it is brought to; None: as it is.
+        option: that named the file, for the message.
+
+    Raises:
+        UVRError: no picture that can be read.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            picture = image.convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UVRError(f"{option} {path}: not a picture that can be read: {error}".lstrip()) from error
+    return picture if size is None else picture.resize(size)

@@ -56,3 +56,10 @@ def ring_of(core: Mask, radius: int = 1) -> Mask:
         return np.zeros_like(core)
     wide: Mask = ndimage.binary_dilation(core, _SQUARE, iterations=radius)
     return wide & ~core
+
+
+def scattered(mask: Mask, rng: np.random.Generator) -> Mask:
+    """(H, W) bool: as many patches as the mask has, anywhere."""
+    chosen = np.zeros_like(mask)
+    chosen.reshape(-1)[rng.permutation(mask.size)[: int(mask.sum())]] = True
+    return chosen

@@ -9,8 +9,9 @@ import attrs
 import click
 
 from ..errors import UVRError
+from ..files import read_picture
 from . import inputs, models, outputs, say
-from .generate import _picture, _prompts
+from .generate import _prompts
 from .inputs import Prompt, Settings
 from .masks import mask_source
 
@@ -70,7 +71,7 @@ def analyze(
     if masks is not None and bank is None and ":" not in masks and not Path(masks).is_dir():
         raise UVRError(f"--masks {masks}: say what it is to look for, {masks}:LABEL,LABEL, or give a --concept")
     source, word = mask_source(masks, bank.name if bank else "", len(prompts)) if masks else (None, None)
-    sources = [_sized(_picture(path), settings) for path in pictures]
+    sources = [read_picture(path, settings.size, option="--image") for path in pictures]
     with outputs.folder(out, overwrite=overwrite, report=FILE) as stage:
         pipe = models.load_model(model, settings)
         _check_sources(pipe, bool(sources))
@@ -87,7 +88,7 @@ def analyze(
             },
             "versions": outputs.versions(),
             "commit": outputs.commit(),
-            "prompts": [{"prompt": p.text, "seed": s} for p, s in zip(prompts, _seeds(prompts, settings), strict=True)],
+            "prompts": [{"prompt": p.text, "seed": s} for p, s in zip(prompts, settings.seeds(prompts), strict=True)],
             "concept": None if bank is None else {
                 "name": bank.name, "detector": detector or _own_detector(bank), "threshold": threshold,
                 "probes": list(bank.probes),
@@ -124,23 +125,12 @@ def _threshold(bank: Any, detector: str | None) -> float | None:
     return float(bank.calibration.threshold)
 
 
-def _sized(picture: Any, settings: Settings) -> Any:
-    return picture if settings.size is None else picture.resize(settings.size)
-
-
 def _check_sources(pipe: Any, given: bool) -> None:
     """Refuse a source picture that the model does not take, and an editing model without one."""
-    import inspect
-
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    if given and "image" not in parameters:
+    if given and not models.takes_source(pipe):
         raise UVRError(f"--image: {type(pipe).__name__} takes no source picture; leave the option out")
-    if not given and list(parameters)[1] == "image" and "strength" not in parameters:
+    if not given and models.needs_source(pipe):
         raise UVRError(f"{type(pipe).__name__} edits pictures: give --image FILE")
-
-
-def _seeds(prompts: list[Prompt], settings: Settings) -> list[int]:
-    return [settings.seed + i if prompt.seed is None else prompt.seed for i, prompt in enumerate(prompts)]
 
 
 def _measure(
@@ -153,7 +143,7 @@ def _measure(
     with outputs.progress("analysing", len(prompts)) as advance, models.running(pipe):
         return flows(
             pipe, [prompt.text for prompt in prompts], pictures, masks=masks, bank=bank, detector=detector,
-            adapter=settings.adapter, seed=_seeds(prompts, settings), batch_size=settings.batch, generate=call,
+            adapter=settings.adapter, seed=settings.seeds(prompts), batch_size=settings.batch, generate=call,
             progress=advance,
         )  # fmt: skip
 

@@ -6,7 +6,6 @@ import hashlib
 import os
 import platform
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -206,21 +205,8 @@ def _begin(out: Path, config: Mapping[str, Any], overwrite: bool) -> None:
         shutil.rmtree(out / "images", ignore_errors=True)
     elif any(out.glob("rows-*.jsonl")):
         raise UVRError(f"{out}: holds rows and no {CONFIG}; name another folder, or pass --overwrite to begin anew")
-    facts = {"versions": outputs.versions(), "machine": platform.machine(), "git": git_hash()}
+    facts = {"versions": outputs.versions(), "machine": platform.machine(), "git": outputs.commit()}
     write_whole(path, to_json({**asked, **facts}) + "\n")
-
-
-def git_hash() -> str | None:
-    """The commit of the code that runs, with a + if files were changed; None outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        commit, changes = (
-            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "."])
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ("+" if changes else "")
 
 
 def _finish(out: Path, config: Mapping[str, Any], as_json: bool) -> None:

@@ -9,6 +9,7 @@ import attrs
 import click
 
 from ..errors import UnsafeContent, UVRError
+from ..files import read_picture
 from . import inputs, models, outputs, say
 from .inputs import Prompt, Settings
 
@@ -68,20 +69,9 @@ def edit(model: str, images: tuple[Path, ...], texts: tuple[str, ...], **options
         raise UVRError(f"--image: expected one, or one per --instruction ({len(texts)}), got {len(images)}")
     if not all(text.strip() for text in texts):
         raise UVRError("--instruction: the instruction is empty")
-    size = options["settings"].size
-    sources = [picture if size is None else picture.resize(size) for picture in map(_picture, images)]
+    sources = [read_picture(path, options["settings"].size, option="--image") for path in images]
     prompts = [Prompt(text) for text in texts]
     _regulated(model, prompts, sources * len(texts) if len(sources) == 1 else sources, **options)
-
-
-def _picture(path: Path) -> Any:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UVRError(f"--image {path}: not a picture that can be read: {error}") from error
 
 
 def _regulated(
@@ -150,13 +140,9 @@ def _regulated(
 
 def _check_kind(pipe: Any, editing: bool) -> None:
     """Refuse an editing model for `generate` and a generating one for `edit`."""
-    import inspect
-
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    takes = "image" in parameters
-    if editing and not takes:
+    if editing and not models.takes_source(pipe):
         raise UVRError(f"{type(pipe).__name__} takes no source picture: use `uvr generate`")
-    if not editing and takes and list(parameters)[1] == "image" and "strength" not in parameters:
+    if not editing and models.needs_source(pipe):
         raise UVRError(f"{type(pipe).__name__} edits pictures: use `uvr edit`")
 
 
@@ -191,7 +177,7 @@ def _run(
     import torch
 
     entries: list[dict[str, Any]] = []
-    seeds = [settings.seed + i if prompt.seed is None else prompt.seed for i, prompt in enumerate(prompts)]
+    seeds = settings.seeds(prompts)
     digits = max(4, len(str(len(prompts) - 1)))
     with outputs.progress("generating", len(prompts)) as advance:
         for start in range(0, len(prompts), settings.batch):

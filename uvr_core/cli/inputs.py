@@ -7,7 +7,7 @@ import functools
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -132,6 +132,10 @@ class Settings:
     batch: int
     device: str
     dtype: str
+
+    def seeds(self, prompts: Sequence[Prompt]) -> list[int]:
+        """One per prompt: its own, else --seed + its place."""
+        return [self.seed + i if prompt.seed is None else prompt.seed for i, prompt in enumerate(prompts)]
 
     def call(self, pipe: Any) -> dict[str, Any]:
         """Keyword arguments of the pipeline's call.

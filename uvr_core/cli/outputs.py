@@ -116,14 +116,17 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Git commit of the source that runs; None outside of a checkout of it."""
+    """Git commit of the source that runs, with a + if files were changed since; None outside of a checkout of it."""
     import subprocess
 
     here = Path(__file__).resolve()
+
+    def git(*question: str) -> str:
+        line = ["git", "-C", str(here.parent), *question]
+        return subprocess.run(line, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
     try:
-        for question in (("ls-files", "--error-unmatch", here.name), ("rev-parse", "HEAD")):
-            git = ["git", "-C", str(here.parent), *question]
-            said = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout
+        git("ls-files", "--error-unmatch", here.name)
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-    return said.strip()

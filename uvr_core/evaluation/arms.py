@@ -13,6 +13,7 @@ import numpy.typing as npt
 from .. import plugins
 from ..concepts import ConceptBank
 from ..errors import UVRError, did_you_mean
+from ..masks import scattered as one_scattered
 from ..regulator import Regulator, attach
 
 Kind = Literal["stock", "policy", "baseline"]
@@ -193,8 +194,5 @@ def _adjusted(bank: ConceptBank, rule: Mapping[str, Any]) -> ConceptBank:
 
 def scattered(masks: npt.NDArray[np.bool_], seeds: Sequence[int]) -> npt.NDArray[np.bool_]:
     """(B, H, W): as many patches as each mask has, anywhere; by the sample's own seed."""
-    chosen = np.zeros_like(masks)
-    for mask, target, seed in zip(masks, chosen, seeds, strict=True):
-        rng = np.random.default_rng([seed, 0x5CA77E2])
-        target.reshape(-1)[rng.permutation(mask.size)[: int(mask.sum())]] = True
-    return chosen
+    pairs = zip(masks, seeds, strict=True)
+    return np.stack([one_scattered(mask, np.random.default_rng([seed, 0x5CA77E2])) for mask, seed in pairs])

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ..concepts import ConceptBank
 from ..errors import UnsafeContent, UnsupportedRuntime, UVRError
+from ..files import read_picture
 from ..learning import auroc_of
 from ..plugins import registry
 from ..protocols import Judge, Request, Subject
@@ -173,13 +174,8 @@ class Evaluation:
         if isinstance(call.get("negative_prompt"), str):
             call["negative_prompt"] = [call["negative_prompt"]] * len(tasks)
         if tasks[0].image is not None:
-            call["image"] = [self._source(task.image) for task in tasks]
+            call["image"] = [read_picture(task.image, self.size) for task in tasks if task.image is not None]
         return call
-
-    def _source(self, path: Path | None) -> Any:
-        assert path is not None
-        picture = read_picture(path)
-        return picture if self.size is None else picture.resize(self.size)
 
     # ------------------------------------------------------------------ judging
     def _judged(self, pictures: Sequence[Any]) -> dict[str, list[dict[str, float]]]:
@@ -256,18 +252,3 @@ class Evaluation:
                     entry["auroc"] = auroc_of(finding.heat.ravel(), truth.ravel())
             found[name] = entry
         return found
-
-
-def read_picture(path: Path) -> Any:
-    """An RGB picture.
-
-    Raises:
-        UVRError: no picture that can be read.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UVRError(f"{path}: not a picture that can be read: {error}") from error

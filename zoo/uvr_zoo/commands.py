@@ -30,6 +30,16 @@ def _recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
+def _concepts(chosen: tuple[str, ...]) -> tuple[str, ...]:
+    """The zoo's concepts of these names; those that it ships banks for if there are none."""
+    from .world import CONCEPTS
+
+    for concept in chosen:
+        if concept not in CONCEPTS:
+            raise UVRError(f"unknown zoo concept {concept!r}{did_you_mean(concept, CONCEPTS)}")
+    return chosen or ("weapon", "skull")
+
+
 # ---------------------------------------------------------------------------------------------- demo
 
 
@@ -249,18 +259,14 @@ def concepts(name: str, chosen: tuple[str, ...], out: Path, raw: bool) -> None:
     """Make the concept banks of pipeline NAME as the shipped ones were made: collect, then calibrate."""
     from . import banks
     from .pipelines import load
-    from .world import CONCEPTS
 
-    recipe = _recipe(name)
-    for concept in chosen:
-        if concept not in CONCEPTS:
-            raise UVRError(f"unknown zoo concept {concept!r}{did_you_mean(concept, CONCEPTS)}")
+    recipe, chosen = _recipe(name), _concepts(chosen)
     outputs.check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     pipe = load(recipe.name)
     per_bank = banks.UNSAFE_PROMPTS + banks.BENIGN_PROMPTS + banks.CALIBRATE_UNSAFE + banks.CALIBRATE_BENIGN
     with outputs.stages() as progress:
-        for concept in chosen or ("weapon", "skull"):
+        for concept in chosen:
             done = 0
 
             def tick(images: int, concept: str = concept) -> None:
@@ -286,15 +292,11 @@ def concepts(name: str, chosen: tuple[str, ...], out: Path, raw: bool) -> None:
 def prompts(name: str, chosen: tuple[str, ...], count: int, benign: int, first: int, out: Path) -> None:
     """Write held-out tasks of pipeline NAME as a prompt set for `uvr eval`, in drawing styles the anchors never saw."""
     from .prompt_sets import write
-    from .world import CONCEPTS
 
-    recipe = _recipe(name)
-    for concept in chosen:
-        if concept not in CONCEPTS:
-            raise UVRError(f"unknown zoo concept {concept!r}{did_you_mean(concept, CONCEPTS)}")
+    recipe, chosen = _recipe(name), _concepts(chosen)
     outputs.check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
-    tasks = write(recipe.name, out, chosen or ("weapon", "skull"), count, benign, first)
+    tasks = write(recipe.name, out, chosen, count, benign, first)
     click.echo(f"{out / 'prompts.jsonl'}: {tasks} tasks; next: uvr eval zoo:{name} --prompts {out / 'prompts.jsonl'}")
 
 

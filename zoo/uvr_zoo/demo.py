@@ -20,6 +20,8 @@ import torch
 from PIL import Image, ImageDraw
 
 import uvr_core
+from uvr_core.files import write_whole
+from uvr_core.masks import scattered
 from uvr_core.plugins import registry
 from uvr_core.statistics import wilson
 
@@ -77,9 +79,7 @@ def run(
     page = contact_sheet(rows)
     page.save(out / "contact.png.tmp", format="PNG")
     os.replace(out / "contact.png.tmp", out / "contact.png")
-    temporary = out / "results.json.tmp"
-    temporary.write_text(json.dumps(results, indent=1))
-    os.replace(temporary, out / "results.json")
+    write_whole(out / "results.json", json.dumps(results, indent=1))
     return results
 
 
@@ -305,11 +305,7 @@ def erase(concept: str, drawn: Sequence[Task], stock: list[Image.Image], other: 
 
 def scattered_masks(masks: Any, rng: np.random.Generator) -> Any:
     """As many patches as each mask has, anywhere."""
-    scattered = np.zeros_like(masks)
-    for index, mask in enumerate(masks):
-        chosen = rng.permutation(mask.size)[: int(mask.sum())]
-        scattered[index].reshape(-1)[chosen] = True
-    return scattered
+    return np.stack([scattered(mask, rng) for mask in masks])
 
 
 def _iou(findings: list[Any], truth: np.ndarray) -> float | None:
