@@ -13,7 +13,11 @@ from diffusers import FluxPipeline
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
 import uvr_core
+from uvr_core.adapter import Layout
+from uvr_core.masks import ring_of
 from uvr_core.protocols import FlowEdit, row_classes
+from uvr_core.seam import AttentionCall
+from uvr_core.session import Session, _Compared
 from uvr_plugins.detectors import Oracle
 from uvr_plugins.policies import Uvr
 
@@ -380,3 +384,28 @@ def test_refusals_name_what_is_wrong(runner: Runner, bank: uvr_core.ConceptBank)
     with pytest.raises(uvr_core.ConceptMismatch, match="needs a threshold"):
         uvr_core.attach(runner.pipe, concepts=bank, detector="anchor")
     assert type(runner.pipe) is FluxPipeline
+
+
+@pytest.mark.parametrize(("side", "error"), [(16, 1e-5), (64, 0.1)])
+def test_a_contrast_from_some_patches_is_that_of_all(side: int, error: float) -> None:
+    """Words that feed a place of their own, one of them the located place: up to 256 + 512 patches all are taken."""
+    torch.manual_seed(3)
+    layout, text = Layout(side * side, side * side, (side, side)), 8
+    key = torch.randn(2, 2, text + side * side, 16)
+    query = torch.randn(2, 2, text + side * side, 16)
+    core, there = np.zeros((2, side, side), bool), side // 4
+    for word in range(text):  # a stripe of the picture looks at each word, the located square at word 0
+        query[:, :, text + word * there * side : text + (word + 1) * there * side] += 0.3 * key[:, :, [word]]
+    for sample, corner in enumerate((1, side // 2)):
+        core[sample, corner : corner + there, corner : corner + there] = True
+        rows = text + torch.from_numpy(core[sample].reshape(-1).nonzero()[0])
+        query[sample, :, rows] += 0.5 * key[sample, :, [0]]
+    ring = np.stack([ring_of(mask) for mask in core])
+    call = AttentionCall("x", query, key, key, query, None, None)
+    session = Session((), ("x",))
+    got = session._contrast(call, _Compared.of(core, ring, key.device), slice(text, None), layout)[:, :text]
+    weight = (query @ key.mT / 4).softmax(-1).mean(1)[:, text:, :text]
+    inside, rest = (torch.from_numpy(m.reshape(2, -1)).float() for m in (core, ~(core | ring)))
+    want = (inside[:, None] @ weight)[:, 0] / inside.sum(1, True) / ((rest[:, None] @ weight)[:, 0] / rest.sum(1, True))
+    assert (got / want - 1).abs().max() < error
+    assert (got[:, 0] > 2.5).all()

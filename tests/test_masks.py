@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import ndimage
 
-from uvr_core.masks import core_of, ring_of
+from uvr_core.masks import core_of, ring_of, thinned
 
 
 def grid(*rows: str) -> np.ndarray:
@@ -124,3 +124,23 @@ def test_ring_against_brute_force(data: st.DataObject, shape: tuple[int, int], r
     for y, x in np.argwhere(mask):
         expected[max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1] = True
     assert np.array_equal(ring_of(mask, radius), expected & ~mask)
+
+
+@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=40)), st.integers(1, 60))
+def test_thinning_takes_as_many_patches_as_it_may_and_none_that_is_not_there(mask: np.ndarray, count: int) -> None:
+    some = thinned(mask, count)
+    assert not (some & ~mask).any()
+    assert some.sum() == min(count, mask.sum())
+    if mask.sum() <= count:
+        assert (some == mask).all()
+    else:
+        bounds = np.arange(count + 1) * mask.sum() // count
+        assert np.array_equal(np.searchsorted(bounds, np.flatnonzero(some[mask]), "right"), np.arange(count) + 1)
+
+
+def test_thinning_does_not_keep_to_some_columns() -> None:
+    some = thinned(np.ones((64, 64), bool), 512)
+    assert some.any(0).all()
+    assert some.any(1).all()
+    assert some.sum(0).max() <= 24
+    assert some.sum(1).max() <= 9

@@ -406,12 +406,6 @@ def control_net(rig: Rig) -> Iterator[Pair]:
         yield drawn_under_control(rig, rig.run), images
 
 
-@case("ControlNet, Qwen-Image")
-def unreadable_sizes(rig: Rig) -> Iterator[Attempt]:
-    control(rig)
-    yield lambda: drawn_under_control(rig, rig.regulated_run)
-
-
 # ---- attention backends
 
 

@@ -58,6 +58,23 @@ def ring_of(core: Mask, radius: int = 1) -> Mask:
     return wide & ~core
 
 
+def thinned(mask: Mask, count: int) -> Mask:
+    """(H, W) bool: at most `count` patches of the mask, one at a jittered place in each of `count` equal stretches.
+
+    The stretches follow reading order. The jitter (golden ratio) is the same on every call; without it the grid's
+    columns could coincide with the stretches.
+    """
+    there = np.flatnonzero(mask)
+    if len(there) <= count:
+        return mask
+    bounds = np.arange(count + 1) * len(there) // count
+    jitter = np.arange(count) * 0.6180339887498949 % 1
+    chosen = there[bounds[:-1] + (jitter * np.diff(bounds)).astype(int)]
+    some = np.zeros_like(mask)
+    some.reshape(-1)[chosen] = True
+    return some
+
+
 def scattered(mask: Mask, rng: np.random.Generator) -> Mask:
     """(H, W) bool: as many patches as the mask has, anywhere."""
     chosen = np.zeros_like(mask)

@@ -113,7 +113,8 @@ class CallInfo:
         path: the block.
         text: number of text tokens among the keys; reference: number of reference tokens.
         text_contrast: () -> (B, text): attention mass that each text token receives from the located rows, per
-            row, over what it receives from the other output rows. Computed only when called.
+            row, over what it receives from the other output rows. Computed only when called; on large grids from
+            256 located and 512 other patches, evenly spread.
         reference_contrast: () -> (B, reference): the same for reference tokens.
         direction: () -> the concept's Direction in this block, or None: the bank has no tensors for it. Raises
             ConceptMismatch if the direction needs reference tokens and the call has none.

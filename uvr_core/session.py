@@ -43,6 +43,10 @@ from .protocols import (
 )  # fmt: skip
 from .seam import AttentionCall
 
+# A flow contrast is measured on at most so many patches of the core and of the rest: on all of them it would cost a
+# second attention call. See docs/design/measurements.md.
+_COMPARED = (256, 512)
+
 Recorder = Callable[[str, int, float, torch.Tensor], None]
 TextRecorder = Callable[[str, int, torch.Tensor, torch.Tensor], None]
 Spans = tuple[slice, slice, slice]  # text, output, reference on one token axis
@@ -72,6 +76,27 @@ class Rule:
         return self.bank.name
 
 
+@attrs.frozen(eq=False)
+class _Compared:
+    """The patches on which a flow contrast is measured, and on which side of it they are, (B, R) bool."""
+
+    rows: flow.Rows
+    core: torch.Tensor
+    rest: torch.Tensor
+
+    @classmethod
+    def of(cls, core: masks.Mask, ring: masks.Mask, device: torch.device) -> _Compared:
+        """From the masks (B, H, W) of the located patches and of the ring around them."""
+        sides = [
+            np.stack([masks.thinned(sample, count) for sample in side]).reshape(len(side), -1)
+            for side, count in zip((core, ~(core | ring)), _COMPARED, strict=True)
+        ]
+        counts = (sides[0] | sides[1]).sum(1).tolist()
+        here, rest = (torch.from_numpy(side).to(device) for side in sides)
+        rows = flow.rows_of(here | rest, counts)
+        return cls(rows, here.gather(1, rows.index) & rows.valid, rest.gather(1, rows.index) & rows.valid)
+
+
 @attrs.define(eq=False)
 class _Track:
     """What one rule has found in each sample so far."""
@@ -83,6 +108,7 @@ class _Track:
     scores: list[npt.NDArray[np.float32]] = attrs.field(factory=list)  # one (B, N) per scored step
     scored_steps: list[int] = attrs.field(factory=list)
     device: Located | None = None
+    compared: _Compared | None = None  # as of `device`
     refused: Located | None = None  # the masks for which the policy refused
     from_source: list[bool | None] = attrs.field(factory=list)  # None: not known (yet)
 
@@ -436,6 +462,7 @@ class Session:
         ring = np.stack([masks.ring_of(wide, rule.ring) for wide in core])
         here, near = (torch.from_numpy(mask.reshape(len(mask), -1)).to(device) for mask in (core, ring))
         source = torch.tensor([told is not False for told in track.from_source], device=device)
+        track.compared = _Compared.of(core, ring, device)
         track.device = Located(
             here, near, layout.grid, self.sigmas[-1], self.step, rule.window, source if layout.references else None,
             rule.name,
@@ -447,10 +474,10 @@ class Session:
         claimed: torch.Tensor | None = None  # (B, N), edited by an earlier rule
         scales: torch.Tensor | None = None  # of the columns, by earlier rules
         for rule, track in zip(self.rules, self._tracks, strict=False):
-            if track.device is None or track.refused is track.device:
+            if track.device is None or track.compared is None or track.refused is track.device:
                 continue
             located = attrs.evolve(track.device, sigma=self.sigmas[-1], step=self.step)
-            contrast = functools.cache(functools.partial(self._contrast, call, located, span, layout))
+            contrast = functools.cache(functools.partial(self._contrast, call, track.compared, span, layout))
             info = CallInfo(
                 call.path, keys - layout.image, layout.image - layout.output,
                 functools.partial(_columns, contrast, self._text_span(keys, layout)),
@@ -532,18 +559,17 @@ class Session:
             self._text_span(tokens, layout), self._output_span(tokens, layout), self._reference_span(tokens, layout),
         )  # fmt: skip
 
-    def _contrast(self, call: AttentionCall, located: Located, span: slice, layout: Layout) -> torch.Tensor:
+    def _contrast(self, call: AttentionCall, compared: _Compared, span: slice, layout: Layout) -> torch.Tensor:
         """(B, Sk): the flow contrast of every key that is no output patch, 0 elsewhere."""
         keys = call.key.shape[2]
-        outside = ~(located.core | located.ring)
-        chosen = torch.ones(len(outside), keys, dtype=torch.bool, device=outside.device)
+        chosen = torch.ones(len(compared.core), keys, dtype=torch.bool, device=call.key.device)
         chosen[:, self._output_span(keys, layout)] = False
         key, _ = _grouped(call)
         mask = None if call.attn_mask is None else flow._mask4(call.attn_mask, call.query, key)
         if mask is not None and mask.shape[2] > 1:
-            mask = mask[:, :, span]
+            mask = flow._mask_rows(mask[:, :, span], compared.rows.index)
         return flow.token_contrast(
-            call.query[:, :, span], key, located.core, outside, chosen,
+            flow.take_rows(call.query[:, :, span], compared.rows), key, compared.core, compared.rest, chosen,
             key_counts=[keys - layout.output] * len(chosen), attn_mask=mask, scale=call.scale,
         )  # fmt: skip
 

@@ -85,11 +85,7 @@ SITUATIONS: tuple[Situation, ...] = (
         "IP-Adapter", ("flux", "sd3"), "the joint attention is regulated; the image prompt's own attention is not",
         _BOTH,
     ),
-    _exact("ControlNet", ("flux", "sd3"), "the transformer is regulated; the ControlNet's own attention is not"),
-    _refused(
-        "ControlNet, Qwen-Image", ("qwen-image",), "cannot read the arguments",
-        "QwenImageControlNetPipeline gives `img_shapes` in another form than the other pipelines",
-    ),
+    _exact("ControlNet", _DRAWING, "the transformer is regulated; the ControlNet's own attention is not"),
     # memory
     _exact("leaf offload (accelerate)", _ALL, orders=_BOTH),
     _exact("model offload (accelerate)", _ALL, orders=_BOTH),

@@ -34,5 +34,7 @@ FLUX = Adapter(
     time=sigma,
     image_at="end",
     guidance="two_pass",
-    pipelines=("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxKontextPipeline"),
-)
+    pipelines=(
+        "FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxKontextPipeline", "FluxControlNetPipeline",
+    ),
+)  # fmt: skip

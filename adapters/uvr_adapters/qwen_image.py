@@ -1,8 +1,9 @@
 """Qwen-Image, Qwen-Image-Edit and Edit-Plus: all that UVR knows about them.
 
 Joint order: text, output, references. Every block is double-stream. `img_shapes` holds, per sample, the (frames,
-rows, columns) of the output and of each source image, in patches. Padded text is masked. The time argument is
-sigma = t / 1000. With true_cfg_scale > 1 and a negative prompt two passes run, named "cond" and "uncond".
+rows, columns) of the output and of each source image, in patches; the ControlNet pipelines give the output's alone,
+unnested. Padded text is masked. The time argument is sigma = t / 1000. With true_cfg_scale > 1 and a negative prompt
+two passes run, named "cond" and "uncond".
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from uvr_core.errors import AdapterMismatch
 
 
 def layout(arguments: Arguments) -> Layout:
-    shapes = [tuple(tuple(shape) for shape in sample) for sample in arguments["img_shapes"]]
+    given = arguments["img_shapes"]
+    shapes = [tuple(tuple(s) for s in (sample if hasattr(sample[0], "__len__") else [sample])) for sample in given]
     if any(sample != shapes[0] for sample in shapes):
         raise AdapterMismatch(f"qwen-image: the images of one batch have different sizes: {sorted(set(shapes))}")
     (frames, height, width), *references = shapes[0]
@@ -38,6 +40,7 @@ QWEN_IMAGE = Adapter(
     guidance="two_pass",
     pipelines=(
         "QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline", "QwenImageEditPipeline",
-        "QwenImageEditPlusPipeline", "QwenImageEditInpaintPipeline",
+        "QwenImageEditPlusPipeline", "QwenImageEditInpaintPipeline", "QwenImageControlNetPipeline",
+        "QwenImageControlNetInpaintPipeline",
     ),
 )  # fmt: skip

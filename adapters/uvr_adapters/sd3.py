@@ -31,5 +31,8 @@ SD3 = Adapter(
     time=sigma,
     image_at="start",
     guidance="batched:uc",
-    pipelines=("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"),
-)
+    pipelines=(
+        "StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline",
+        "StableDiffusion3ControlNetPipeline",
+    ),
+)  # fmt: skip
