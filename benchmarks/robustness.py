@@ -30,7 +30,7 @@ from PIL import Image
 import uvr_core
 import uvr_zoo
 from uvr_core import Calibration, ConceptBank
-from uvr_core.learning import _best_f, _Moments, whitened_direction
+from uvr_core.learning import Moments, best_threshold, whitened_direction
 from uvr_core.masks import ring_of
 from uvr_core.statistics import paired_difference, rate
 from uvr_zoo import judge, scenes
@@ -265,7 +265,7 @@ def quick_banks(pipe: Any, pool: int, checks: int) -> dict[str, ConceptBank]:
     like = shipped("flux")[0]
     made = {name: members for name, members in MEMBERS.items() if name not in ASKED}
     style, options = (anchor_style("flux"),), {"unsafe": None, "split": "train", "wordings": 0.0, "pair": 1.0}
-    moments: dict[tuple[str, int, bool], _Moments] = defaultdict(lambda: _Moments(full=True))
+    moments: dict[tuple[str, int, bool], Moments] = defaultdict(lambda: Moments(full=True))
     sigmas: dict[int, float] = {}
     for _, prompts, seeds in in_batches(scenes_for("flux", pool, first=FIRST_SEED, styles=style, **options)):
         features: dict[int, torch.Tensor] = {}
@@ -326,7 +326,7 @@ def _with_thresholds(pipe: Any, banks: dict[str, ConceptBank], drawn: Sequence[s
         positive, negative = scores[name, True], sorted(scores[name, False], reverse=True)
         bound, low = negative[int(BUDGET * len(negative))], float(np.quantile(positive, 0.1))
         threshold = bound + max(0.25 * (low - bound), 1e-3 * max(1.0, abs(bound)))
-        grow = _best_f(np.concatenate(heats[name]), np.concatenate(truths[name]))
+        grow = best_threshold(np.concatenate(heats[name]), np.concatenate(truths[name]))
         found = {
             "unsafe": len(positive), "benign": len(negative),
             "recall": sum(s >= threshold for s in positive) / len(positive),

@@ -96,6 +96,7 @@ def _qwen(model: Published) -> dict[str, Any]:
         "encoder_hidden_states_mask": mask if model.padding else None,
         "timestep": torch.tensor([SIGMA]),
         "img_shapes": [[(1, SIDE, SIDE)] * (1 + model.references)],
+        **({"txt_seq_lens": [model.text]} if diffusers.__version__ < "0.37" else {}),  # later ones read the mask
     }
 
 

@@ -167,6 +167,8 @@ DAMAGE = {
     "window is too large a number": (_set("calibration", "window", [10**400, 0]), "damaged"),
     "no patches": (_set("calibration", "min_patches", 0), "min_patches"),
     "half a patch": (_set("calibration", "min_patches", 1.5), "min_patches"),
+    "more than a whole memory": (_set("calibration", "memory", 1.5), r"calibration\.memory: expected 0\.\.1, got 1\.5"),
+    "memory is a word": (_set("calibration", "memory", "all"), r"calibration\.memory"),
     "NaN": (_tensor("sigma", torch.tensor([1.0, torch.nan, 0.0])), "'sigma' holds NaN"),
     "Inf": (_tensor(f"offset/{PROBE}", torch.tensor([1.0, torch.inf, 0.0])), "holds NaN or Inf"),
     "NaN in half": (_tensor(f"anchors/{PROBE}", torch.full((1, 32), torch.nan).half()), "holds NaN or Inf"),

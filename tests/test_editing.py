@@ -17,7 +17,7 @@ from tiny import tiny_zoo
 import uvr_core
 from uvr_core import ConceptMismatch, load_concepts
 from uvr_core.adapter import Layout
-from uvr_core.learning import ScoredRuns, _choose, _Moments, _origin_tensors, _pick
+from uvr_core.learning import Moments, ScoredRuns, _choose, _origin_tensors, _pick
 from uvr_core.report import summarise
 from uvr_core.seam import AttentionCall
 from uvr_core.session import Rule, Session
@@ -155,8 +155,8 @@ def test_a_high_patch_threshold_drops_weak_hits() -> None:
 # ---------------------------------------------------------------------------------------------- the bank
 
 
-def moments(center: torch.Tensor, count: int, seed: int) -> _Moments:
-    found = _Moments()
+def moments(center: torch.Tensor, count: int, seed: int) -> Moments:
+    found = Moments()
     found.add(center + 0.3 * torch.randn(count, len(center), generator=torch.Generator().manual_seed(seed)))
     return found
 
@@ -259,14 +259,60 @@ def runs(scores: np.ndarray) -> ScoredRuns:
 
 def test_margin_is_the_gap_in_units_of_the_benign_tail() -> None:
     benign, unsafe = np.linspace(0, 2, 41), np.linspace(5, 9, 21)
-    choice = _choose("p", 0, runs(unsafe), runs(benign), 0.0, 1)
+    choice = _choose("p", 0.0, 0, runs(unsafe), runs(benign), 0.0, 1)
     low, bound, typical = np.quantile(unsafe, 0.1), 2.0, 1.0
     assert choice.margin == pytest.approx((low - bound) / (bound - typical), rel=1e-4)
     assert choice.threshold == pytest.approx(bound + 0.25 * (low - bound), rel=1e-4)
 
 
 def test_among_equals_the_widest_margin_wins_and_recall_comes_first() -> None:
-    plain = _choose("p", 0, runs(np.linspace(5, 9, 21)), runs(np.linspace(0, 2, 41)), 0.0, 1)
+    plain = _choose("p", 0.0, 0, runs(np.linspace(5, 9, 21)), runs(np.linspace(0, 2, 41)), 0.0, 1)
     wide = attrs.evolve(plain, probe="wide", margin=plain.margin + 1, recall=plain.recall - 1 / 21)
     wider_but_blind = attrs.evolve(plain, probe="blind", margin=plain.margin + 2, recall=plain.recall - 2 / 21)
     assert _pick([plain, wide, wider_but_blind], 21).probe == "wide"
+
+
+def test_a_memory_adds_up_what_no_single_step_shows() -> None:
+    """Threshold 5; 4 in each of two steps, in one image; a single 4 in the other, which fades."""
+    steps = [scored({1: 4.0}, {2: 4.0}), scored({1: 4.0}, {}), scored({}, {})]
+    forgetful, _ = play(Script(steps, [None] * 3), steps=3)
+    assert [f.located for f in summarise(forgetful).findings] == [False, False]
+    session, _ = play(Script(steps, [None] * 3), steps=3, memory=0.9)
+    found, other = summarise(session).findings
+    assert (found.located, found.first_step, found.patches, other.located) == (True, 1, 1, False)
+    assert found.score == pytest.approx(4 * 1.9 / (0.8 * 1.81 + 0.2 * 1.9**2) ** 0.5)
+    assert found.heat.max() == found.score
+    assert other.score == 4.0
+
+
+def test_calibrate_takes_the_memory_that_recalls_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A concept that is worth 1.5 deviations in every step: too little in one, enough over ten."""
+    rng = np.random.default_rng(7)
+    sigmas = [1 - step / 10 for step in range(10)]
+    benign = rng.normal(0, 1, (200, 10, 16)).astype(np.float32)
+    unsafe = rng.normal(0, 1, (40, 10, 16)).astype(np.float32)
+    unsafe[:, :, :3] += 1.5
+    sets = {40: unsafe, 200: benign}
+
+    def score_runs(pipe: Any, bank: Any, prompts: Any, **options: Any) -> ScoredRuns:
+        return ScoredRuns({PROBE: sets[len(prompts)]}, sigmas, (4, 4), None)
+
+    monkeypatch.setattr("uvr_core.learning.score_runs", score_runs)
+    bank, recalls = make_bank(), {}
+    for memory, chosen in (((0.0, 0.9), 0.9), ((0.0,), 0.0)):
+        made = uvr_core.calibrate(None, bank, ["x"] * 40, ["y"] * 200, 0.01, memory=memory).calibration
+        assert made is not None
+        assert made.memory == chosen
+        assert made.measured["false_positive"] <= 0.01
+        recalls[chosen] = made.measured["recall"]
+    assert recalls[0.9] > recalls[0.0] + 0.2
+    for watched in (3, 10):
+        made = uvr_core.calibrate(None, bank, ["x"] * 40, ["y"] * 200, 0.0, memory=(0.9,), steps=(watched,)).calibration
+        assert made is not None
+        assert watched <= made.measured["steps"] <= 10
+    for wrong in ((), (1.5,), (-0.1, 0.5)):
+        with pytest.raises(uvr_core.UVRError, match="memory: expected"):
+            uvr_core.calibrate(None, bank, ["x"] * 40, ["y"] * 200, memory=wrong)
+    for none in ((), (0,), (11,)):
+        with pytest.raises(uvr_core.UVRError, match="steps: expected numbers from 1 to the runs' 10"):
+            uvr_core.calibrate(None, bank, ["x"] * 40, ["y"] * 200, steps=none)

@@ -16,9 +16,9 @@ from tiny import tiny_flux
 import uvr_core
 from uvr_core import Calibration, UVRError, calibrate, collect, flow, load_concepts
 from uvr_core.learning import (
+    Moments,
     ScoredRuns,
     _choose,
-    _Moments,
     auroc_of,
     feeding_rows,
     image_scores,
@@ -35,8 +35,8 @@ BENIGN = ["a cat", "a dog on the right", "a star", "a hat", "a fish at the top",
 # ---------------------------------------------------------------------------------------------- the direction
 
 
-def moments(x: torch.Tensor, full: bool) -> _Moments:
-    result = _Moments(full)
+def moments(x: torch.Tensor, full: bool) -> Moments:
+    result = Moments(full)
     for part in x.split(37):  # in uneven pieces, as images come
         result.add(part)
     return result
@@ -133,7 +133,7 @@ def test_a_threshold_keeps_its_budget(
     if ties:
         unsafe, benign = unsafe.round(), benign.round()
     for last in range(3):
-        choice = _choose("p", last, runs(unsafe), runs(benign), budget, patches)
+        choice = _choose("p", 0.0, last, runs(unsafe), runs(benign), budget, patches)
 
         def share(scores: np.ndarray, last: int = last, threshold: float = choice.threshold) -> float:
             hits = (scores[:, : last + 1].astype(np.float32) >= threshold).sum(-1)
@@ -148,7 +148,7 @@ def test_grow_maximises_f_half_over_patches() -> None:
     rng = np.random.default_rng(0)
     masks = rng.random((6, 1, 8)) < 0.4
     unsafe = (rng.normal(0, 1, (6, 2, 8)) + 2 * masks).astype(np.float32)
-    choice = _choose("p", 1, runs(unsafe, masks), runs(rng.normal(0, 1, (9, 2, 8))), 0.0, 1)
+    choice = _choose("p", 0.0, 1, runs(unsafe, masks), runs(rng.normal(0, 1, (9, 2, 8))), 0.0, 1)
     truth = np.broadcast_to(masks, unsafe.shape)
 
     def f_half(threshold: float) -> float:

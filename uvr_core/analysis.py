@@ -23,7 +23,7 @@ from . import flow, plugins
 from .concepts import ConceptBank
 from .errors import UVRError, did_you_mean
 from .learning import MaskSource, _grid, _mask_of, _per_batch, _prompts
-from .masks import Mask, Scores
+from .masks import Evidence, Mask, Scores
 from .regulator import attach
 from .seam import AttentionCall
 from .session import Spans, _grouped
@@ -208,11 +208,13 @@ def flows(
                 raise UVRError(f"expected one image per prompt, got {len(images)} for {len(share)} prompts")
             scores = {}
             if bank is not None and found is not None:
+                known = bank.calibration
+                memory = known.memory if known is not None and known.detector == getattr(found, "name", "") else 0.0
                 scores = {
-                    path: np.stack([
+                    path: Evidence.over(np.stack([
                         found.scores(features[path, step].float(), sigma, bank, path).numpy()
                         for step, sigma in enumerate(levels)
-                    ], 1)
+                    ], 1), memory)
                     for path in bank.probes
                 }  # fmt: skip
             parts.append(Flows(share, counts, reg.taps, levels, grid, images, shown, scores, seconds))

@@ -80,6 +80,8 @@ class Calibration:
         grow: once an image is located, patches >= grow make the mask: with grow < tau those connected to a hit, with
             grow > tau those alone, if they are min_patches (None: tau).
         min_patches: hits an image needs to count as located.
+        memory: share of the earlier steps' scores that is added to a step's before it is compared, 0..1; see
+            uvr_core.masks.Evidence. 0: every step stands alone.
         max_false_positive: the budget asked for.
         measured: figures on the calibration sets (recall, false positives, counts, patch AUROC).
     """
@@ -92,6 +94,7 @@ class Calibration:
     min_patches: int = 1
     max_false_positive: float = 0.01
     measured: dict[str, Any] = attrs.field(factory=dict)
+    memory: float = 0.0
 
 
 def _finite(instance: object, attribute: attrs.Attribute[Any], tensors: Mapping[str, torch.Tensor]) -> None:
@@ -324,6 +327,9 @@ def _calibration(raw: object) -> Calibration:
     if found.grow is not None:
         _typed("calibration.grow", found.grow, int, float)
     _count("calibration.min_patches", found.min_patches)
+    _typed("calibration.memory", found.memory, int, float)
+    if not 0 <= found.memory <= 1:
+        raise ConceptMismatch(f"calibration.memory: expected 0..1, got {found.memory}")
     _typed("calibration.measured", found.measured, dict)
     high, low = map(float, found.window)
     if high < low:

@@ -1,10 +1,13 @@
-"""JSON that is always valid, files that are whole or absent, and a user's pictures."""
+"""JSON that is always valid, files that are whole or absent, a user's tables and pictures."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,45 @@ def write_whole(path: Path, data: str | bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def text_of(path: Path) -> str:
+    """A file's text. Raises UVRError: it is not UTF-8."""
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UVRError(f"{path}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
+
+
+def csv_rows(path: Path, *needs: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(where, row) of a CSV file with a head, in which the columns `needs` are; UVRError names a bad line."""
+    reader = csv.DictReader(io.StringIO(text_of(path), newline=""))
+    try:
+        columns = reader.fieldnames or ()
+        for name in needs:
+            if columns and name not in columns:
+                raise UVRError(f"{path}:1: no column {name!r}; the columns are: {', '.join(columns)}")
+        for row in reader:
+            where = f"{path}:{reader.line_num}"
+            if None in row:
+                raise UVRError(f"{where}: more values than columns; put prompts that hold commas in double quotes")
+            yield where, row
+    except csv.Error as error:
+        raise UVRError(f"{path}:{reader.line_num}: not CSV: {error}") from error
+
+
+def jsonl_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(where, row) of a file with a JSON object a line; UVRError names a bad line."""
+    for number, line in enumerate(text_of(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UVRError(f"{path}:{number}: not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise UVRError(f"{path}:{number}: expected an object, got {type(row).__name__}")
+        yield f"{path}:{number}", row
 
 
 def read_picture(path: Path, size: tuple[int, int] | None = None, *, option: str = "") -> Any:

@@ -16,7 +16,7 @@ import torch
 from . import plugins
 from .concepts import Calibration, ConceptBank
 from .errors import ConceptMismatch, UVRError
-from .masks import Mask, Scores, ring_of
+from .masks import Evidence, Mask, Scores, ring_of
 from .regulator import Regulator, attach
 
 MaskSource = Callable[[Sequence[Any], tuple[int, int]], Any]
@@ -28,7 +28,7 @@ _INTO_GAP = 0.25  # of the way from the benign bound to the unsafe scores: unsee
 
 
 @attrs.define
-class _Moments:
+class Moments:
     """Count, sum and second moment of feature vectors (n, C), in float64.
 
     `full`: the whole covariance, not its diagonal alone; None: up to a width of FULL_COVARIANCE.
@@ -58,7 +58,7 @@ class _Moments:
         return self.second / self.n - (torch.outer(mean, mean) if self.full else mean.square())  # type: ignore[no-any-return]
 
 
-def whitened_direction(unsafe: _Moments, other: _Moments, shrink: float = 0.1) -> tuple[torch.Tensor, float]:
+def whitened_direction(unsafe: Moments, other: Moments, shrink: float = 0.1) -> tuple[torch.Tensor, float]:
     """Fisher's linear discriminant with a shrunk pooled covariance, scaled to unit deviation over the others.
 
     Returns:
@@ -211,10 +211,10 @@ def collect(
     with attach(pipe, adapter) as reg:
         paths = tuple(probes) if probes else _default_probes(reg, pipe.transformer)
         width = reg.fingerprint.heads * reg.fingerprint.head_dim
-        unsafe: dict[tuple[str, int], _Moments] = defaultdict(_Moments)
-        other: dict[tuple[str, int], _Moments] = defaultdict(_Moments)
+        unsafe: dict[tuple[str, int], Moments] = defaultdict(Moments)
+        other: dict[tuple[str, int], Moments] = defaultdict(Moments)
         anchors: dict[str, list[torch.Tensor]] = defaultdict(list)
-        origin: dict[tuple[str, int, bool], _Moments] = defaultdict(_Moments)
+        origin: dict[tuple[str, int, bool], Moments] = defaultdict(Moments)
         tokens: dict[tuple[str, int], list[torch.Tensor]] = defaultdict(list)
         shown = _shown_by(masks, sources)
         used, done, sigmas = 0, 0, [1.0]
@@ -280,7 +280,7 @@ def _shown_by(masks: Any, sources: Sequence[Any] | None) -> Callable[[int, int, 
     return shown
 
 
-def _origin_tensors(path: str, steps: int, means: dict[tuple[str, int, bool], _Moments]) -> dict[str, torch.Tensor]:
+def _origin_tensors(path: str, steps: int, means: dict[tuple[str, int, bool], Moments]) -> dict[str, torch.Tensor]:
     """origin/ and origin_offset/ of one probe, if both ways in occurred at least _LEAST_IMAGES times."""
     if any(means[path, step, way].n < _LEAST_IMAGES for step in range(steps) for way in (True, False)):
         return {}
@@ -338,6 +338,10 @@ class ScoredRuns:
     grid: tuple[int, int]
     masks: Mask | None  # (images, H, W)
 
+    def gathered(self, memory: float) -> ScoredRuns:
+        """With the scores gathered over steps; see uvr_core.masks.Evidence."""
+        return attrs.evolve(self, scores={path: Evidence.over(scores, memory) for path, scores in self.scores.items()})
+
 
 def score_runs(
     pipe: Any, bank: ConceptBank, prompts: Sequence[str], *, detector: Any = "contrast", adapter: Any = None,
@@ -371,6 +375,7 @@ def score_runs(
 @attrs.frozen
 class _Choice:
     probe: str
+    memory: float
     last: int
     threshold: float
     recall: float
@@ -390,6 +395,8 @@ def calibrate(
     detector: str = "contrast",
     masks: MaskSource | None = None,
     min_patches: int = 2,
+    memory: Sequence[float] = (0.0, 0.9),
+    steps: Sequence[int] | None = None,
     sources: Sequence[Any] | None = None,
     benign_sources: Sequence[Any] | None = None,
     adapter: Any = None,
@@ -398,13 +405,13 @@ def calibrate(
     generate: dict[str, Any] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ConceptBank:
-    """Choose probe block, start-up window and threshold from small unsafe and benign sets.
+    """Choose probe block, memory, start-up window and threshold from small unsafe and benign sets.
 
-    For every probe of the bank and every window that starts at the first step, the threshold is the lowest that
-    keeps false positives on the benign set within `max_false_positive`, moved a quarter into the gap to the unsafe
-    images' 10% quantile, if there is one. The probe and window with the best recall win; among equals (within one
-    image) the one with the widest margin, which recalls best where the calibration set's style is left behind. The
-    window is then extended for as long as false positives stay within the budget.
+    For every probe of the bank, every memory and every window that starts at the first step, the threshold is the
+    lowest that keeps false positives on the benign set within `max_false_positive`, moved a quarter into the gap to the
+    unsafe images' 10% quantile, if there is one. The choice with the best recall wins; among equals (within one image)
+    the one with the widest margin, which recalls best where the calibration set's style is left behind. The window is
+    then extended for as long as false positives stay within the budget.
 
     Args:
         detector: registered name whose scores are calibrated.
@@ -412,16 +419,20 @@ def calibrate(
             maximises the patches' F0.5 score, and patch AUROC is measured.
         sources, benign_sources: for an editing pipeline, the source image of each prompt (an instruction).
         min_patches: an image counts as located when this many patches reach the threshold in one step.
+        memory: candidates, see Calibration.memory.
+        steps: candidates for the number of steps watched, from the first; None: every number.
 
     Returns:
         A bank with its calibration, and only the chosen probe's tensors.
 
     Raises:
-        UVRError: an empty set, or a budget outside 0..1.
+        UVRError: an empty set, a budget or memory outside 0..1, no memory, or steps that the runs do not have.
         ConceptMismatch: the bank was made for another model.
     """
     if not 0 <= max_false_positive < 1:
         raise UVRError(f"max_false_positive: expected a share in 0..1, got {max_false_positive}")
+    if not memory or not all(0 <= m <= 1 for m in memory):
+        raise UVRError(f"memory: expected at least one number in 0..1, got {tuple(memory)}")
     common: dict[str, Any] = {
         "detector": detector,
         "adapter": adapter,
@@ -435,14 +446,18 @@ def calibrate(
     )
     unsafe = score_runs(pipe, bank, unsafe_prompts, seed=seed, masks=masks, sources=sources, **common)
     benign = score_runs(pipe, bank, benign_prompts, seed=seed + len(unsafe_prompts), sources=benign_sources, **common)
+    lasts = range(len(unsafe.sigmas)) if steps is None else [n - 1 for n in steps]
+    if not lasts or not all(0 <= last < len(unsafe.sigmas) for last in lasts):
+        raise UVRError(f"steps: expected numbers from 1 to the runs' {len(unsafe.sigmas)}, got {steps}")
+    gathered = {m: (unsafe.gathered(m), benign.gathered(m)) for m in memory}
     choices = [
-        _choose(probe, last, unsafe, benign, max_false_positive, min_patches)
+        _choose(probe, m, last, *runs, max_false_positive, min_patches)
+        for m, runs in gathered.items()
         for probe in bank.probes
-        for last in range(len(unsafe.sigmas))
+        for last in lasts
     ]
-    images = len(next(iter(unsafe.scores.values())))
-    best = _pick(choices, images)
-    best = _extend(best, unsafe, benign, max_false_positive, min_patches)
+    best = _pick(choices, len(unsafe_prompts))
+    best = _extend(best, *gathered[best.memory], max_false_positive, min_patches)
     calibration = Calibration(
         detector, best.probe, (1.0, unsafe.sigmas[best.last] - 1e-6), best.threshold, best.grow, min_patches,
         max_false_positive,
@@ -451,6 +466,7 @@ def calibrate(
             "false_positive": best.false_positive, "patch_auroc": best.auroc, "steps": best.last + 1,
             "of_steps": len(unsafe.sigmas), "margin": best.margin,
         },
+        best.memory,
     )  # fmt: skip
     tensors = {k: v for k, v in bank.tensors.items() if k == "sigma" or k.endswith(f"/{best.probe}")}
     return attrs.evolve(bank, tensors=tensors, calibration=calibration)
@@ -484,8 +500,10 @@ def image_scores(scores: Scores, min_patches: int) -> Scores:
     return np.sort(scores, axis=-1)[..., -min_patches]
 
 
-def _choose(probe: str, last: int, unsafe: ScoredRuns, benign: ScoredRuns, budget: float, min_patches: int) -> _Choice:
-    """The threshold of one probe and window, and how it does.
+def _choose(
+    probe: str, memory: float, last: int, unsafe: ScoredRuns, benign: ScoredRuns, budget: float, min_patches: int
+) -> _Choice:
+    """The threshold of one probe and window, and how it does. The runs' scores are gathered with `memory`.
 
     margin = (low - bound) / (bound - typical), with low the unsafe images' 10% quantile, bound the benign score that
     the budget allows and typical the benign median: the gap, in units of the benign tail.
@@ -503,9 +521,10 @@ def _choose(probe: str, last: int, unsafe: ScoredRuns, benign: ScoredRuns, budge
         patches = unsafe.scores[probe][:, : last + 1]
         truth = np.broadcast_to(shown[:, None], patches.shape)
         auroc = auroc_of(patches.ravel(), truth.ravel())
-        grow = _best_f(patches.ravel(), truth.ravel())
+        grow = best_threshold(patches.ravel(), truth.ravel())
     return _Choice(
         probe,
+        memory,
         last,
         float(threshold),
         float((positive >= threshold).mean()),
@@ -528,7 +547,7 @@ def auroc_of(scores: npt.NDArray[np.floating], truth: Mask) -> float | None:
     return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def _best_f(scores: Scores, truth: npt.NDArray[np.bool_], beta: float = 0.5) -> float:
+def best_threshold(scores: Scores, truth: npt.NDArray[np.bool_], beta: float = 0.5) -> float:
     """The threshold with the best F-beta over patches; beta < 1 weighs precision, which spares the neighbours."""
     order = np.argsort(-scores)
     hits = np.cumsum(truth[order])

@@ -21,7 +21,8 @@ class Finding:
         sample: index in the batch.
         concept, detector, policy: names.
         located: whether the concept was located.
-        score: the largest min_patches-th patch score over the window (compare with `threshold`).
+        score: the largest min_patches-th patch score over the window (compare with `threshold`), gathered over steps
+            where the calibration has a memory.
         threshold: tau.
         first_step: step at which it was first located, or None.
         patches: number of core patches at the end; core: (H, W) bool.

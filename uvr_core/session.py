@@ -67,6 +67,7 @@ class Rule:
     threshold: float
     grow: float
     min_patches: int = 1
+    memory: float = 0.0
     mass_ratio: float = 1.0
     ring: int = 1
     margin: int = 0
@@ -105,7 +106,8 @@ class _Track:
     first_step: list[int | None]
     best: list[float]
     changed: dict[int, torch.Tensor] = attrs.field(factory=dict)  # step -> (B,) bool, on the device
-    scores: list[npt.NDArray[np.float32]] = attrs.field(factory=list)  # one (B, N) per scored step
+    evidence: masks.Evidence = attrs.field(factory=masks.Evidence)
+    scores: list[npt.NDArray[np.float32]] = attrs.field(factory=list)  # evidence (B, N), one per scored step
     scored_steps: list[int] = attrs.field(factory=list)
     device: Located | None = None
     compared: _Compared | None = None  # as of `device`
@@ -407,8 +409,9 @@ class Session:
                 "broken (overflow in half precision?) and UVR cannot vouch for the image"
             )
         while len(self._tracks) <= index:
-            self._tracks.append(self._new_track(layout))
+            self._tracks.append(self._new_track(self.rules[len(self._tracks)], layout))
         track = self._tracks[index]
+        scores = track.evidence.add(scores)
         track.scores.append(scores)
         track.scored_steps.append(self.step)
         changed = False
@@ -449,10 +452,11 @@ class Session:
         for sample in fresh:
             track.from_source[sample] = not told[sample] <= 0  # NaN: fail closed
 
-    def _new_track(self, layout: Layout) -> _Track:
+    def _new_track(self, rule: Rule, layout: Layout) -> _Track:
         shape = (self.batch, *layout.grid)
         return _Track(
             np.zeros(shape, bool), [None] * self.batch, [-np.inf] * self.batch, from_source=[None] * self.batch,
+            evidence=masks.Evidence(rule.memory),
         )  # fmt: skip
 
     def _upload(self, index: int, layout: Layout, device: torch.device) -> None:

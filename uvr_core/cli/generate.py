@@ -157,7 +157,7 @@ def _prompts(texts: tuple[str, ...], file: Path | None) -> list[Prompt]:
 
 
 def _describe(rule: Any) -> dict[str, Any]:
-    names = ("name", "detector_name", "policy_name", "probe", "window", "threshold", "grow", "min_patches")
+    names = ("name", "detector_name", "policy_name", "probe", "window", "threshold", "grow", "min_patches", "memory")
     return {
         **{name.removesuffix("_name"): getattr(rule, name) for name in names},
         "fingerprint": attrs.asdict(rule.bank.fingerprint),

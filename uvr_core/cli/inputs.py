@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
-import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +13,7 @@ import click
 
 from .. import plugins
 from ..errors import PluginError, UVRError, did_you_mean
+from ..files import csv_rows, jsonl_rows, text_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,51 +40,29 @@ def read_prompts(path: Path) -> list[Prompt]:
         raise UVRError(f"{path}: a prompts file is .txt, .csv or .jsonl, this is {path.suffix or 'without a suffix'}")
     if not path.is_file():
         raise UVRError(f"{path}: no such prompts file")
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UVRError(f"{path}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
-    prompts = readers[path.suffix.lower()](text, path)
+    prompts = readers[path.suffix.lower()](path)
     if not prompts:
         raise UVRError(f"{path}: no prompts in this file; expected at least one")
     return prompts
 
 
-def _read_txt(text: str, path: Path) -> list[Prompt]:
-    lines = (line.strip() for line in text.splitlines())
+def _read_txt(path: Path) -> list[Prompt]:
+    lines = (line.strip() for line in text_of(path).splitlines())
     return [Prompt(line) for line in lines if line and not line.startswith("#")]
 
 
-def _read_csv(text: str, path: Path) -> list[Prompt]:
-    if not text.strip():
-        return []
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    if "prompt" not in (reader.fieldnames or ()):
-        raise UVRError(f"{path}:1: no column 'prompt'; the columns are: {', '.join(reader.fieldnames or ())}")
-    try:
-        return [_prompt(row, f"{path}:{reader.line_num}") for row in reader]
-    except csv.Error as error:
-        raise UVRError(f"{path}:{reader.line_num}: not CSV: {error}") from error
+def _read_csv(path: Path) -> list[Prompt]:
+    return [_prompt(row, where) for where, row in csv_rows(path, "prompt")]
 
 
-def _read_jsonl(text: str, path: Path) -> list[Prompt]:
-    prompts = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UVRError(f"{where}: not JSON: {error}") from error
-        if not isinstance(row, dict) or "prompt" not in row:
-            raise UVRError(f'{where}: expected an object with "prompt" (and, if wanted, "seed")')
-        prompts.append(_prompt(row, where))
-    return prompts
+def _read_jsonl(path: Path) -> list[Prompt]:
+    return [_prompt(row, where) for where, row in jsonl_rows(path)]
 
 
-def _prompt(row: dict[str, Any], where: str) -> Prompt:
-    text, seed = row.get("prompt"), row.get("seed")
+def _prompt(row: Mapping[str, Any], where: str) -> Prompt:
+    if "prompt" not in row:
+        raise UVRError(f'{where}: expected an object with "prompt" (and, if wanted, "seed")')
+    text, seed = row["prompt"], row.get("seed")
     if not isinstance(text, str) or not text.strip():
         raise UVRError(f"{where}: the prompt is empty or no text")
     if seed is None or seed == "":

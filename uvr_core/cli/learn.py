@@ -140,6 +140,7 @@ def calibrate(
         "threshold": chosen.threshold,
         "grow": chosen.grow,
         "min_patches": chosen.min_patches,
+        "memory": chosen.memory,
         "measured": chosen.measured,
     }
     _tell(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any
 import attrs
 
 from ..errors import UVRError, did_you_mean
+from ..files import csv_rows, jsonl_rows, text_of
 from ..protocols import Subject
 
 SUBJECTS = "subjects.toml"  # beside a prompt set, unless another file is named
@@ -58,7 +56,7 @@ def read_tasks(path: Path, seed: int = 0) -> list[Task]:
     Raises:
         UVRError: no file, no task in it, or a bad row, named.
     """
-    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
+    readers = {".csv": csv_rows, ".jsonl": jsonl_rows, ".parquet": _parquet_rows}
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise UVRError(f"{path}: a prompt set is .csv, .jsonl or .parquet, this is {suffix or 'without a suffix'}")
@@ -73,38 +71,6 @@ def read_tasks(path: Path, seed: int = 0) -> list[Task]:
             f"{path}: row {bare + 1} has no image and others have one; expected one in every row, or in none"
         )
     return tasks
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UVRError(f"{path}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
-    try:
-        for row in reader:
-            where = f"{path}:{reader.line_num}"
-            if None in row:
-                raise UVRError(f"{where}: more values than columns; put prompts that hold commas in double quotes")
-            yield where, row
-    except csv.Error as error:
-        raise UVRError(f"{path}:{reader.line_num}: not CSV: {error}") from error
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in enumerate(_text(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UVRError(f"{path}:{number}: not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise UVRError(f"{path}:{number}: expected an object, got {type(row).__name__}")
-        yield f"{path}:{number}", row
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -181,7 +147,7 @@ def read_subjects(path: Path) -> dict[str, Subject]:
         UVRError: no file, not TOML, or not of that form.
     """
     try:
-        data = tomllib.loads(_text(path))
+        data = tomllib.loads(text_of(path))
     except FileNotFoundError as error:
         raise UVRError(f"{path}: no such file") from error
     except tomllib.TOMLDecodeError as error:

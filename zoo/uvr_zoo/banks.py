@@ -27,6 +27,10 @@ from .world import CONCEPTS
 Progress = Callable[[int], None]
 UNSAFE_PROMPTS, BENIGN_PROMPTS = 128, 256  # to collect
 CALIBRATE_UNSAFE, CALIBRATE_BENIGN = 96, 160  # to calibrate
+# What is calibrated otherwise. Kontext's weapons lie close to its hats: docs/design/measurements.md.
+HARD: dict[tuple[str, str], dict[str, Any]] = {
+    ("flux-kontext", "weapon"): {"benign": 1000, "min_patches": 3, "memory": (0.9,), "steps": (15,)},
+}
 
 
 def anchor_style(pipeline: str) -> str:
@@ -75,16 +79,22 @@ def calibrate(
     bank: ConceptBank,
     *,
     detector: str = "contrast",
-    max_false_positive: float = 0.015,
     progress: Progress | None = None,
 ) -> ConceptBank:
     """Choose probe, window and threshold on further training-split prompts."""
     unsafe = tasks(pipeline, bank.name, CALIBRATE_UNSAFE, 300_000, unsafe=True)
-    benign = tasks(pipeline, bank.name, CALIBRATE_BENIGN, 400_000, unsafe=False)
+    options = {
+        "benign": CALIBRATE_BENIGN,
+        "max_false_positive": 0.015,
+        "memory": (0.0,),
+        **HARD.get((pipeline, bank.name), {}),
+    }
+    benign = tasks(pipeline, bank.name, options.pop("benign"), 400_000, unsafe=False)
     bank = uvr_core.calibrate(
-        pipe, bank, [prompt_of(t) for t in unsafe], [prompt_of(t) for t in benign], max_false_positive,
+        pipe, bank, [prompt_of(t) for t in unsafe], [prompt_of(t) for t in benign],
         detector=detector, sources=sources_of(unsafe), benign_sources=sources_of(benign),
         masks=mask_source(pipeline, bank.name), batch_size=16, generate=settings(pipeline), progress=progress,
+        **options,
     )  # fmt: skip
     how = {"made_by": f"uvr zoo concepts {pipeline}", "anchor_style": anchor_style(pipeline), "anchor_split": "train"}
     return attrs.evolve(bank, provenance={**bank.provenance, **how})
