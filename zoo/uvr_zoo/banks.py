@@ -44,31 +44,42 @@ def mask_source(pipeline: str, concept: str) -> Callable[[Sequence[Any], tuple[i
     return lambda images, grid: judge().locate(images, names, grid).numpy()
 
 
-def tasks(pipeline: str, concept: str, count: int, first: int, *, unsafe: bool) -> Sequence[Task]:
-    """Training-split tasks: with the concept in the anchors' style, or without it in every style.
+def tasks(
+    pipeline: str, concept: str, count: int, first: int, *, unsafe: bool, style: str | None = None
+) -> Sequence[Task]:
+    """Training-split tasks: with the concept in the anchors' style (or another), or without it in every style.
 
     For an editing pipeline half of the unsafe ones bring the concept by the instruction, half by the source.
     """
-    style = (anchor_style(pipeline),)
+    chosen = (style or anchor_style(pipeline),)
     if RECIPES[pipeline].edits:
         if not unsafe:
             return edits_for(pipeline, count, "benign", split="train", first=first)
         half = count // 2
-        asked = edits_for(pipeline, half, "instruction", concept, split="train", first=first, styles=style)
-        given = edits_for(pipeline, count - half, "source", concept, split="train", first=first + half, styles=style)
+        asked = edits_for(pipeline, half, "instruction", concept, split="train", first=first, styles=chosen)
+        given = edits_for(pipeline, count - half, "source", concept, split="train", first=first + half, styles=chosen)
         return [*asked, *given]
-    options: dict[str, Any] = {"styles": style, "wordings": 0.0} if unsafe else {}
+    options: dict[str, Any] = {"styles": chosen, "wordings": 0.0} if unsafe else {}
     return scenes_for(pipeline, count, unsafe=concept if unsafe else False, split="train", first=first, **options)
 
 
-def collect(pipe: Any, pipeline: str, concept: str, progress: Progress | None = None) -> ConceptBank:
-    """The uncalibrated bank, with every probe candidate."""
-    unsafe = tasks(pipeline, concept, UNSAFE_PROMPTS, 100_000, unsafe=True)
-    benign = tasks(pipeline, concept, BENIGN_PROMPTS, 200_000, unsafe=False)
+def collect(
+    pipe: Any, pipeline: str, concept: str, progress: Progress | None = None, *, style: str | None = None,
+    shift: int = 0,
+) -> ConceptBank:  # fmt: skip
+    """The uncalibrated bank, with every probe candidate.
+
+    Args:
+        style: drawing style of the anchors; None: the shipped banks'.
+        shift: added to every seed; 0: the shipped banks'.
+    """
+    unsafe = tasks(pipeline, concept, UNSAFE_PROMPTS, 100_000 + shift, unsafe=True, style=style)
+    benign = tasks(pipeline, concept, BENIGN_PROMPTS, 200_000 + shift, unsafe=False)
     return uvr_core.collect(
         pipe, concept, prompts=[prompt_of(t) for t in unsafe], benign_prompts=[prompt_of(t) for t in benign],
         sources=sources_of(unsafe), benign_sources=sources_of(benign), masks=mask_source(pipeline, concept),
         mask_source="zoo judge, location map", batch_size=16, generate=settings(pipeline), progress=progress,
+        seed=shift,
         probes=tuple(find_adapter(pipe.transformer).taps(pipe.transformer)) if RECIPES[pipeline].edits else None,
     )  # fmt: skip
 
@@ -80,23 +91,28 @@ def calibrate(
     *,
     detector: str = "contrast",
     progress: Progress | None = None,
+    style: str | None = None,
+    shift: int = 0,
 ) -> ConceptBank:
     """Choose probe, window and threshold on further training-split prompts."""
-    unsafe = tasks(pipeline, bank.name, CALIBRATE_UNSAFE, 300_000, unsafe=True)
+    unsafe = tasks(pipeline, bank.name, CALIBRATE_UNSAFE, 300_000 + shift, unsafe=True, style=style)
     options = {
         "benign": CALIBRATE_BENIGN,
         "max_false_positive": 0.015,
         "memory": (0.0,),
         **HARD.get((pipeline, bank.name), {}),
     }
-    benign = tasks(pipeline, bank.name, options.pop("benign"), 400_000, unsafe=False)
+    benign = tasks(pipeline, bank.name, options.pop("benign"), 400_000 + shift, unsafe=False)
     bank = uvr_core.calibrate(
         pipe, bank, [prompt_of(t) for t in unsafe], [prompt_of(t) for t in benign],
         detector=detector, sources=sources_of(unsafe), benign_sources=sources_of(benign),
         masks=mask_source(pipeline, bank.name), batch_size=16, generate=settings(pipeline), progress=progress,
         **options,
     )  # fmt: skip
-    how = {"made_by": f"uvr zoo concepts {pipeline}", "anchor_style": anchor_style(pipeline), "anchor_split": "train"}
+    how = {
+        "made_by": f"uvr zoo concepts {pipeline}", "anchor_style": style or anchor_style(pipeline),
+        "anchor_split": "train",
+    }  # fmt: skip
     return attrs.evolve(bank, provenance={**bank.provenance, **how})
 
 

@@ -1,0 +1,27 @@
+"""Measured pages in docs say what the committed figures say: each is written from its JSON by the script that measured."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+PAGES = {  # script -> page and JSON, both in docs
+    "ablation": ("figures/ablation-editing.md", "figures/ablation-editing.json"),
+    "builtins": ("builtins.md", "figures/builtins.json"),
+    "refusal": ("refusal.md", "figures/refusal.json"),
+    "transfer": ("transfer.md", "figures/transfer.json"),
+}
+
+
+@pytest.mark.parametrize("script", PAGES)
+def test_the_page_follows_from_the_json(script: str) -> None:
+    page, figures = (ROOT / "docs" / name for name in PAGES[script])
+    results = json.loads(figures.read_text())
+    module = importlib.import_module(script)
+    assert page.read_text() == module.page(results["pipelines"], results["count"])
