@@ -610,7 +610,8 @@ def make_rule(
     grow = calibration.grow if same and calibration and calibration.grow is not None else threshold
     return Rule(
         bank, det, pol, det_name, pol_name, probe, window, threshold, grow,
-        calibration.min_patches if same and calibration else 1, calibration.memory if same and calibration else 0.0,
+        min_patches=calibration.min_patches if same and calibration else 1,
+        memory=calibration.memory if same and calibration else 0.0,
         mass_ratio=getattr(pol, "mass_ratio", 1.0), ring=getattr(pol, "ring", 1), margin=getattr(pol, "margin", 0),
     )  # fmt: skip
 

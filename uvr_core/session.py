@@ -66,11 +66,11 @@ class Rule:
     window: tuple[float, float]
     threshold: float
     grow: float
-    min_patches: int = 1
-    memory: float = 0.0
-    mass_ratio: float = 1.0
-    ring: int = 1
-    margin: int = 0
+    min_patches: int = attrs.field(default=1, kw_only=True)
+    memory: float = attrs.field(default=0.0, kw_only=True)
+    mass_ratio: float = attrs.field(default=1.0, kw_only=True)
+    ring: int = attrs.field(default=1, kw_only=True)
+    margin: int = attrs.field(default=0, kw_only=True)
 
     @property
     def name(self) -> str:

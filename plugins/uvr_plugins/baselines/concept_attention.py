@@ -149,8 +149,8 @@ def _state(
         Rule(
             ConceptBank(subject.name, model, {}), _Map(found), policy, "concept-attention",
             getattr(policy, "name", type(policy).__name__), first, (1.0, 0.0), method.threshold, method.threshold,
-            method.min_patches, getattr(policy, "mass_ratio", 1.0), getattr(policy, "ring", 1),
-            getattr(policy, "margin", 0),
+            min_patches=method.min_patches, mass_ratio=getattr(policy, "mass_ratio", 1.0),
+            ring=getattr(policy, "ring", 1), margin=getattr(policy, "margin", 0),
         )
         for subject, found in zip(request.subjects, maps, strict=True)
     ]  # fmt: skip
