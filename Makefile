@@ -19,7 +19,9 @@ OLDEST       := .venv-oldest
 OLDEST_TESTS := $(patsubst %,tests/test_%.py,editing engine integration published_sizes situations zoo)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-oldest lint types format wheel clean distclean
+# torchao is noisy on import, so that it stays out of the environment whose output the tests read.
+INT8 := .venv/int8
+.PHONY: help env demo test test-oldest test-int8 lint types format wheel clean distclean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +33,10 @@ demo: $(STAMP)  ## regulated and unregulated pictures, a table, a contact sheet,
 
 test: lint types  ## everything CI checks
 	$(BIN)/python -m pytest -q -m "not bench" --timeout $(TIMEOUT)
+
+test-int8: $(STAMP)  ## the situations that need torchao
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(INT8) "torchao>=0.18"
+	PYTHONPATH=$(INT8) $(BIN)/python -m pytest -q --timeout $(TIMEOUT) tests/test_situations.py -k torchao
 
 test-oldest: $(OLDEST)/.stamp  ## the tests that meet diffusers, beside the oldest releases that UVR supports
 	$(OLDEST)/bin/python -m pytest -q -m "not bench and not wheel" --timeout $(TIMEOUT) $(OLDEST_TESTS)

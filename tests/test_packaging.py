@@ -220,7 +220,7 @@ def test_the_examples_ask_for_no_other_diffusers():
 
 def test_ci_runs_the_newest_and_the_oldest():
     commands = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("make")]
-    assert commands == ["make test", "make test-oldest"]
+    assert commands == ["make test", "make test-int8", "make test-oldest"]
     recipe = run("make", "-n", "test-oldest", "OLDEST=.venv-none", cwd=ROOT)
     assert "--constraint downstream/oldest.txt" in recipe
     named = re.findall(r"tests/test_\w+\.py", recipe)

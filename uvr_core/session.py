@@ -79,22 +79,27 @@ class Rule:
 
 @attrs.frozen(eq=False)
 class _Compared:
-    """The patches on which a flow contrast is measured, and on which side of it they are, (B, R) bool."""
+    """The patches on which a flow contrast is measured, and on which side of it they are, (B, R) bool.
 
-    rows: flow.Rows
+    `rows` is None where all N patches stand, for grids so small that none is left out.
+    """
+
+    rows: flow.Rows | None
     core: torch.Tensor
     rest: torch.Tensor
 
     @classmethod
     def of(cls, core: masks.Mask, ring: masks.Mask, device: torch.device) -> _Compared:
         """From the masks (B, H, W) of the located patches and of the ring around them."""
-        sides = [
-            np.stack([masks.thinned(sample, count) for sample in side]).reshape(len(side), -1)
-            for side, count in zip((core, ~(core | ring)), _COMPARED, strict=True)
+        whole = (core, ~(core | ring))
+        some = [
+            np.stack([masks.thinned(sample, count) for sample in side])
+            for side, count in zip(whole, _COMPARED, strict=True)
         ]
-        counts = (sides[0] | sides[1]).sum(1).tolist()
-        here, rest = (torch.from_numpy(side).to(device) for side in sides)
-        rows = flow.rows_of(here | rest, counts)
+        here, rest = (torch.from_numpy(side.reshape(len(side), -1)).to(device) for side in some)
+        if all(np.array_equal(a, b) for a, b in zip(whole, some, strict=True)):
+            return cls(None, here, rest)
+        rows = flow.rows_of(here | rest, (some[0] | some[1]).sum((1, 2)).tolist())
         return cls(rows, here.gather(1, rows.index) & rows.valid, rest.gather(1, rows.index) & rows.valid)
 
 
@@ -571,9 +576,13 @@ class Session:
         key, _ = _grouped(call)
         mask = None if call.attn_mask is None else flow._mask4(call.attn_mask, call.query, key)
         if mask is not None and mask.shape[2] > 1:
-            mask = flow._mask_rows(mask[:, :, span], compared.rows.index)
+            mask = mask[:, :, span]
+        query = call.query[:, :, span]
+        if compared.rows is not None:
+            query = flow.take_rows(query, compared.rows)
+            mask = None if mask is None else flow._mask_rows(mask, compared.rows.index)
         return flow.token_contrast(
-            flow.take_rows(call.query[:, :, span], compared.rows), key, compared.core, compared.rest, chosen,
+            query, key, compared.core, compared.rest, chosen,
             key_counts=[keys - layout.output] * len(chosen), attn_mask=mask, scale=call.scale,
         )  # fmt: skip
 

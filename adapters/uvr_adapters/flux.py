@@ -34,7 +34,5 @@ FLUX = Adapter(
     time=sigma,
     image_at="end",
     guidance="two_pass",
-    pipelines=(
-        "FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxKontextPipeline", "FluxControlNetPipeline",
-    ),
-)  # fmt: skip
+    pipelines=("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxKontextPipeline"),
+)

@@ -40,7 +40,6 @@ QWEN_IMAGE = Adapter(
     guidance="two_pass",
     pipelines=(
         "QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline", "QwenImageEditPipeline",
-        "QwenImageEditPlusPipeline", "QwenImageEditInpaintPipeline", "QwenImageControlNetPipeline",
-        "QwenImageControlNetInpaintPipeline",
+        "QwenImageEditPlusPipeline", "QwenImageEditInpaintPipeline",
     ),
 )  # fmt: skip

@@ -31,8 +31,5 @@ SD3 = Adapter(
     time=sigma,
     image_at="start",
     guidance="batched:uc",
-    pipelines=(
-        "StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline",
-        "StableDiffusion3ControlNetPipeline",
-    ),
-)  # fmt: skip
+    pipelines=("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"),
+)
