@@ -21,15 +21,23 @@ OLDEST_TESTS := $(patsubst %,tests/test_%.py,editing engine integration publishe
 .DEFAULT_GOAL := help
 # torchao is noisy on import, so that it stays out of the environment whose output the tests read.
 INT8 := .venv/int8
-.PHONY: help env demo test test-oldest test-int8 lint types format wheel clean distclean
+.PHONY: help env demo figures test test-oldest test-int8 lint types format wheel clean distclean
 
 help:  ## list the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 env: $(STAMP)  ## .venv with everything, CPU torch first
 
 demo: $(STAMP)  ## regulated and unregulated pictures, a table, a contact sheet, in out/demo
 	$(BIN)/uvr demo --out out/demo
+
+figures: $(STAMP)  ## every figure in docs, measured anew: two hours on two cores with nothing else running
+	$(BIN)/uvr demo --out out/demo
+	cp out/demo/results.json docs/figures/demo-five.json
+	$(BIN)/python benchmarks/ablation.py --out docs/figures
+	for name in builtins flows refusal transfer results "robustness --again" performance; do \
+	  set -- $$name; script=$$1; shift; $(BIN)/python benchmarks/$$script.py --out docs $$@ || exit 1; \
+	done
 
 test: lint types  ## everything CI checks
 	$(BIN)/python -m pytest -q -m "not bench" --timeout $(TIMEOUT)
