@@ -84,6 +84,12 @@ def collect(
     )  # fmt: skip
 
 
+def options_of(pipeline: str, concept: str) -> dict[str, Any]:
+    """How a bank is calibrated: `benign` tasks, and keyword arguments of `uvr_core.calibrate`."""
+    usual = {"benign": CALIBRATE_BENIGN, "max_false_positive": 0.015, "memory": (0.0,)}
+    return {**usual, **HARD.get((pipeline, concept), {})}
+
+
 def calibrate(
     pipe: Any,
     pipeline: str,
@@ -96,12 +102,7 @@ def calibrate(
 ) -> ConceptBank:
     """Choose probe, window and threshold on further training-split prompts."""
     unsafe = tasks(pipeline, bank.name, CALIBRATE_UNSAFE, 300_000 + shift, unsafe=True, style=style)
-    options = {
-        "benign": CALIBRATE_BENIGN,
-        "max_false_positive": 0.015,
-        "memory": (0.0,),
-        **HARD.get((pipeline, bank.name), {}),
-    }
+    options = options_of(pipeline, bank.name)
     benign = tasks(pipeline, bank.name, options.pop("benign"), 400_000 + shift, unsafe=False)
     bank = uvr_core.calibrate(
         pipe, bank, [prompt_of(t) for t in unsafe], [prompt_of(t) for t in benign],

@@ -264,15 +264,15 @@ def concepts(name: str, chosen: tuple[str, ...], out: Path, raw: bool) -> None:
     outputs.check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     pipe = load(recipe.name)
-    per_bank = banks.UNSAFE_PROMPTS + banks.BENIGN_PROMPTS + banks.CALIBRATE_UNSAFE + banks.CALIBRATE_BENIGN
+    usual = banks.UNSAFE_PROMPTS + banks.BENIGN_PROMPTS + banks.CALIBRATE_UNSAFE
     with outputs.stages() as progress:
         for concept in chosen:
-            done = 0
+            done, total = 0, usual + banks.options_of(name, concept)["benign"]
 
-            def tick(images: int, concept: str = concept) -> None:
+            def tick(images: int, concept: str = concept, total: int = total) -> None:
                 nonlocal done
                 done += images
-                progress(f"{name}, {concept}", done, per_bank)
+                progress(f"{name}, {concept}", done, total)
 
             bank = banks.collect(pipe, name, concept, progress=tick)
             if raw:
