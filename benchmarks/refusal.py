@@ -26,6 +26,7 @@ from uvr_zoo.experiment import generate, settings
 FIRST_SEED = 840_000
 TIMED = 8  # single images per case
 EARLY = 0.15  # of the steps: the bar
+SOON = (1, 2, 3)  # steps in which Refuse(steps=) refuses; the encoders come on top
 FIGURE = Path("figures/refusal.png")
 
 
@@ -38,26 +39,27 @@ def first_steps(pipe: Any, name: str, concept: str, tasks: Any) -> list[int | No
     return [finding.first_step for finding in made.findings()]
 
 
-def cost(pipe: Any, name: str, concept: str, tasks: Any) -> list[float]:
-    """Seconds of a refused single image over its stock generation; not located: left out."""
+def cost(pipe: Any, name: str, concept: str, tasks: Any) -> list[tuple[int, float]]:
+    """(step of refusal, seconds of the refused single image over its stock generation); not located: left out."""
     bank, options, ratios = uvr_zoo.concepts(name, concept), settings(name), []
     for index, task in enumerate(tasks):
-        seconds = []
+        seconds, step = [], None
         for policy in (None, "refuse"):
             attached = None if policy is None else uvr_core.attach(pipe, concepts=bank, policy=policy)
             start = time.perf_counter()
             try:
                 generate(pipe, [task], options, seed=50_000 + index)
-            except uvr_core.UnsafeContent:
+            except uvr_core.UnsafeContent as error:
                 seconds.append(time.perf_counter() - start)
+                step = error.step
             else:
                 if policy is None:
                     seconds.append(time.perf_counter() - start)
             finally:
                 if attached is not None:
                     attached.detach()
-        if len(seconds) == 2:
-            ratios.append(seconds[1] / seconds[0])
+        if step is not None:
+            ratios.append((step, seconds[1] / seconds[0]))
     return ratios
 
 
@@ -71,11 +73,13 @@ def measure(count: int) -> dict[str, Any]:
         for case in cases(name):
             tasks = unsafe_tasks(name, case, count, FIRST_SEED)
             found = first_steps(pipe, name, case.concept, tasks)
-            ratios = cost(pipe, name, case.concept, tasks[:TIMED])
+            timed = cost(pipe, name, case.concept, tasks[:TIMED])
+            ratios = [ratio for _, ratio in timed]
             calibration = uvr_zoo.concepts(name, case.concept).calibration
             table.setdefault(name, {})[case.title] = {
                 "steps": steps, "first_step": found, "false_first_step": false[case.concept],
                 "window": list(calibration.window), "budget": calibration.max_false_positive, "cost": ratios,
+                "refused_at": [step for step, _ in timed],
             }  # fmt: skip
             print(name, case.title, by_step(found, steps)[:4], [round(r, 3) for r in ratios], flush=True)
     return table
@@ -107,7 +111,7 @@ def page(table: Mapping[str, Any], count: int) -> str:
         for case, row in rows.items():
             counts, total = by_step(row["first_step"], row["steps"]), len(row["first_step"])
             shares = share_of_cost(row)
-            early = counts[int(EARLY * row["steps"]) - 1]
+            soon = counts[int(EARLY * row["steps"]) - 1]
             mean = f"{100 * statistics.mean(shares):.0f}%" if shares else "–"
             took = (
                 f"{statistics.median(row['cost']):.2f} ({min(row['cost']):.2f}–{max(row['cost']):.2f})"
@@ -116,15 +120,32 @@ def page(table: Mapping[str, Any], count: int) -> str:
             )
             false = rate(sum(f is not None for f in row["false_first_step"]), len(row["false_first_step"]))
             lines.append(
-                f"| {name} | {case} | {_cell(rate(counts[-1], total))} | {counts[0]} | {early} | {mean} | {took} | "
+                f"| {name} | {case} | {_cell(rate(counts[-1], total))} | {counts[0]} | {soon} | {mean} | {took} | "
                 f"{_cell(false)} |"
             )
-    costs = [ratio for rows in table.values() for row in rows.values() for ratio in row["cost"]]
-    over = sum(ratio > EARLY for ratio in costs)
-    lines += [
-        "", f"Of {len(costs)} refused single images that were timed, {over} cost more than {EARLY:.0%} of their stock "
-        f"generation (median {statistics.median(costs):.2f}).",
+    timed = [
+        (step, ratio) for rows in table.values() for row in rows.values()
+        for step, ratio in zip(row["refused_at"], row["cost"], strict=True)
     ]  # fmt: skip
+    costs = [ratio for _, ratio in timed]
+    lines += [
+        "", f"Of {len(costs)} refused single images that were timed, {sum(c > EARLY for c in costs)} cost more than "
+        f"{EARLY:.0%} of their stock generation (median {statistics.median(costs):.2f}, mean "
+        f"{statistics.mean(costs):.2f}).", "",
+        "`Refuse(steps=N, then=Selective())` refuses in the first N steps alone and regulates what is located later. From "
+        "the same runs:", "",
+        f"| N | refused | of those timed, over {EARLY:.0%} | the dearest | handed on |",
+        "|---" * 5 + "|",
+    ]  # fmt: skip
+    cases = [(f"{name} {case}", row["first_step"]) for name, rows in table.items() for case, row in rows.items()]
+    for soon in SOON:
+        early = [ratio for step, ratio in timed if step < soon]
+        late = {title: sum(first is not None and first >= soon for first in found) for title, found in cases}
+        refused = sum(first is not None and first < soon for _, found in cases for first in found)
+        handed = "; ".join(f"{title} {number}" for title, number in late.items() if number) or "nothing"
+        lines.append(
+            f"| {soon} | {refused} | {sum(c > EARLY for c in early)}/{len(early)} | {max(early):.2f} | {handed} |"
+        )
     return "\n".join(lines) + "\n"
 
 

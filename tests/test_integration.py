@@ -332,6 +332,27 @@ def test_refused_images_are_replaced_in_every_kind_of_result(tiny: Callable[[str
 
 
 @pytest.mark.usefixtures("still_stock")
+@pytest.mark.parametrize("name", ["flux", "sd3"])
+def test_what_is_located_after_the_steps_of_refusal_is_regulated(tiny: Callable[[str], Tiny], name: str) -> None:
+    """Image 0 is located in the first step and refused, image 1 in the second and regulated as `then` says."""
+    from uvr_plugins.policies import Block, Refuse
+
+    model, masks = tiny(name), masks_of(1, 1, 0)
+    stock = model.stock((0, 1, 2), False)
+    with uvr_core.attach(model.pipe, concepts=model.bank(), detector=Later(masks), policy=Block()):
+        blocked = model.run()
+    with uvr_core.attach(
+        model.pipe, concepts=model.bank(), detector=Later(masks), policy=Refuse(steps=1, then=Block())
+    ) as reg:
+        images = model.run()
+        assert reg.report.refused == (0,)
+    assert images[0] is None
+    assert np.array_equal(images[1], blocked[1])
+    assert not np.array_equal(images[1], stock[1])
+    assert np.array_equal(images[2], stock[2])
+
+
+@pytest.mark.usefixtures("still_stock")
 @pytest.mark.parametrize("name", ["flux"])
 def test_a_bare_transformer_cannot_keep_an_image_back(tiny: Callable[[str], Tiny], name: str) -> None:
     model = tiny(name)

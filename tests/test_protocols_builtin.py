@@ -241,6 +241,26 @@ def test_refuse_names_concept_images_and_step() -> None:
     assert (caught.value.concept, caught.value.samples, caught.value.step) == ("weapon", (0, 2), 4)
 
 
+def test_refuse_hands_on_what_is_located_later() -> None:
+    policy = Refuse(steps=4, then=Uvr(ring=2, margin=1))
+    assert (policy.ring, policy.margin, policy.mass_ratio) == (2, 1, 1.0)
+    assert Refuse(steps=1, then=Redirect()).needs_unconditional
+    assert not hasattr(Refuse(), "ring")
+    early, late = (attrs.evolve(located(), step=step) for step in (3, 4))
+    with pytest.raises(UnsafeContent):
+        policy.edit(early, info())
+    edit, want = policy.edit(late, info()), Uvr(ring=2, margin=1).edit(late, info())
+    assert edit is not None
+    assert want is not None
+    assert (edit.table, edit.row_class.tolist()) == (want.table, want.row_class.tolist())
+
+
+@pytest.mark.parametrize("options", [{"steps": 3}, {"then": Uvr()}])
+def test_refuse_leaves_nothing_unregulated(options: dict[str, Any]) -> None:
+    with pytest.raises(UVRError, match="give steps and then together"):
+        Refuse(**options)
+
+
 def test_observe_changes_nothing() -> None:
     assert Observe().edit(located(), info()) is None
 
@@ -249,7 +269,8 @@ def test_observe_changes_nothing() -> None:
     ("policy", "options"),
     [(Uvr, {"strong": -0.1}), (Uvr, {"mild": 1.1}), (Uvr, {"boost": 0.9}), (Uvr, {"alpha": 2.0}),
      (UvrReleased, {"keep": -1.0}), (Noise, {"alpha": 1.5}), (Noise, {"noise": "loud"}), (Noise, {"startup": -1.0}),
-     (Project, {"strength": -0.1}), (Selective, {"strong": 2.0}), (Selective, {"contrast": 0.0})],
+     (Project, {"strength": -0.1}), (Selective, {"strong": 2.0}), (Selective, {"contrast": 0.0}),
+     (Refuse, {"steps": 0})],
 )  # fmt: skip
 def test_values_out_of_range_are_refused(policy: Any, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):

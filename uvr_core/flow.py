@@ -124,6 +124,8 @@ def take_rows(x: Tensor, rows: Rows) -> Tensor:
     """
     if x.dim() != 4 or x.shape[0] != rows.index.shape[0]:
         raise ValueError(f"x: expected ({rows.index.shape[0]}, H, Sq, D) for these rows, got {_is(x)}")
+    if len(rows.index) == 1:  # whole rows are copied; gather copies number by number
+        return x.index_select(2, rows.index[0])
     return x.gather(2, rows.index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
 
@@ -171,8 +173,10 @@ def write_rows(
         _shape("alpha", alpha, (batch, rows.width))
         _shape("noise", noise, tuple(new.shape))
         new = _blend(new, noise, alpha[:, None, :, None])
-    write = out.scatter_ if in_place else out.scatter
     new = new.to(out.dtype)
+    if batch == 1 and not rows.padded:
+        return (out.index_copy_ if in_place else out.index_copy)(2, rows.index[0], new)
+    write = out.scatter_ if in_place else out.scatter
     if not rows.padded:
         return write(2, rows.index[:, None, :, None].expand(-1, heads, -1, size), new)
     # Padding slots become copies of the sample's first valid slot: several equal writes to one place are

@@ -276,7 +276,7 @@ class Session:
 
     def _watch(self, edited: torch.Tensor) -> None:
         """Note on the device whether what an edit gave is finite."""
-        finite = torch.isfinite(edited).all()
+        finite = torch.stack(torch.aminmax(edited)).isfinite().all()  # NaN in one is NaN in both
         self._finite = finite if self._finite is None else self._finite & finite
 
     @property
@@ -630,7 +630,7 @@ class Session:
             noise = flow.matched_noise(new, rows, self._noise_generators(len(full)), **stats)
             blend, meant = {"alpha": alpha, "noise": noise}, meant | (alpha > 0)
         written = flow.write_rows(output, new, rows, in_place=in_place, **blend)
-        after = flow.take_rows(written, rows)
+        after = flow.take_rows(written, rows) if blend or rows.padded else new
         self._watch(after)
         return written, (meant & rows.valid & _differ(after, old)).any(1)
 
