@@ -33,7 +33,7 @@ demo: $(STAMP)  ## regulated and unregulated pictures, a table, a contact sheet,
 
 figures: $(STAMP)  ## every figure in docs, measured anew: two hours on two cores with nothing else running
 	$(BIN)/uvr demo --out out/demo
-	cp out/demo/results.json docs/figures/demo-five.json
+	$(BIN)/python benchmarks/demo.py out/demo --out docs/figures
 	$(BIN)/python benchmarks/ablation.py --out docs/figures
 	for name in builtins flows refusal transfer results "robustness --again" performance; do \
 	  set -- $$name; script=$$1; shift; $(BIN)/python benchmarks/$$script.py --out docs $$@ || exit 1; \
