@@ -180,6 +180,24 @@ def test_write_rows_changes_valid_rows_only(dtype: torch.dtype, blend: bool) -> 
                 assert torch.equal(got[i, :, at], want.to(dtype))
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_sample_alone_is_taken_and_written_as_in_a_batch(dtype: torch.dtype, in_place: bool) -> None:
+    out = torch.randn(3, 9, 2, 8, generator=generator(0)).to(dtype).transpose(1, 2)
+    mask = row_masks(3, 9)
+    both = flow.rows_of(mask)
+    new = torch.randn(3, 2, both.width, 8, generator=generator(1)).to(dtype)
+    taken = flow.take_rows(out, both)
+    written = flow.write_rows(out.clone(), new, both, in_place=in_place)
+    assert not torch.equal(written, out)
+    for i, count in enumerate(both.counts):
+        rows, alone = flow.rows_of(mask[i : i + 1]), out[i : i + 1].clone()
+        assert torch.equal(flow.take_rows(alone, rows)[0], taken[i, :, :count])
+        got = flow.write_rows(alone, new[i : i + 1, :, :count], rows, in_place=in_place)
+        assert torch.equal(got[0], written[i])
+        assert (got is alone) == (in_place or count == 0)
+
+
 def test_write_rows_without_rows_returns_the_same_object() -> None:
     out = torch.randn(2, 3, 5, 4)
     rows = flow.rows_of(torch.zeros(2, 5, dtype=torch.bool))
