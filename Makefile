@@ -31,7 +31,7 @@ env: $(STAMP)  ## .venv with everything, CPU torch first
 demo: $(STAMP)  ## regulated and unregulated pictures, a table, a contact sheet, in out/demo
 	$(BIN)/uvr demo --out out/demo
 
-figures: $(STAMP)  ## every figure in docs, measured anew: two hours on two cores with nothing else running
+figures: $(STAMP)  ## every figure in docs, measured anew: an hour and a half on two cores with nothing else running
 	$(BIN)/uvr demo --out out/demo
 	$(BIN)/python benchmarks/demo.py out/demo --out docs/figures
 	$(BIN)/python benchmarks/ablation.py --out docs/figures
