@@ -19,7 +19,7 @@ OLDEST       := .venv-oldest
 OLDEST_TESTS := $(patsubst %,tests/test_%.py,editing engine integration published_sizes situations zoo)
 
 .DEFAULT_GOAL := help
-# torchao is noisy on import, so that it stays out of the environment whose output the tests read.
+# torchao prints on import, so it stays out of the environment whose output the tests read.
 INT8 := .venv/int8
 .PHONY: help env demo figures test test-oldest test-int8 lint types format wheel clean distclean
 
@@ -31,8 +31,7 @@ env: $(STAMP)  ## .venv with everything, CPU torch first
 demo: $(STAMP)  ## regulated and unregulated pictures, a table, a contact sheet, in out/demo
 	$(BIN)/uvr demo --out out/demo
 
-figures: $(STAMP)  ## every figure in docs, measured anew: an hour and a half on two cores with nothing else running
-	$(BIN)/uvr demo --out out/demo
+figures: demo  ## every figure in docs, measured anew: an hour and a half on two cores with nothing else running
 	$(BIN)/python benchmarks/demo.py out/demo --out docs/figures
 	$(BIN)/python benchmarks/ablation.py --out docs/figures
 	for name in builtins flows refusal transfer results "robustness --again" performance; do \

@@ -111,7 +111,7 @@ def page(table: Mapping[str, Any], count: int) -> str:
         for case, row in rows.items():
             counts, total = by_step(row["first_step"], row["steps"]), len(row["first_step"])
             shares = share_of_cost(row)
-            soon = counts[int(EARLY * row["steps"]) - 1]
+            early = counts[int(EARLY * row["steps"]) - 1]
             mean = f"{100 * statistics.mean(shares):.0f}%" if shares else "–"
             took = (
                 f"{statistics.median(row['cost']):.2f} ({min(row['cost']):.2f}–{max(row['cost']):.2f})"
@@ -120,7 +120,7 @@ def page(table: Mapping[str, Any], count: int) -> str:
             )
             false = rate(sum(f is not None for f in row["false_first_step"]), len(row["false_first_step"]))
             lines.append(
-                f"| {name} | {case} | {_cell(rate(counts[-1], total))} | {counts[0]} | {soon} | {mean} | {took} | "
+                f"| {name} | {case} | {_cell(rate(counts[-1], total))} | {counts[0]} | {early} | {mean} | {took} | "
                 f"{_cell(false)} |"
             )
     timed = [
@@ -138,13 +138,13 @@ def page(table: Mapping[str, Any], count: int) -> str:
         "|---" * 5 + "|",
     ]  # fmt: skip
     cases = [(f"{name} {case}", row["first_step"]) for name, rows in table.items() for case, row in rows.items()]
-    for soon in SOON:
-        early = [ratio for step, ratio in timed if step < soon]
-        late = {title: sum(first is not None and first >= soon for first in found) for title, found in cases}
-        refused = sum(first is not None and first < soon for _, found in cases for first in found)
+    for steps in SOON:
+        within = [ratio for step, ratio in timed if step < steps]
+        late = {title: sum(first is not None and first >= steps for first in found) for title, found in cases}
+        refused = sum(first is not None and first < steps for _, found in cases for first in found)
         handed = "; ".join(f"{title} {number}" for title, number in late.items() if number) or "nothing"
         lines.append(
-            f"| {soon} | {refused} | {sum(c > EARLY for c in early)}/{len(early)} | {max(early):.2f} | {handed} |"
+            f"| {steps} | {refused} | {sum(c > EARLY for c in within)}/{len(within)} | {max(within):.2f} | {handed} |"
         )
     return "\n".join(lines) + "\n"
 

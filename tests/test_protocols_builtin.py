@@ -261,6 +261,11 @@ def test_refuse_leaves_nothing_unregulated(options: dict[str, Any]) -> None:
         Refuse(**options)
 
 
+def test_refuse_asks_for_a_policy_and_not_its_name() -> None:
+    with pytest.raises(TypeError, match=r"'then' must be .*Policy"):
+        Refuse(steps=1, then="selective")  # type: ignore[arg-type]
+
+
 def test_observe_changes_nothing() -> None:
     assert Observe().edit(located(), info()) is None
 

@@ -31,7 +31,7 @@ from .errors import (
 from .protocols import Detector, Policy
 from .report import Report, summarise
 from .seam import AttentionCall, Hook, Seam, uncopyable
-from .session import CallRecorder, Recorder, Rule, Session, TextRecorder
+from .session import CallRecorder, Recorder, Rule, Session, TextRecorder, shape_of
 
 
 class _Thread(threading.local):
@@ -612,7 +612,7 @@ def make_rule(
         bank, det, pol, det_name, pol_name, probe, window, threshold, grow,
         min_patches=calibration.min_patches if same and calibration else 1,
         memory=calibration.memory if same and calibration else 0.0,
-        mass_ratio=getattr(pol, "mass_ratio", 1.0), ring=getattr(pol, "ring", 1), margin=getattr(pol, "margin", 0),
+        **shape_of(pol),
     )  # fmt: skip
 
 

@@ -77,6 +77,12 @@ class Rule:
         return self.bank.name
 
 
+def shape_of(policy: object) -> dict[str, Any]:
+    """How a policy wants located patches shaped: `mass_ratio`, `ring`, `margin` of its Rule."""
+    usual = {"mass_ratio": 1.0, "ring": 1, "margin": 0}
+    return {name: getattr(policy, name, value) for name, value in usual.items()}
+
+
 @attrs.frozen(eq=False)
 class _Compared:
     """The patches on which a flow contrast is measured, and on which side of it they are, (B, R) bool.
@@ -630,7 +636,7 @@ class Session:
             noise = flow.matched_noise(new, rows, self._noise_generators(len(full)), **stats)
             blend, meant = {"alpha": alpha, "noise": noise}, meant | (alpha > 0)
         written = flow.write_rows(output, new, rows, in_place=in_place, **blend)
-        after = flow.take_rows(written, rows) if blend or rows.padded else new
+        after = flow.take_rows(written, rows) if blend or rows.padded else new.to(output.dtype)
         self._watch(after)
         return written, (meant & rows.valid & _differ(after, old)).any(1)
 

@@ -197,8 +197,12 @@ class Refuse:
     """
 
     instead: Any = None
-    steps: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
-    then: Policy | None = attrs.field(default=None, kw_only=True)
+    steps: int | None = attrs.field(
+        default=None, kw_only=True, validator=attrs.validators.optional(attrs.validators.ge(1))
+    )
+    then: Policy | None = attrs.field(
+        default=None, kw_only=True, validator=attrs.validators.optional(attrs.validators.instance_of(Policy))
+    )
     name: str = "refuse"
 
     def __attrs_post_init__(self) -> None:

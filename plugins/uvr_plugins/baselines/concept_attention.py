@@ -14,7 +14,7 @@ from uvr_core.concepts import ConceptBank
 from uvr_core.protocols import Policy, Request
 from uvr_core.regulator import fingerprint
 from uvr_core.seam import AttentionCall, Seam
-from uvr_core.session import Rule, Session
+from uvr_core.session import Rule, Session, shape_of
 from uvr_plugins.policies import Selective
 
 from .passes import (
@@ -149,8 +149,7 @@ def _state(
         Rule(
             ConceptBank(subject.name, model, {}), _Map(found), policy, "concept-attention",
             getattr(policy, "name", type(policy).__name__), first, (1.0, 0.0), method.threshold, method.threshold,
-            min_patches=method.min_patches, mass_ratio=getattr(policy, "mass_ratio", 1.0),
-            ring=getattr(policy, "ring", 1), margin=getattr(policy, "margin", 0),
+            min_patches=method.min_patches, **shape_of(policy),
         )
         for subject, found in zip(request.subjects, maps, strict=True)
     ]  # fmt: skip
