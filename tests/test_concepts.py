@@ -14,9 +14,9 @@ import attrs
 import pytest
 import safetensors.torch
 import torch
-from conftest import PROBE, make_bank
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from runner import PROBE, make_bank
 
 import uvr_core
 from uvr_core import Calibration, ConceptBank, ConceptMismatch, Fingerprint, UVRError, load_concepts

@@ -10,8 +10,8 @@ import attrs
 import numpy as np
 import pytest
 import torch
-from conftest import PROBE, make_bank
 from PIL import Image
+from runner import PROBE, make_bank
 from tiny import tiny_zoo
 
 import uvr_core

@@ -8,9 +8,9 @@ import attrs
 import numpy as np
 import pytest
 import torch
-from conftest import PROBE, Runner, make_bank
 from diffusers import FluxPipeline
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+from runner import PROBE, Runner, make_bank
 
 import uvr_core
 from uvr_core.adapter import Layout

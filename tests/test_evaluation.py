@@ -17,8 +17,8 @@ import numpy as np
 import pluggy
 import pytest
 from click.testing import CliRunner, Result
-from conftest import make_bank
 from PIL import Image
+from runner import make_bank
 from tiny import tiny_flux
 
 from uvr_core import plugins

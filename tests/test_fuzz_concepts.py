@@ -20,9 +20,9 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from conftest import PROBE, make_bank
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from runner import PROBE, make_bank
 
 from uvr_core import Calibration, ConceptBank, ConceptMismatch, Fingerprint, UVRError, load_concepts
 from uvr_core.concepts import MAX_DEPTH, MAX_FILE, MAX_NAME, MAX_TENSORS, resolve

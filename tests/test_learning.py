@@ -8,9 +8,9 @@ import attrs
 import numpy as np
 import pytest
 import torch
-from conftest import Runner, make_bank
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runner import Runner, make_bank
 from tiny import tiny_flux
 
 import uvr_core

@@ -8,7 +8,7 @@ import attrs
 import numpy as np
 import pytest
 import torch
-from conftest import PROBE, make_bank
+from runner import PROBE, make_bank
 from scipy import ndimage
 from torch import Tensor
 
