@@ -1,0 +1,46 @@
+"""The door between the halves: what an Interceptor tells of a run, and what may be done in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .calls import JointCall
+from .ledger import Forward, Run
+
+
+class Intervention:
+    """What happens inside one Run. This one does nothing; subclasses override what they need.
+
+    Attributes:
+        run: the run.
+        sees_uncond: whether `on_call` is also called for parts that do not follow the prompt.
+    """
+
+    sees_uncond = False
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def on_call(self, call: JointCall) -> torch.Tensor | None:
+        """A joint call has run.
+
+        Returns:
+            (b, H, Sq, D), the output to go on with in its rows; None: as it is, rows written in place included.
+        """
+        return None
+
+    def on_forward_end(self, forward: Forward) -> None:
+        """Every tap of a forward has fired."""
+
+    def on_end(self, result: Any) -> Any:
+        """The pipeline returned `result`, and the run is verified. Returns what is handed out."""
+        return result
+
+    def on_error(self, error: BaseException) -> None:
+        """The generation raised."""
+
+
+Begin = Callable[[Run], Intervention]
