@@ -59,12 +59,13 @@ format: $(STAMP)  ## let ruff repair what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-wheel: $(STAMP)  ## dist/*.whl
+wheel: $(STAMP)  ## dist/*.whl: uvr-core and uvr-zoo
 	$(BIN)/python -m build --wheel --no-isolation
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist extras/uvr_zoo
 
 clean:  ## remove what the verbs made, but keep .venv
 	rm -rf build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find uvr_core adapters plugins zoo tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find uvr_core adapters plugins extras tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## remove .venv and .venv-oldest as well
 	rm -rf .venv $(OLDEST)
@@ -99,15 +100,15 @@ define install-torch
 	@$(1)/bin/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $(1)/torch.txt
 endef
 
-$(STAMP): pyproject.toml | .venv/bin/python
+$(STAMP): pyproject.toml extras/uvr_zoo/pyproject.toml | .venv/bin/python
 	$(call install-torch,.venv)
-	$(BIN)/python -m pip install --constraint .venv/torch.txt --editable ".[zoo,eval,judges,dev]"
+	$(BIN)/python -m pip install --constraint .venv/torch.txt --editable ".[zoo,eval,judges,dev]" --editable extras/uvr_zoo
 	@touch $@
 
 # Made anew from scratch when a bound changes: an old release that pip left in place would prove nothing.
-$(OLDEST)/.stamp: pyproject.toml downstream/oldest.txt | .venv/bin/python
+$(OLDEST)/.stamp: pyproject.toml extras/uvr_zoo/pyproject.toml downstream/oldest.txt | .venv/bin/python
 	$(BIN)/python -m venv --clear $(OLDEST)
 	$(call install-torch,$(OLDEST))
 	$(OLDEST)/bin/python -m pip install --constraint $(OLDEST)/torch.txt --constraint downstream/oldest.txt \
-	  --editable ".[zoo,eval,dev]"
+	  --editable ".[zoo,eval,dev]" --editable extras/uvr_zoo
 	@touch $@

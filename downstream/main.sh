@@ -26,7 +26,7 @@ pip() { "$VENV/bin/python" -m pip "$@"; }
 
 # Released versions first, so that what a main branch is tested with is else what a user has.
 pip install --no-deps --index-url https://download.pytorch.org/whl/cpu torch
-pip install --editable ".[zoo,eval,dev]"
+pip install --editable ".[zoo,eval,dev]" --editable extras/uvr_zoo
 for name in "$@"; do
   case "$name" in
     torch) pip install --upgrade --pre torch --index-url "$NIGHTLY" ;;

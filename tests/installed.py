@@ -1,4 +1,4 @@
-"""The built wheel in an environment of its own, away from the checkout. Made once per test run."""
+"""The built wheels in an environment of their own, away from the checkout. Made once per test run."""
 
 import functools
 import os
@@ -24,22 +24,26 @@ def run(*command: object, **options) -> str:
     return done.stdout
 
 
+# Distribution -> the folder of its pyproject.toml.
+PROJECTS = {"uvr-core": ROOT, "uvr-zoo": ROOT / "extras" / "uvr_zoo"}
+
+
 @functools.cache
-def wheel(base: Path) -> Path:
-    """uvr-core's wheel, built below `base`."""
-    out = base / "wheel"
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT)
+def wheel(base: Path, distribution: str = "uvr-core") -> Path:
+    """The wheel of one of PROJECTS, built below `base`."""
+    out = base / f"wheel-{distribution}"
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, PROJECTS[distribution])
     (built,) = out.glob("*.whl")
     return built
 
 
 @functools.cache
 def environment(base: Path, name: str) -> Path:
-    """The interpreter of a fresh environment that holds the wheel.
+    """The interpreter of a fresh environment that holds the wheels.
 
     Installing torch again would take minutes, so the other packages are lent by this environment: a folder
-    of links to everything in its site-packages but uvr-core itself and the .pth files (an editable install is
-    made of both).
+    of links to everything in its site-packages but our own distributions and the .pth files (an editable install
+    is made of both).
     """
     home = base / name
     lent = home / "lent"
@@ -50,7 +54,8 @@ def environment(base: Path, name: str) -> Path:
                 (lent / item.name).symlink_to(item)
     run(sys.executable, "-m", "venv", "--without-pip", home / "venv")
     python = home / "venv" / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel(base))
+    wheels = [wheel(base, distribution) for distribution in PROJECTS]
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", *wheels)
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=home).strip()
     (Path(site) / "lent.pth").write_text(f"{lent}\n")
     return python

@@ -1,4 +1,4 @@
-"""What a stranger installs: the wheel's contents, its metadata, and a run of it away from the checkout."""
+"""What a stranger installs: the two wheels' contents, their metadata, and a run of them away from the checkout."""
 
 import ast
 import configparser
@@ -13,24 +13,32 @@ from pathlib import Path
 import installed
 import pytest
 import torch
-from installed import ROOT, run
+from installed import PROJECTS, ROOT, run
 
 import uvr_core
 from uvr_core.adapter import Layout
 
-SOURCE_ROOTS = {
-    "uvr_core": ROOT,
-    "uvr_adapters": ROOT / "adapters",
-    "uvr_plugins": ROOT / "plugins",
-    "uvr_zoo": ROOT / "zoo",
+# Two wheels are built and installed, on slow machines too: no limit of time on any test here.
+pytestmark = pytest.mark.timeout(0)
+
+CORE = {"uvr_core": ROOT, "uvr_adapters": ROOT / "adapters", "uvr_plugins": ROOT / "plugins"}
+ZOO = {"uvr_zoo": ROOT / "extras"}
+# What lies under extras/ ships with the core, but for a folder that is a distribution of its own.
+CORE |= {folder.name: ROOT / "extras" for folder in (ROOT / "extras").glob("uvr_*") if folder.name not in ZOO}
+PACKAGES = {"uvr-core": CORE, "uvr-zoo": ZOO}
+OUTER = {*CORE, *ZOO} - {"uvr_core"}
+METADATA = {
+    name: tomllib.loads((folder / "pyproject.toml").read_text())["project"] for name, folder in PROJECTS.items()
 }
-OUTER = {"uvr_adapters", "uvr_plugins", "uvr_zoo"}
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = METADATA["uvr-core"]
+BOTH = pytest.mark.parametrize("distribution", sorted(PROJECTS))
+# Files beside the modules that make the folder a distribution, and stay out of its wheel.
+OF_THE_BUILD = {f"uvr_zoo/{name}" for name in ("LICENSE", "NOTICE", "README.md", "pyproject.toml")}
 
 
-def shipped_files() -> set[str]:
-    """Files of the four packages, named as inside the wheel; what git ignores does not ship."""
-    folders = [str((root / name).relative_to(ROOT)) for name, root in SOURCE_ROOTS.items()]
+def shipped_files(packages: dict[str, Path]) -> set[str]:
+    """Files of some packages, named as inside the wheel; what git ignores does not ship."""
+    folders = [str((root / name).relative_to(ROOT)) for name, root in packages.items()]
     try:
         listing = run("git", "ls-files", "-z", "-co", "--exclude-standard", "--", *folders, cwd=ROOT)
         paths = [ROOT / line for line in listing.split("\0") if line]
@@ -38,65 +46,95 @@ def shipped_files() -> set[str]:
         paths = [p for f in folders for p in (ROOT / f).rglob("*") if "__pycache__" not in p.parts]
     names = set()
     for path in paths:
-        for name, root in SOURCE_ROOTS.items():
+        for name, root in packages.items():
             if path.is_file() and path.is_relative_to(root / name):
                 names.add(path.relative_to(root).as_posix())
-    return names
+    return names - OF_THE_BUILD
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    return installed.wheel(tmp_path_factory.getbasetemp())
+def wheel(tmp_path_factory) -> dict[str, Path]:
+    """Distribution -> its wheel."""
+    return {name: installed.wheel(tmp_path_factory.getbasetemp(), name) for name in PROJECTS}
 
 
 @pytest.fixture(scope="module")
-def contents(wheel) -> dict[str, int]:
-    """Name -> size in bytes."""
-    with zipfile.ZipFile(wheel) as archive:
-        return {item.filename: item.file_size for item in archive.infolist() if not item.is_dir()}
+def contents(wheel) -> dict[str, dict[str, int]]:
+    """Distribution -> name of a file -> its size in bytes."""
+    sizes = {}
+    for name, path in wheel.items():
+        with zipfile.ZipFile(path) as archive:
+            sizes[name] = {item.filename: item.file_size for item in archive.infolist() if not item.is_dir()}
+    return sizes
+
+
+def info(distribution: str) -> str:
+    return f"{distribution.replace('-', '_')}-{METADATA[distribution]['version']}.dist-info"
 
 
 def test_version_is_one():
-    assert PROJECT["version"] == uvr_core.__version__
+    """Of both distributions, and each asks for the other of its own release."""
+    assert {project["version"] for project in METADATA.values()} == {uvr_core.__version__}
+    assert PROJECT["optional-dependencies"]["zoo"] == [f"uvr-zoo=={uvr_core.__version__}"]
+    assert f"uvr-core=={uvr_core.__version__}" in METADATA["uvr-zoo"]["dependencies"]
 
 
-def test_wheel_holds_the_four_packages_and_nothing_else(contents):
-    info = f"uvr_core-{PROJECT['version']}.dist-info"
-    assert {name.split("/")[0] for name in contents} == {*SOURCE_ROOTS, info}
-    assert {f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE"} <= set(contents)
+@BOTH
+def test_wheels_hold_their_packages_and_nothing_else(contents, distribution):
+    names = set(contents[distribution])
+    assert {name.split("/")[0] for name in names} == {*PACKAGES[distribution], info(distribution)}
+    assert {f"{info(distribution)}/licenses/{name}" for name in ("LICENSE", "NOTICE")} <= names
     unwanted = re.compile(r"(^|/)(tests?|__pycache__)/|(^|/)test_\w+\.py$")
-    assert [name for name in contents if unwanted.search(name)] == []
+    assert [name for name in names if unwanted.search(name)] == []
 
 
-def test_wheel_holds_every_file_of_the_packages(contents):
+def test_the_core_wheel_is_small_and_holds_no_data(wheel, contents):
+    assert wheel["uvr-core"].stat().st_size < 1_000_000
+    assert [name for name in contents["uvr-core"] if name.endswith((".safetensors", ".png", ".parquet"))] == []
+
+
+@BOTH
+def test_wheel_holds_every_file_of_the_packages(contents, distribution):
     """Nothing is lost on the way: neither data files nor a package without an __init__."""
-    packed = {name for name in contents if name.split("/")[0] in SOURCE_ROOTS}
-    assert sorted(shipped_files() - packed) == []
-    assert sorted(packed - shipped_files()) == []
+    packages = PACKAGES[distribution]
+    packed = {name for name in contents[distribution] if name.split("/")[0] in packages}
+    shipped = shipped_files(packages)
+    assert sorted(shipped - packed) == []
+    assert sorted(packed - shipped) == []
 
 
 @pytest.mark.parametrize("suffix", [".png", ".json", ".safetensors"])
 def test_wheel_holds_zoo_data(contents, suffix):
-    found = [size for name, size in contents.items() if name.startswith("uvr_zoo/") and name.endswith(suffix)]
-    assert found
-    assert all(size > 0 for size in found)
+    sizes = [size for name, size in contents["uvr-zoo"].items() if name.startswith("uvr_zoo/data/") and suffix in name]
+    assert sizes
+    assert all(size > 0 for size in sizes)
 
 
-def test_wheel_metadata(wheel):
-    info = f"uvr_core-{PROJECT['version']}.dist-info"
-    with zipfile.ZipFile(wheel) as archive:
-        metadata = HeaderParser().parsestr(archive.read(f"{info}/METADATA").decode())
+@BOTH
+def test_wheel_metadata(wheel, distribution):
+    with zipfile.ZipFile(wheel[distribution]) as archive:
+        metadata = HeaderParser().parsestr(archive.read(f"{info(distribution)}/METADATA").decode())
         points = configparser.ConfigParser()
         points.optionxform = str  # type: ignore[assignment,method-assign]
-        points.read_string(archive.read(f"{info}/entry_points.txt").decode())
+        points.read_string(archive.read(f"{info(distribution)}/entry_points.txt").decode())
         modules = set(archive.namelist())
-    assert metadata["Name"] == "uvr-core"
-    assert set(metadata.get_all("Provides-Extra", [])) >= {"zoo", "eval", "dev"}
-    targets = [*points["uvr"].values(), *points["console_scripts"].values()]
-    assert len(targets) == 4
+    assert metadata["Name"] == distribution
+    assert metadata["License-Expression"].startswith("Apache-2.0")
+    assert set(METADATA[distribution].get("optional-dependencies", {})) == set(metadata.get_all("Provides-Extra", []))
+    targets = [target for section in points.values() for target in section.values()]
+    scripts = METADATA[distribution].get("scripts", {})
+    assert len(targets) == len(METADATA[distribution]["entry-points"]["uvr"]) + len(scripts) > 0
     for target in targets:
         stem = target.split(":")[0].replace(".", "/")
         assert {f"{stem}.py", f"{stem}/__init__.py"} & modules, f"entry point {target} leads nowhere"
+
+
+def test_the_zoo_names_its_licences():
+    """Those of the sprites too, in the distribution that holds them and in no other."""
+    assert METADATA["uvr-zoo"]["license"] == "Apache-2.0 AND MIT AND CC-BY-4.0"
+    notice = (PROJECTS["uvr-zoo"] / "NOTICE").read_text()
+    assert all(words in notice for words in ("Apache License", "MIT License", "CC BY 4.0"))
+    assert (PROJECTS["uvr-zoo"] / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +149,7 @@ def away(tmp_path) -> dict:
 
 @pytest.mark.wheel
 def test_installed_wheel_imports_from_its_own_environment(clean_python, away):
-    names = sorted(SOURCE_ROOTS)
+    names = sorted([*CORE, *ZOO])
     code = f"import importlib as i, json; print(json.dumps([i.import_module(n).__file__ for n in {names}]))"
     paths = json.loads(run(clean_python, "-c", code, **away).splitlines()[-1])
     for name, path in zip(names, paths, strict=True):
@@ -183,8 +221,6 @@ def test_contributing_adapter_runs():
     lines = [line for line in sketch.splitlines() if line.strip()]
     assert len(lines) <= 20
 
-
-# ---------------------------------------------------------------------------------------------- versions
 
 PINNED = dict(
     line.split("==")

@@ -1,7 +1,7 @@
 """Rasterise the emoji sprites once: `python tools/render_sprites.py NODE_MODULES` (needs `pip install resvg-py`).
 
 NODE_MODULES is where `npm install @iconify-json/noto@1.2.9 @iconify-json/fluent-emoji-flat@1.2.6
-@iconify-json/twemoji@1.2.5` put the packages. Writes zoo/uvr_zoo/data/sprites.png: one row per drawing
+@iconify-json/twemoji@1.2.5` put the packages. Writes extras/uvr_zoo/data/sprites.png: one row per drawing
 style, one 64x64 RGBA cell per object, in the order of uvr_zoo.world.OBJECTS. Licences: see NOTICE.
 """
 
@@ -49,7 +49,7 @@ def main() -> None:
         for column, name in enumerate(OBJECTS):
             atlas.paste(render(icon_set, ICONS[name]), (column * CELL, row * CELL))
         print(style, "done")
-    atlas.save(Path(__file__).parents[1] / "zoo/uvr_zoo/data/sprites.png", optimize=True)
+    atlas.save(Path(__file__).parents[1] / "extras/uvr_zoo/data/sprites.png", optimize=True)
 
 
 if __name__ == "__main__":
