@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -18,6 +19,7 @@ from .concepts import Calibration, ConceptBank
 from .errors import ConceptMismatch, UVRError
 from .masks import Evidence, Mask, Scores, ring_of
 from .regulator import Regulator, attach
+from .sampling import Sampling
 
 MaskSource = Callable[[Sequence[Any], tuple[int, int]], Any]
 FULL_COVARIANCE = 768  # widths up to this are whitened fully, larger ones per channel
@@ -94,34 +96,35 @@ class _Batch:
 
 
 def _batches(
-    reg: Regulator, pipe: Any, prompts: Sequence[str], seeds: Sequence[int], probes: Sequence[str], size: int,
-    generate: dict[str, Any], progress: Callable[[int], None] | None, sources: Sequence[Any] | None = None,
+    reg: Regulator,
+    pipe: Any,
+    sampling: Sampling,
+    probes: Sequence[str],
+    progress: Callable[[int], None] | None,
     with_text: bool = False,
-) -> Iterator[_Batch]:  # fmt: skip
-    if sources is not None and len(sources) != len(prompts):
-        raise UVRError(f"source images: expected one per prompt, got {len(sources)} for {len(prompts)} prompts")
-    for start in range(0, len(prompts), size):
-        features: dict[tuple[str, int], torch.Tensor] = {}
-        sigmas: dict[int, float] = {}
-        text: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = {}
+) -> Iterator[_Batch]:
+    """Draw without regulation, and record what detectors get at the probes."""
+    features: dict[tuple[str, int], torch.Tensor] = {}
+    sigmas: dict[int, float] = {}
+    text: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
-        def record_text(path: str, step: int, rows: torch.Tensor, mass: torch.Tensor, into=text) -> None:  # type: ignore[no-untyped-def]
-            into[path, step] = rows.detach().cpu(), mass.detach().cpu()
+    def record(path: str, step: int, sigma: float, x: torch.Tensor) -> None:
+        features[path, step], sigmas[step] = x.detach().cpu(), sigma
 
-        def record(path: str, step: int, sigma: float, x: torch.Tensor, into=features, at=sigmas) -> None:  # type: ignore[no-untyped-def]
-            into[path, step] = x.detach().cpu()
-            at[step] = sigma
+    def record_text(path: str, step: int, rows: torch.Tensor, mass: torch.Tensor) -> None:
+        text[path, step] = rows.detach().cpu(), mass.detach().cpu()
 
-        generators = [torch.Generator().manual_seed(int(s)) for s in seeds[start : start + size]]
+    @contextmanager
+    def recording(batch: slice) -> Iterator[Regulator]:
+        for records in (features, sigmas, text):
+            records.clear()
         with reg.recording(record, probes, record_text if with_text else None):
-            given = {} if sources is None else {"image": list(sources[start : start + size])}
-            batch = {"prompt": list(prompts[start : start + size]), **given, **_per_batch(generate, len(generators))}
-            images = pipe(generator=generators, **batch).images
-        report = reg.report
-        assert report is not None
-        yield _Batch(images, _grid(reg), features, [sigmas[s] for s in sorted(sigmas)], text)
-        if progress is not None:
-            progress(len(images))
+            yield reg
+
+    for drawn in sampling.draw(pipe, recording, progress):
+        assert drawn.grid is not None
+        levels = [sigmas[step] for step in sorted(sigmas)]
+        yield _Batch(drawn.images, drawn.grid, dict(features), levels, dict(text))
 
 
 def _per_batch(generate: dict[str, Any], size: int) -> dict[str, Any]:
@@ -208,6 +211,10 @@ def collect(
     benign = [p for p in benign_prompts if p.strip()]
     if (sources is None) != (benign_sources is None) and benign:
         raise UVRError("source images: give them for both sets of prompts or for neither")
+    samplings = [
+        Sampling(texts, range(first, first + len(texts)), {"image": pictures}, generate, batch_size)
+        for texts, first, pictures in ((prompts, seed, sources), (benign, seed + len(prompts), benign_sources))
+    ]
     with attach(pipe, adapter) as reg:
         paths = tuple(probes) if probes else _default_probes(reg, pipe.transformer)
         width = reg.fingerprint.heads * reg.fingerprint.head_dim
@@ -218,8 +225,7 @@ def collect(
         tokens: dict[tuple[str, int], list[torch.Tensor]] = defaultdict(list)
         shown = _shown_by(masks, sources)
         used, done, sigmas = 0, 0, [1.0]
-        seeds = range(seed, seed + len(prompts))
-        for batch in _batches(reg, pipe, prompts, seeds, paths, batch_size, generate, progress, sources, True):
+        for batch in _batches(reg, pipe, samplings[0], paths, progress, with_text=True):
             inside = _mask_of(masks, batch.images, batch.grid, done)
             by_source = shown(done, len(batch.images), batch.grid)
             done, sigmas = done + len(batch.images), batch.sigmas
@@ -245,8 +251,7 @@ def collect(
                 f"collect {concept!r}: none of the {done} generated images shows the concept according to the mask "
                 "source; check the prompts, and look at the images"
             )
-        seeds = range(seed + len(prompts), seed + len(prompts) + len(benign))
-        for batch in _batches(reg, pipe, benign, seeds, paths, batch_size, generate, progress, benign_sources):
+        for batch in _batches(reg, pipe, samplings[1], paths, progress):
             for key, x in batch.features.items():
                 other[key].add(x.flatten(0, 1).float())
         fingerprint = reg.fingerprint
@@ -354,10 +359,10 @@ def score_runs(
     columns: dict[str, list[Scores]] = defaultdict(list)
     found, sigmas, grid = [], [1.0], (0, 0)
     done = 0
+    sampling = Sampling(prompts, range(seed, seed + len(prompts)), {"image": sources}, generate or {}, batch_size)
     with attach(pipe, adapter) as reg:
         bank.fingerprint.check(reg.fingerprint, f"concept {bank.name!r}")
-        seeds = range(seed, seed + len(prompts))
-        for batch in _batches(reg, pipe, prompts, seeds, bank.probes, batch_size, generate or {}, progress, sources):
+        for batch in _batches(reg, pipe, sampling, bank.probes, progress):
             sigmas, grid = batch.sigmas, batch.grid
             for path in bank.probes:
                 steps = [
