@@ -55,3 +55,11 @@ def uvr_models() -> Mapping[str, object]:  # type: ignore[empty-body]
 @hookspec
 def uvr_commands() -> Mapping[str, tuple[object, str]]:  # type: ignore[empty-body]
     """{command name: (click.Command, one-line help)}: a subcommand of `uvr`, imported when it is called."""
+
+
+@hookspec
+def uvr_pages() -> Mapping[str, object]:  # type: ignore[empty-body]
+    """{schema: function}: function(files, whole) -> text, for `uvr report`: shows result files of that schema.
+
+    A result file is a JSON object with a "schema"; `whole`: as one Markdown page.
+    """

@@ -34,6 +34,7 @@ KINDS = {
     "concept": "uvr_concepts",
     "model": "uvr_models",
     "command": "uvr_commands",
+    "page": "uvr_pages",
 }
 BROKEN = (Exception, SystemExit)  # what a stranger's code may raise while it is imported or called
 

@@ -10,11 +10,9 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from .. import plugins
-from ..concepts import ConceptBank
-from ..errors import UVRError, did_you_mean
-from ..masks import scattered as one_scattered
-from ..regulator import Regulator, attach
+from uvr_core import ConceptBank, Regulator, UVRError, attach, plugins
+from uvr_core.errors import did_you_mean
+from uvr_core.masks import scattered as one_scattered
 
 Kind = Literal["stock", "policy", "baseline"]
 Where = Literal["located", "oracle", "random"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UVRError
+from uvr_core.errors import UVRError
 
 _PEAK = 100.0  # dB, reported for pictures that are the same: the true value is infinite
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import attrs
 
-from ..errors import UVRError
-from ..files import write_whole
+from uvr_core.errors import UVRError
+from uvr_core.files import write_whole
 from .summary import SCHEMA, pooled
 
 NONE = "–"
@@ -37,19 +37,27 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         UVRError: they are not there, or not of this version.
     """
-    found = []
-    for name in ("config.json", "summary.json"):
-        path = folder / name
-        try:
-            found.append(json.loads(path.read_text("utf-8")))
-        except FileNotFoundError as error:
-            raise UVRError(f"{path}: no such file; `uvr eval` writes it when it is done") from error
-        except ValueError as error:
-            raise UVRError(f"{path}: not a whole JSON file: {error}") from error
-    config, summary = found
+    config, summary = (_read(folder / name) for name in ("config.json", "summary.json"))
     if not isinstance(summary, dict) or summary.get("schema") != SCHEMA:
         raise UVRError(f"{folder / 'summary.json'}: expected schema {SCHEMA!r}; this is no result of `uvr eval`")
     return config, summary
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise UVRError(f"{path}: no such file; `uvr eval` writes it when it is done") from error
+    except ValueError as error:
+        raise UVRError(f"{path}: not a whole JSON file: {error}") from error
+
+
+def show(files: Sequence[Path], whole: bool) -> str:
+    """For `uvr report`: the tables of the evaluations whose summary.json these are, or one Markdown page of them."""
+    folders = [file.parent for file in files]
+    if whole:
+        return page(folders)
+    return "\n".join(text(summary, config) for config, summary in map(load, folders))
 
 
 # ---------------------------------------------------------------------------------------------- cells
@@ -201,7 +209,7 @@ def write_report(folder: Path, pictures: int = 6) -> None:
     strips = {
         group: [(arm, [by_key[index, arm] for index in members]) for arm in arms] for group, members in shown.items()
     }
-    source = (files(__package__) / "report.html").read_text("utf-8")
+    source = (files(__package__) / "templates" / "report.html.j2").read_text("utf-8")
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
     html = template.render(
         config=config, summary=summary, tables=tables(summary), strips=strips, tasks=tasks,

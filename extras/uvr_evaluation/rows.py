@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import UVRError
-from ..files import finite
+from uvr_core.errors import UVRError
+from uvr_core.files import finite
 
 Row = dict[str, Any]
 

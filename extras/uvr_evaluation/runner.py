@@ -15,19 +15,15 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from ..concepts import ConceptBank
-from ..errors import UnsafeContent, UnsupportedRuntime, UVRError
-from ..files import read_picture
-from ..learning import auroc_of
-from ..plugins import registry
-from ..protocols import Judge, Request, Subject
-from ..regulator import attach
-from ..report import Report
+from uvr_core import ConceptBank, Judge, Report, Request, Subject, UnsafeContent, UnsupportedRuntime, UVRError, attach
+from uvr_core.files import read_picture
+from uvr_core.learning import auroc_of
+from uvr_core.plugins import registry
 from . import arms as arm_module
 from .arms import Arm
 from .metrics import Lpips, likeness, mask_of, overlap, patches_of
 from .rows import Row, RowFile, read_rows
-from .tasks import Task
+from .prompt_sets import Task
 
 Mask = npt.NDArray[np.bool_]
 
@@ -69,29 +65,33 @@ class Evaluation:
         return [self.tasks[i : i + self.batch] for i in range(0, len(self.tasks), self.batch)]
 
     # ------------------------------------------------------------------ the run
-    def run(self, process: int = 0, processes: int = 1, progress: Callable[[int], None] | None = None) -> None:
+    def run(
+        self, process: int = 0, processes: int = 1, progress: Callable[[str, int, int], None] | None = None
+    ) -> None:
         """Make and judge what is not on disk yet, of every `processes`-th batch from the `process`-th.
 
         Args:
-            progress: called with how many more images are done, those found on disk included.
+            progress: called with (what, images done, images in all), those on disk included.
         """
         with RowFile(self.folder, process) as file:
-            there: dict[tuple[int, str], Row] = {(row["task"], row["arm"]): row for row in read_rows(self.folder)}
-            warm = False
-            for tasks in self.batches()[process::processes]:
+            existing: dict[tuple[int, str], Row] = {(row["task"], row["arm"]): row for row in read_rows(self.folder)}
+            share = self.batches()[process::processes]
+            done, total, warm = 0, sum(map(len, share)) * len(self.arms), False
+            for tasks in share:
                 stock: list[Row] = []
                 for arm in self.arms:
-                    made = [there[t.index, arm.name] for t in tasks if (t.index, arm.name) in there]
-                    if len(made) < len(tasks):
+                    rows = [existing[t.index, arm.name] for t in tasks if (t.index, arm.name) in existing]
+                    if len(rows) < len(tasks):
                         if not warm:  # the first call of a process is slow
                             self._learn_grid(tasks)
                             warm = True
-                        made = self._rows(arm, tasks, stock)
-                        file.append(made)
+                        rows = self._rows(arm, tasks, stock)
+                        file.append(rows)
                     if arm.kind == "stock":
-                        stock = made
+                        stock = rows
+                    done += len(tasks)
                     if progress is not None:
-                        progress(len(tasks))
+                        progress("evaluating", done, total)
 
     def _rows(self, arm: Arm, tasks: Sequence[Task], stock: Sequence[Row]) -> list[Row]:
         """Generate one batch under one arm, judge it, keep its pictures."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..statistics import paired_difference, rate
+from .statistics import paired_difference, rate
 from .arms import STOCK
 from .rows import Row
 

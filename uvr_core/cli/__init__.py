@@ -29,7 +29,6 @@ BUILT_IN: Mapping[str, tuple[str, str]] = {
     "generate": ("uvr_core.cli.generate:generate", "Generate pictures, regulated, with a report."),
     "edit": ("uvr_core.cli.generate:edit", "Edit pictures, regulated, with a report."),
     "analyze": ("uvr_core.cli.analyze:analyze", "Draw what flows where, block by block and step by step."),
-    "eval": ("uvr_core.cli.evaluate:evaluate", "Compare policies and baselines on a prompt set."),
     "report": ("uvr_core.cli.listing:report", "Show the report of a run."),
 }
 BUG = 70  # EX_SOFTWARE

@@ -12,7 +12,10 @@ import click
 
 from .. import plugins as door
 from ..errors import PluginError, UVRError
+from ..files import write_whole
 from . import inputs, outputs, say
+
+SUMMARY = "summary.json"  # of a folder of results, beside its rows
 
 
 def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
@@ -103,23 +106,19 @@ def report(places: tuple[Path, ...], markdown: Path | None, as_json: bool) -> No
 
     With --markdown, several folders of `uvr eval` become one page; figures are linked as results/NAME/pareto.png.
     """
-    if markdown is not None or (places[0] / "summary.json").is_file():
-        _show_evaluations(places, markdown, as_json)
+    if markdown is not None or (places[0] / SUMMARY).is_file():
+        _show_by_plugin(places, markdown, as_json)
         return
     if len(places) > 1:
         raise UVRError(f"{places[1]}: reports of `uvr generate` are shown one at a time")
-    file = places[0]
-    path = file / outputs.REPORT if file.is_dir() else file
-    if not path.is_file():
-        raise UVRError(f"{path}: no such report; `uvr generate --out FOLDER` writes one")
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UVRError(f"{path}: not a whole JSON file: {error}") from error
     from .generate import SCHEMA
 
-    schema = data.get("schema") if isinstance(data, dict) else None
+    path = places[0] / outputs.REPORT if places[0].is_dir() else places[0]
+    schema, data = _read_result(path)
     if schema != SCHEMA:
+        if schema in door.registry().names("page"):
+            _show_by_plugin(places, markdown, as_json)
+            return
         raise UVRError(f"{path}: expected schema {SCHEMA!r}, got {schema!r}; this file is no report of `uvr generate`")
     if as_json:
         click.echo(outputs.to_json(data))
@@ -130,18 +129,38 @@ def report(places: tuple[Path, ...], markdown: Path | None, as_json: bool) -> No
         raise UVRError(f"{path}: the report is damaged: {type(error).__name__}: {error}") from error
 
 
-def _show_evaluations(folders: tuple[Path, ...], markdown: Path | None, as_json: bool) -> None:
-    from ..evaluation import page
-    from ..files import write_whole
+def _read_result(path: Path) -> tuple[str | None, Any]:
+    """The schema that a result file names, and its contents."""
+    if not path.is_file():
+        raise UVRError(f"{path}: no such report; `uvr generate --out FOLDER` or `uvr eval` writes one")
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UVRError(f"{path}: not a whole JSON file: {error}") from error
+    return (data.get("schema") if isinstance(data, dict) else None), data
 
+
+def _show_by_plugin(places: Sequence[Path], markdown: Path | None, as_json: bool) -> None:
+    """Show results of other commands: by whom the `uvr_pages` hooks name for their schema."""
+    paths = [place / SUMMARY if place.is_dir() else place for place in places]
+    results = [_read_result(path) for path in paths]
+    known = door.registry().names("page")
+    for path, (schema, _) in zip(paths, results, strict=True):
+        if schema not in known or schema != results[0][0]:
+            expected = results[0][0] if results[0][0] in known else " or ".join(known) or "that of an installed plugin"
+            raise UVRError(f"{path}: expected schema {expected}, got {schema!r}")
+    if as_json and markdown is None:
+        for _, data in results:
+            click.echo(outputs.to_json(data))
+        return
     if markdown is not None:
         outputs.check_file(markdown)
-        write_whole(markdown, page.page(folders))
-        click.echo(f"{markdown}: {len(folders)} evaluations")
+    text = door.registry().get("page", str(results[0][0]))(paths, markdown is not None)
+    if markdown is None:
+        click.echo(text)
         return
-    for folder in folders:
-        config, summary = page.load(folder)
-        click.echo(outputs.to_json(summary) if as_json else page.text(summary, config))
+    write_whole(markdown, text)
+    click.echo(f"{markdown}: {len(paths)} evaluations")
 
 
 def show_report(data: dict[str, Any]) -> None:

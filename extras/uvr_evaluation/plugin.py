@@ -1,0 +1,19 @@
+"""How evaluation comes into UVR: the "uvr" entry-point group, like anyone's. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pluggy
+
+hookimpl = pluggy.HookimplMarker("uvr")
+
+
+@hookimpl
+def uvr_commands() -> Mapping[str, tuple[object, str]]:
+    return {"eval": ("uvr_evaluation.command:evaluate", "Compare policies and baselines on a prompt set.")}
+
+
+@hookimpl
+def uvr_pages() -> Mapping[str, object]:
+    return {"uvr.evaluation/1": "uvr_evaluation.pages:show"}
