@@ -32,10 +32,10 @@ demo: $(STAMP)  ## regulated and unregulated pictures, a table, a contact sheet,
 	$(BIN)/uvr demo --out out/demo
 
 figures: demo  ## every figure in docs, measured anew: an hour and a half on two cores with nothing else running
-	$(BIN)/python benchmarks/demo.py out/demo --out docs/figures
-	$(BIN)/python benchmarks/ablation.py --out docs/figures
+	$(BIN)/python tools/benchmarks/demo.py out/demo --out docs/figures
+	$(BIN)/python tools/benchmarks/ablation.py --out docs/figures
 	for name in builtins flows refusal transfer results "robustness --again" performance; do \
-	  set -- $$name; script=$$1; shift; $(BIN)/python benchmarks/$$script.py --out docs $$@ || exit 1; \
+	  set -- $$name; script=$$1; shift; $(BIN)/python tools/benchmarks/$$script.py --out docs $$@ || exit 1; \
 	done
 
 test: lint types  ## everything CI checks

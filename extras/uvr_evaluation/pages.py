@@ -13,6 +13,7 @@ import attrs
 
 from uvr_core.errors import UVRError
 from uvr_core.files import write_whole
+
 from .summary import SCHEMA, pooled
 
 NONE = "–"

@@ -19,11 +19,12 @@ from uvr_core import ConceptBank, Judge, Report, Request, Subject, UnsafeContent
 from uvr_core.files import read_picture
 from uvr_core.learning import auroc_of
 from uvr_core.plugins import registry
+
 from . import arms as arm_module
 from .arms import Arm
 from .metrics import Lpips, likeness, mask_of, overlap, patches_of
-from .rows import Row, RowFile, read_rows
 from .prompt_sets import Task
+from .rows import Row, RowFile, read_rows
 
 Mask = npt.NDArray[np.bool_]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .statistics import paired_difference, rate
 from .arms import STOCK
 from .rows import Row
+from .statistics import paired_difference, rate
 
 SCHEMA = "uvr.evaluation/1"
 

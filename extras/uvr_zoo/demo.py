@@ -23,7 +23,7 @@ import uvr_core
 from uvr_core.files import write_whole
 from uvr_core.masks import scattered
 from uvr_core.plugins import registry
-from uvr_core.statistics import wilson
+from uvr_evaluation.statistics import wilson
 
 from . import concepts, judge, scenes
 from .banks import anchor_style, mask_source

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from uvr_core import Report
-from uvr_core.statistics import wilson
+from uvr_evaluation.statistics import wilson
 
 from . import judge, scenes
 from .recipes import RECIPES

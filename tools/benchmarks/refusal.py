@@ -19,7 +19,7 @@ from tables import run
 
 import uvr_core
 import uvr_zoo
-from uvr_core.statistics import rate
+from uvr_evaluation.statistics import rate
 from uvr_zoo.demo import benign_tasks, cases, unsafe_tasks
 from uvr_zoo.experiment import generate, settings
 

@@ -32,7 +32,7 @@ import uvr_zoo
 from uvr_core import Calibration, ConceptBank
 from uvr_core.learning import Moments, best_threshold, whitened_direction
 from uvr_core.masks import ring_of
-from uvr_core.statistics import paired_difference, rate
+from uvr_evaluation.statistics import paired_difference, rate
 from uvr_zoo import judge, scenes
 from uvr_zoo.banks import anchor_style
 from uvr_zoo.experiment import Generated, Task, edits_for, generate, scenes_for, settings, sheet, shown

@@ -20,7 +20,7 @@ from tables import cell, run
 
 import uvr_core
 import uvr_zoo
-from uvr_core.statistics import rate
+from uvr_evaluation.statistics import rate
 from uvr_zoo import banks
 from uvr_zoo.demo import benign_tasks, erase
 from uvr_zoo.experiment import Task, edits_for, generate, scenes_for, settings

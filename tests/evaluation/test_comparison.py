@@ -24,11 +24,11 @@ from tiny import tiny_flux
 from uvr_core import plugins
 from uvr_core.cli import main
 from uvr_core.errors import UVRError
-from uvr_core.evaluation import arms, page, tasks
-from uvr_core.evaluation.metrics import at_pixels, likeness, mask_of, overlap, patches_of
-from uvr_core.evaluation.rows import RowFile, read_rows
-from uvr_core.evaluation.summary import behind, summarise
-from uvr_core.statistics import paired_difference, wilson
+from uvr_evaluation import arms, pages, prompt_sets, terms
+from uvr_evaluation.metrics import at_pixels, likeness, mask_of, overlap, patches_of
+from uvr_evaluation.rows import RowFile, read_rows
+from uvr_evaluation.statistics import paired_difference, wilson
+from uvr_evaluation.summary import behind, summarise
 
 FAST = ("--steps", "2", "--size", "64x64", "--device", "cpu", "--batch", "2")
 PROMPTS = 6
@@ -136,7 +136,7 @@ def test_a_whole_evaluation(checkpoint: Path, concept: Path, prompts: Path, tmp_
         "--control", "oracle", "--baseline", "every-second", "--judge", "shade", "--judge", "dull", *FAST,
     )  # fmt: skip
     result = uvr(*line, "--out", out)
-    config, summary = page.load(out)
+    config, summary = pages.load(out)
     names = [arm["name"] for arm in config["arms"]]
     assert names == [
         "stock", "uvr", "observe", "uvr without ring", "uvr, threshold=1000000000.0", "uvr, strong=0.5",
@@ -192,8 +192,8 @@ def test_a_whole_evaluation(checkpoint: Path, concept: Path, prompts: Path, tmp_
     assert "other settings" in uvr(*line[:-1], "3", "--out", out, code=2).stderr
     written = tmp_path / "results.md"
     uvr("report", out, "--markdown", written)
-    assert written.read_text() == page.page([out])
-    assert uvr("report", out).stdout.strip() == page.text(summary, config).strip()
+    assert written.read_text() == pages.page([out])
+    assert uvr("report", out).stdout.strip() == pages.text(summary, config).strip()
     uvr("eval", checkpoint, "--prompts", prompts, "--judge", "shade", *FAST, "--out", out, "--overwrite")
     assert {row["arm"] for row in read_rows(out)} == {"stock"}
     assert not (out / "images" / "uvr").exists()
@@ -330,7 +330,7 @@ def test_bad_prompt_sets(tmp_path: Path, name: str, text: str, message: str) -> 
     path = tmp_path / name
     path.write_text(text)
     with pytest.raises(UVRError) as caught:
-        tasks.read_tasks(path)
+        prompt_sets.read_tasks(path)
     assert message in str(caught.value)
 
 
@@ -349,7 +349,7 @@ def test_every_format_says_the_same(tmp_path: Path) -> None:
         '"a cat, on a mat",weapon,7,source.png,cat; mat,x\nein Hügel,,,source.png,,\n', "utf-8",
     )  # fmt: skip
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    sets = [tasks.read_tasks(tmp_path / f"a.{kind}", seed=100) for kind in ("jsonl", "csv", "parquet")]
+    sets = [prompt_sets.read_tasks(tmp_path / f"a.{kind}", seed=100) for kind in ("jsonl", "csv", "parquet")]
     assert sets[0] == sets[1] == sets[2]
     assert [task.seed for task in sets[0]] == [7, 101]
     assert [task.group for task in sets[0]] == ["weapon", "benign"]
@@ -359,7 +359,7 @@ def test_an_image_in_some_rows_only_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "source.png")
     (tmp_path / "a.csv").write_text("prompt,image\na,source.png\nb,\n")
     with pytest.raises(UVRError, match="row 2 has no image"):
-        tasks.read_tasks(tmp_path / "a.csv")
+        prompt_sets.read_tasks(tmp_path / "a.csv")
 
 
 @pytest.mark.parametrize(
@@ -375,7 +375,7 @@ def test_bad_subjects(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "subjects.toml"
     path.write_text(text)
     with pytest.raises(UVRError, match=message):
-        tasks.read_subjects(path)
+        terms.read_subjects(path)
 
 
 def test_labels_that_no_judge_reports(checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
@@ -456,7 +456,7 @@ def test_figures_count_what_they_say() -> None:
                summary["behind"])  # fmt: skip
     assert any("faster" in said for said in summary["behind"])
     assert not any("kept" in said for said in summary["behind"])
-    text = page.text(summary, {"judges": {"one": None}})
+    text = pages.text(summary, {"judges": {"one": None}})
     assert text.index("does better") < text.index("| arm |"), "said first"
 
 
@@ -476,7 +476,7 @@ def test_an_arm_that_does_not_run_here_is_said() -> None:
     ]
     summary = summarise(rows, config)
     assert summary["arms"]["baseline filter"] == {"unsupported": "no guidance"}
-    assert "baseline filter does not run here: no guidance" in page.text(summary, {"judges": {"one": None}})
+    assert "baseline filter does not run here: no guidance" in pages.text(summary, {"judges": {"one": None}})
 
 
 def test_paired_difference_covers_and_is_paired() -> None:
@@ -530,9 +530,9 @@ def test_values(text: str, value: object) -> None:
 
 def test_the_page_of_results_is_what_the_committed_rows_give() -> None:
     """docs/results.md from its folders, and every summary from its rows."""
-    docs = Path(__file__).parents[1] / "docs"
+    docs = Path(__file__).parents[2] / "docs"
     folders = [docs / "results" / name for name in ("flux", "sd3", "flux-kontext", "qwen-image", "qwen-image-edit")]
-    assert page.page(folders) == (docs / "results.md").read_text("utf-8")
+    assert pages.page(folders) == (docs / "results.md").read_text("utf-8")
     for folder in folders:
-        config, summary = page.load(folder)
+        config, summary = pages.load(folder)
         assert json.loads(json.dumps(summarise(read_rows(folder), config))) == summary

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[3] / "tools" / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
 from measure import counted, peak_bytes  # noqa: E402
@@ -235,7 +235,7 @@ def test_the_script_runs_and_its_page_follows_from_its_json(tmp_path: Path) -> N
 
 
 def test_the_published_page_follows_from_the_published_json() -> None:
-    docs = BENCHMARKS.parent / "docs"
+    docs = BENCHMARKS.parents[1] / "docs"
     published = docs / "figures" / "performance.json"
     if not published.exists():
         pytest.skip("not measured yet")

@@ -1,5 +1,5 @@
-"""benchmarks/robustness.py: the search climbs, the inversion inverts, the tasks say what they should, the page is the
-JSON's."""
+"""tools/benchmarks/robustness.py: the search climbs, the inversion inverts, the tasks say what they should, the page is
+the JSON's."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ import torch
 from uvr_zoo import scenes
 from uvr_zoo.world import DESCRIPTIONS, SYNONYMS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
 def robustness() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
+    sys.path.insert(0, str(ROOT / "tools" / "benchmarks"))
     try:
         import robustness
 
         return robustness
     finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+        sys.path.remove(str(ROOT / "tools" / "benchmarks"))
 
 
 def test_the_search_improves_a_synthetic_objective_within_its_budget(robustness):

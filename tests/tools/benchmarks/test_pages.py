@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
+ROOT = Path(__file__).parents[3]
+sys.path.append(str(ROOT / "tools" / "benchmarks"))
 PAGES = {  # script -> page and JSON, both in docs
     "ablation": ("figures/ablation-editing.md", "figures/ablation-editing.json"),
     "builtins": ("builtins.md", "figures/builtins.json"),
@@ -23,5 +23,5 @@ PAGES = {  # script -> page and JSON, both in docs
 def test_the_page_follows_from_the_json(script: str) -> None:
     page, figures = (ROOT / "docs" / name for name in PAGES[script])
     results = json.loads(figures.read_text())
-    written = runpy.run_path(str(ROOT / "benchmarks" / f"{script}.py"))["page"]
+    written = runpy.run_path(str(ROOT / "tools" / "benchmarks" / f"{script}.py"))["page"]
     assert page.read_text() == written(results["pipelines"], results["count"])
