@@ -16,7 +16,7 @@ BIN   := .venv/bin
 STAMP := .venv/.stamp
 # The oldest releases that UVR supports, as downstream/oldest.txt has them, and the tests that could tell.
 OLDEST       := .venv-oldest
-OLDEST_TESTS := $(patsubst %,tests/test_%.py,editing engine integration published_sizes situations zoo)
+OLDEST_TESTS := $(patsubst %,tests/test_%.py,editing engine integration published_sizes zoo) tests/compatibility
 
 .DEFAULT_GOAL := help
 # torchao prints on import, so it stays out of the environment whose output the tests read.
@@ -43,7 +43,7 @@ test: lint types  ## everything CI checks
 
 test-int8: $(STAMP)  ## the situations that need torchao
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(INT8) "torchao>=0.18"
-	PYTHONPATH=$(INT8) $(BIN)/python -m pytest -q --timeout $(TIMEOUT) tests/test_situations.py -k torchao
+	PYTHONPATH=$(INT8) $(BIN)/python -m pytest -q --timeout $(TIMEOUT) tests/compatibility -k torchao
 
 test-oldest: $(OLDEST)/.stamp  ## the tests that meet diffusers, beside the oldest releases that UVR supports
 	$(OLDEST)/bin/python -m pytest -q -m "not bench and not wheel" --timeout $(TIMEOUT) $(OLDEST_TESTS)

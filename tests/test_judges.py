@@ -15,7 +15,7 @@ from uvr_core import plugins
 from uvr_core.errors import ConformanceError, PluginError, UVRError
 from uvr_core.protocols import Judge
 from uvr_core.testing import Status, check_judge
-from uvr_core.testing.judges import pictures
+from uvr_core.testing.judge import pictures
 from uvr_plugins.judges import NudeNet, OpenNSFW
 from uvr_zoo import scenes
 from uvr_zoo.judging import BackgroundJudge

@@ -1,6 +1,6 @@
 """The situation matrix: what else a deployment may switch on, and what becomes of a regulated image then.
 
-Every row of uvr_core/situations.py on tiny pipelines of real diffusers classes. A regulated image equals that of a
+Every row of doctor/compatibility.py on tiny pipelines of real diffusers classes. A regulated image equals that of a
 reference run of the same weights, and every attention call that was edited is checked against the equation, by hand,
 in float64. A refusal is an UVRError that names the feature and what to do. What the stock library cannot do fails in
 the same way without UVR.
@@ -44,9 +44,9 @@ from rig import MASK, PIPELINES, PROMPTS, STEPS, Rig, reference, seen_through
 
 import uvr_core
 from uvr_core.cli import main
+from uvr_core.doctor.compatibility import SITUATIONS, Outcome, Situation, markdown
 from uvr_core.seam import AttentionCall
 from uvr_core.session import Session
-from uvr_core.situations import SITUATIONS, Outcome, Situation, markdown
 
 PATCHES = 64
 CPU = torch.device("cpu")
@@ -1084,8 +1084,8 @@ def test_every_row_has_its_cases_and_every_case_its_row() -> None:
 
 
 def test_the_page_is_the_table() -> None:
-    page = Path(__file__).parents[1] / "docs" / "situations.md"
-    assert page.read_text() == markdown(), "run `python -m uvr_core.situations > docs/situations.md`"
+    page = Path(__file__).parents[2] / "docs" / "compatibility.md"
+    assert page.read_text() == markdown(), "run `python -m uvr_core.doctor.compatibility > docs/compatibility.md`"
 
 
 @pytest.mark.parametrize("as_json", [False, True])

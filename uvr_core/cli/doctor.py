@@ -25,7 +25,7 @@ def doctor(ctx: click.Context, model: str | None, adapter: str | None, matrix: b
     With an adapter: lists the taps and runs the conformance checks on a small random version. Without one: prints a
     draft of an adapter, its doubts marked TODO. Exits with 1 if a check fails or there is no adapter yet.
 
-    With --matrix, and no MODEL: the table of docs/situations.md.
+    With --matrix, and no MODEL: the table of docs/compatibility.md.
     """
     if matrix:
         _matrix(as_json)
@@ -48,7 +48,7 @@ def doctor(ctx: click.Context, model: str | None, adapter: str | None, matrix: b
 
 def _matrix(as_json: bool) -> None:
     """Print the situation matrix."""
-    from ..situations import SITUATIONS
+    from ..doctor.compatibility import SITUATIONS
 
     if as_json:
         click.echo(outputs.to_json({"situations": [attrs.asdict(s) for s in SITUATIONS]}))
@@ -60,12 +60,12 @@ def _matrix(as_json: bool) -> None:
 def _find(name: str) -> tuple[Any, type, dict[str, Any]]:
     """(transformer or None, its class, its configuration) of a checkpoint, a plugin's model, or a class's name."""
     if name.isidentifier() and not name.islower() and not Path(name).exists():
-        from .. import inspection
+        from ..testing.tiny import model_class
 
         models.be_quiet()
-        return None, inspection.model_class(name), {}
-    found = models.load_skeleton(name)
-    transformer = getattr(found, "transformer", found)
+        return None, model_class(name), {}
+    model = models.load_skeleton(name)
+    transformer = getattr(model, "transformer", model)
     return transformer, type(transformer), dict(getattr(transformer, "config", {}))
 
 
@@ -78,13 +78,13 @@ def _blank(cls: type) -> Any:
 
 
 def _examine(model: str, transformer: Any, cls: type, config: dict[str, Any], adapter: Any, as_json: bool) -> bool:
-    from .. import inspection
     from ..regulator import attach
+    from ..testing.tiny import small_model
 
     small = None
     facts: dict[str, Any] = {"model": model, "adapter": adapter.name}
     try:
-        small = inspection.small_model(cls, config)
+        small = small_model(cls, config)
     except UVRError as error:
         facts["checks"] = [{"name": "small-version", "status": "failed", "message": str(error)}]
     shown = transformer if transformer is not None else small.model if small is not None else None
@@ -108,9 +108,10 @@ def _examine(model: str, transformer: Any, cls: type, config: dict[str, Any], ad
 def _checks(adapter: Any, small: Any) -> list[dict[str, str]]:
     """Outcomes of check_adapter on fresh copies of a small model."""
     from ..testing import Conformance, check_adapter
+    from ..testing.tiny import example_of
 
     try:
-        report = check_adapter(adapter, small.example)
+        report = check_adapter(adapter, lambda: example_of(small))
     except ConformanceError as error:
         if not isinstance(error.report, Conformance):
             raise
@@ -140,15 +141,17 @@ def _show(facts: dict[str, Any]) -> None:
 
 def _draft(model: str, cls: type, config: dict[str, Any], error: AdapterNotFound, as_json: bool) -> bool:
     """Print a draft; False, since UVR does not know the class yet."""
-    from .. import inspection
+    from ..doctor.draft import draft, load_draft
+    from ..doctor.examine import examine
+    from ..testing.tiny import small_model
 
     try:
-        small = inspection.small_model(cls, config)
-        findings = inspection.examine(small)
+        small = small_model(cls, config)
+        findings = examine(small)
     except UVRError as why:
         raise AdapterNotFound(f"{error} No draft either: {why}") from why
-    source = inspection.draft(findings, small)
-    checks = _checks(inspection.load_draft(source), small)
+    source = draft(findings, small)
+    checks = _checks(load_draft(source), small)
     failed = [check["name"] for check in checks if check["status"] not in ("passed", "skipped")]
     if as_json:
         facts = {"findings": attrs.asdict(findings), "draft": source, "checks": checks}

@@ -1,8 +1,8 @@
-"""The situation matrix: what else may be switched on, and what becomes of a regulated image then. Plain data.
+"""The compatibility matrix: what else may be switched on, and what becomes of a regulated image then. Plain data.
 
-tests/test_situations.py runs every row; `uvr doctor --matrix` prints them; docs/situations.md is written by
+tests/compatibility/ runs every row; `uvr doctor --matrix` prints them; docs/compatibility.md is written by
 
-    python -m uvr_core.situations > docs/situations.md
+    python -m uvr_core.doctor.compatibility > docs/compatibility.md
 """
 
 from __future__ import annotations
@@ -202,13 +202,13 @@ SITUATIONS: tuple[Situation, ...] = (
 
 
 def markdown() -> str:
-    """docs/situations.md."""
+    """docs/compatibility.md."""
     lines = [
-        "# Situations",
+        "# Compatibility",
         "",
-        "What else a deployment may switch on, and what becomes of a regulated image then. `tests/test_situations.py`",
+        "What else a deployment may switch on, and what becomes of a regulated image then. `tests/compatibility/`",
         "runs every row on small random pipelines of diffusers' own classes, on a CPU. `uvr doctor --matrix` prints",
-        "the table. This page is written by `python -m uvr_core.situations > docs/situations.md`.",
+        "the table. This page is written by `python -m uvr_core.doctor.compatibility > docs/compatibility.md`.",
         "",
         *(f"- **{outcome}**: {what}." for outcome, what in OUTCOMES.items()),
         "",

@@ -8,13 +8,13 @@ failed. `expected_failures={"name of a check": "why"}` lets a check fail; a list
 No test framework is needed.
 """
 
-from .adapters import check_adapter
-from .baselines import check_baseline
-from .detectors import check_detector
+from .adapter import check_adapter
+from .baseline import check_baseline
+from .detector import check_detector
 from .example import Example, patches
-from .judges import check_judge
+from .judge import check_judge
 from .policies import check_policy
-from .report import Conformance, Outcome, Status
+from .suite import Conformance, Outcome, Status
 
 __all__ = [
     "Conformance",

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..errors import UnsupportedRuntime
 from ..protocols import Baseline, Request
-from .report import Conformance, expect, run_checks, skip_unless
+from .suite import Conformance, expect, run_checks, skip_unless
 
 
 class _Stop(Exception):

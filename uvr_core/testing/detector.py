@@ -10,7 +10,7 @@ import torch
 
 from ..concepts import ConceptBank, Fingerprint
 from ..protocols import Detector
-from .report import Conformance, expect, run_checks, skip_unless
+from .suite import Conformance, expect, run_checks, skip_unless
 
 PROBE = "transformer_blocks.0.attn"
 BATCH = 3

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ..protocols import Judge
-from .report import Conformance, expect, run_checks, skip_unless
+from .suite import Conformance, expect, run_checks, skip_unless
 
 
 def pictures() -> list[Image.Image]:

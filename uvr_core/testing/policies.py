@@ -14,8 +14,8 @@ from ..errors import UnsafeContent
 from ..protocols import CallInfo, Direction, FlowEdit, Located, Policy
 from ..regulator import find_adapter
 from .example import Example
-from .plan import Given, regulated
-from .report import Conformance, expect, run_checks, skip_unless
+from .given import Given, regulated
+from .suite import Conformance, expect, run_checks, skip_unless
 
 GRID = (3, 4)
 TEXT = 5
@@ -46,7 +46,7 @@ def check_policy(
         UVRError: `expected_failures` names no check.
     """
     if make_example is None:
-        from ..inspection import tiny_example
+        from .tiny import tiny_example
 
         def make_example() -> Example:
             return tiny_example("FluxTransformer2DModel")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any
@@ -78,6 +79,19 @@ def skip_unless(condition: object, why: str) -> None:
     """Raise CheckSkipped unless the condition holds."""
     if not condition:
         raise CheckSkipped(why)
+
+
+def checks_of(*concerns: object) -> dict[str, Callable[[], Any]]:
+    """{name: check} of objects whose own public methods are checks, in the order of definition.
+
+    `one_per_image` is the check "one-per-image".
+    """
+    return {
+        name.replace("_", "-"): getattr(concern, name)
+        for concern in concerns
+        for name, method in vars(type(concern)).items()
+        if inspect.isfunction(method) and not name.startswith("_")
+    }
 
 
 def run_checks(

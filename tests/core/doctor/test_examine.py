@@ -18,19 +18,13 @@ from tiny import example
 
 from uvr_core import plugins
 from uvr_core.cli import main
+from uvr_core.doctor.draft import draft, load_draft
+from uvr_core.doctor.examine import examine
 from uvr_core.errors import ConformanceError, UVRError
-from uvr_core.inspection import (
-    draft,
-    examine,
-    load_draft,
-    model_class,
-    pipelines_of,
-    shrink,
-    small_model,
-    time_scale,
-    tiny_example,
-)
 from uvr_core.testing import Example, check_adapter
+from uvr_core.testing.inputs import time_scale
+from uvr_core.testing.source import pipelines_of
+from uvr_core.testing.tiny import example_of, model_class, shrink, small_model, tiny_example
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -220,11 +214,11 @@ def test_roles_and_time_are_found_out_and_not_assumed() -> None:
     source = draft(findings, small)
     assert "output_first=False," in source
     assert 'return arguments["timestep"] / 1000' in source
-    check_adapter(load_draft(source), small.example)
+    check_adapter(load_draft(source), functools.partial(example_of, small))
     right = load_draft(source)
     for wrong in (attrs.evolve(right, output_first=True), attrs.evolve(right, time=lambda a: a["timestep"])):
         with pytest.raises(ConformanceError):
-            check_adapter(wrong, small.example)
+            check_adapter(wrong, functools.partial(example_of, small))
 
 
 # ---------------------------------------------------------------------------------------------- its parts
@@ -267,7 +261,7 @@ def test_a_small_version_keeps_what_its_class_ties_together() -> None:
 def test_an_example_is_fresh_and_leaves_the_random_state_alone() -> None:
     small = small_model(diffusers.SD3Transformer2DModel)
     state = torch.random.get_rng_state()
-    one, two = small.example(), small.example()
+    one, two = example_of(small), example_of(small)
     assert torch.equal(state, torch.random.get_rng_state())
     assert one.model is not two.model
     assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True))

@@ -17,13 +17,13 @@ from tiny import example
 from uvr_core import flow, plugins
 from uvr_core.adapter import Adapter, Arguments, Layout
 from uvr_core.errors import ConformanceError, UnsafeContent, UVRError
-from uvr_core.inspection import tiny_example
 from uvr_core.protocols import CallInfo, ColumnScale, Direction, FlowEdit, Located, row_classes
 from uvr_core.regulator import Regulator
 from uvr_core.seam import AttentionCall
 from uvr_core.session import Session
 from uvr_core.testing import Conformance, Example, Status, check_adapter, check_detector, check_policy, patches
-from uvr_core.testing.detectors import random_bank
+from uvr_core.testing.detector import random_bank
+from uvr_core.testing.tiny import tiny_example
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -256,7 +256,7 @@ def test_an_expected_failure_of_no_check_is_refused() -> None:
 
 
 def test_the_kit_needs_no_test_framework() -> None:
-    code = "import uvr_core.testing, uvr_core.inspection, sys; print(*sys.modules)"
+    code = "import uvr_core.testing, uvr_core.doctor.draft, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert not {"pytest", "uvr_adapters", "uvr_plugins", "uvr_zoo", "diffusers"} & loaded

@@ -1,0 +1,116 @@
+"""Guidance: the conditional pass or half is regulated, and no other."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...regulator import attach
+from ..example import Example
+from ..suite import CheckFailed, expect
+from .subject import Subject
+
+
+class Guidance(Subject):
+    """The check of which rows follow the prompt."""
+
+    def guidance(self) -> None:
+        """The conditional pass or half is regulated, and no other."""
+        example = self.make_example()
+        if example.pipeline is not None and example.sample is not None:
+            self._real_guidance(example)
+            return
+        style = example.guidance or self.adapter.guidance
+        kind, _, order = style.partition(":")
+        if kind == "batched":
+            self._batched(example, order)
+        elif kind == "two_pass":
+            self._passes(example, ("cond", "uncond"), named=False)
+            if hasattr(example.model, "cache_context"):
+                self._passes(example, ("cond", "uncond"), named=True)
+                self._passes(example, ("uncond", "cond"), named=True)
+        else:
+            self._passes(example, ("cond",), named=False)
+
+    def _real_guidance(self, example: Example) -> None:
+        """On the real pipeline: what the engine looks at follows the prompt and not the negative prompt."""
+        stock = example.sample
+        assert stock is not None
+        with attach(example.pipeline, self.adapter) as reg:
+            tap = reg.taps[0]
+
+            def first_step(prompt: str, negative: str) -> torch.Tensor:
+                seen: list[torch.Tensor] = []
+                with reg.recording(lambda path, step, sigma, features: seen.append(features), [tap]):
+                    stock(prompt, negative)
+                return seen[0]
+
+            base = first_step("a cat", "a dog")
+            other_prompt, other_negative = first_step("a tree", "a dog"), first_step("a cat", "a car")
+        expect(len(base) == 1, "samples regulated in a generation of one picture", expected=1, got=len(base))
+        follows, what = not torch.equal(base, other_prompt), "what is regulated, under another prompt"
+        expect(follows, what, expected="a change", got="none: it is not the conditional branch")
+        stays, what = torch.equal(base, other_negative), "what is regulated, under another negative prompt"
+        expect(stays, what, expected="no change", got="a change: it is the unconditional branch, or both")
+
+    def _batched(self, example: Example, order: str) -> None:
+        size = example.sizes[0]
+        arguments = example.arguments(size, 4)
+        everything = self._recorded(_Passes(example.model, [("", arguments)], guided=False))[0][1]
+        halves = dict(zip(order, everything.split(2), strict=True))
+        differ = not torch.equal(halves["u"], halves["c"])
+        expect(differ, "samples of Example.inputs", expected="drawn at random", got="all the same")
+        regulated = self._recorded(_Passes(example.model, [("", arguments)], guided=True))[0][1]
+        if not torch.equal(regulated, halves["c"]):
+            wrong = torch.equal(regulated, halves["u"])
+            expect(not wrong, "regulated", expected="the conditional half", got="the unconditional half")
+            raise CheckFailed(f"samples regulated: expected the conditional 2 of 4, got {len(regulated)}")
+
+    def _passes(self, example: Example, order: tuple[str, ...], *, named: bool) -> None:
+        size = example.sizes[0]
+        passes = [(name, example.arguments(size, 2)) for name in order]
+        seen = self._recorded(_Passes(example.model, passes, guided=True, named=named))
+        regulated = [f"{name}, {len(features)} samples" for name, features in seen]
+        how, expected = "as the pipeline names them" if named else "told apart by order", "cond, 2 samples"
+        what, got = f"passes regulated of {', '.join(order)}, {how}", ", ".join(regulated) or "none"
+        expect(regulated == [expected], what, expected=expected, got=got)
+
+    def _recorded(self, run: _Passes) -> list[tuple[str, torch.Tensor]]:
+        """(pass, features) of what the engine looks at."""
+        seen: list[tuple[str, torch.Tensor]] = []
+        with attach(run, self.adapter) as reg:
+            tap = reg.taps[0]
+            with reg.recording(lambda path, step, sigma, features: seen.append((run.current, features)), [tap]):
+                run()
+        return seen
+
+
+class _Schedule:
+    """The part of a scheduler that the engine looks at."""
+
+    timesteps: tuple[float, ...] = (0.5,)
+
+
+class _Passes:
+    """A pipeline reduced to its guidance: one step of the given passes over the transformer."""
+
+    def __init__(
+        self, transformer: nn.Module, passes: list[tuple[str, dict[str, Any]]], *, guided: bool, named: bool = False
+    ):
+        self.transformer, self.passes, self.named = transformer, passes, named
+        self.do_classifier_free_guidance = guided
+        self.scheduler = _Schedule()
+        self.current = ""
+
+    def __call__(self) -> None:
+        for name, arguments in self.passes:
+            self.current = name
+            model: Any = self.transformer
+            with model.cache_context(name) if self.named else nullcontext():
+                model(**arguments)
+
+
+__all__ = ["Guidance"]

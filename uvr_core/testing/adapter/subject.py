@@ -1,0 +1,58 @@
+"""What the checks of an adapter share: the adapter, fresh examples, and what it reads off their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+
+from ...adapter import Adapter, Layout
+from ...errors import TapNotFired
+from ...seam import AttentionCall
+from ..example import Example, Size
+from ..suite import expect
+from .record import record
+
+BATCHES = (1, 3)
+
+
+@attrs.frozen(eq=False)
+class Subject:
+    """An adapter, and () -> a fresh small model to hold it against."""
+
+    adapter: Adapter
+    make_example: Callable[[], Example]
+
+    def _cases(self) -> Iterator[tuple[Example, Size, int, tuple[Size, ...]]]:
+        """(example, size, batch, references): all sizes and batches, with and without references."""
+        example = self.make_example()
+        for references in self._reference_sets(example):
+            for size in example.sizes:
+                for batch in BATCHES:
+                    yield example, size, batch, references
+
+    @staticmethod
+    def _reference_sets(example: Example) -> tuple[tuple[Size, ...], ...]:
+        return ((), example.reference_sizes) if example.references else ((),)
+
+    def _read_layout(self, example: Example, arguments: dict[str, Any]) -> Layout:
+        layout = self.adapter.layout(example.bound(arguments))
+        expect(isinstance(layout, Layout), "what `layout` returns", expected="a Layout", got=type(layout).__name__)
+        expect(layout.adds_up, "layout", expected="counts that add up", got=layout)
+        return layout
+
+    def _joint_calls(
+        self, example: Example, arguments: dict[str, Any], size: Size, layout: Layout, only: str | None = None
+    ) -> list[AttentionCall]:
+        """The taps' joint calls, by the engine's rule."""
+        taps = self.adapter.taps(example.model)
+        calls = record(example, {only: taps[only]} if only else taps, arguments, size)
+        queries = layout.output + self.adapter.text_output
+        joint = [c for c in calls if c.key.shape[2] >= layout.image and c.query.shape[2] >= queries]
+        if not joint:
+            raise TapNotFired(f"no attention call holds the {layout.image} image tokens that the adapter reads")
+        return joint
+
+
+__all__ = ["BATCHES", "Subject"]
