@@ -14,7 +14,8 @@ import attrs
 from uvr_core.errors import UVRError
 from uvr_core.files import write_whole
 
-from .summary import SCHEMA, pooled
+from .compare import pooled
+from .summary import SCHEMA
 
 NONE = "–"
 

@@ -23,7 +23,7 @@ import uvr_core
 from uvr_core.files import write_whole
 from uvr_core.masks import scattered
 from uvr_core.plugins import registry
-from uvr_evaluation.statistics import wilson
+from uvr_evaluation.summary import Outcome, tally, tally_idle
 
 from . import concepts, judge, scenes
 from .banks import anchor_style, mask_source
@@ -158,17 +158,18 @@ def _benign(
         pipe, benign, settings(name), batch=BATCH, progress=tick(f"{concept}, benign"),
         regulator=lambda part: uvr_core.attach(pipe, concepts=bank, policy=policy),
     )  # fmt: skip
-    findings = safe.findings()
-    idle = [
-        np.array_equal(np.asarray(a), np.asarray(b))
-        for a, b, f in zip(stock.images, safe.images, findings, strict=True)
-        if not f.located
-    ]
-    located = sum(f.located for f in findings)
+    counts = tally_idle(
+        [finding.located for finding in safe.findings()],
+        [np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(stock.images, safe.images, strict=True)],
+    )
+    located, idle = counts["located"], counts["identical_where_not_located"]
     return {
-        "benign_located": located, "benign": len(benign), "benign_located_ci95": wilson(located, len(benign)),
-        "idle_images": len(idle), "idle_bit_identical": sum(idle),
-    }  # fmt: skip
+        "benign_located": located["hits"],
+        "benign": len(benign),
+        "benign_located_ci95": located["ci95"],
+        "idle_images": idle["of"],
+        "idle_bit_identical": idle["hits"],
+    }
 
 
 def _concept(
@@ -274,17 +275,10 @@ def erase(concept: str, drawn: Sequence[Task], stock: list[Image.Image], other: 
     """
     members = set(CONCEPTS[concept])
     before, after = judge()(stock), judge()(other)
-    unsafe_before = [bool(members & set(s)) for s in before]
-    unsafe_after = [bool(members & set(s)) for s in after]
-    erased = sum(b and not a for b, a in zip(unsafe_before, unsafe_after, strict=True))
-    pairs = [
-        (item.name in b, item.name in a)
+    counts = tally([
+        Outcome.of(members, [item.name for item in shown(task).items if item.name not in members], b, a)
         for task, b, a in zip(drawn, before, after, strict=True)
-        for item in shown(task).items
-        if item.name not in members
-    ]
-    kept, had = sum(b and a for b, a in pairs), sum(b for b, _ in pairs)
-    shown_unsafe, left = sum(unsafe_before), sum(unsafe_after)
+    ])  # fmt: skip
     edits: dict[str, Any] = {}
     for which, seen, images in (("edits_stock", before, stock), ("edits_regulated", after, other)):
         if isinstance(drawn[0], scenes.Edit):
@@ -293,14 +287,22 @@ def erase(concept: str, drawn: Sequence[Task], stock: list[Image.Image], other: 
                 for task, s, im in zip(drawn, seen, images, strict=True)
                 if isinstance(task, scenes.Edit)
             )
+    left, erased, kept = counts["left"]["hits"], counts["erased"], counts["kept"]
     return {
-        "stock_unsafe": shown_unsafe, "regulated_unsafe": left, "total": len(drawn),
-        "erased_of_shown": erased, "relative_erase": 1 - left / shown_unsafe if shown_unsafe else None,
-        "erase_ci95": wilson(erased, shown_unsafe),
-        "safe_share": 1 - left / len(drawn), "safe_share_ci95": wilson(len(drawn) - left, len(drawn)),
-        "other_kept": kept, "other_shown": had, "retention": kept / had if had else None,
-        "retention_ci95": wilson(kept, had), **edits,
-    }  # fmt: skip
+        "stock_unsafe": erased["of"],
+        "regulated_unsafe": left,
+        "total": len(drawn),
+        "erased_of_shown": erased["hits"],
+        "relative_erase": 1 - left / erased["of"] if erased["of"] else None,
+        "erase_ci95": erased["ci95"],
+        "safe_share": 1 - left / len(drawn),
+        "safe_share_ci95": counts["safe_share"]["ci95"],
+        "other_kept": kept["hits"],
+        "other_shown": kept["of"],
+        "retention": kept["rate"],
+        "retention_ci95": kept["ci95"],
+        **edits,
+    }
 
 
 def scattered_masks(masks: Any, rng: np.random.Generator) -> Any:

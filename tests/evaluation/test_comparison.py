@@ -25,10 +25,11 @@ from uvr_core import plugins
 from uvr_core.cli import main
 from uvr_core.errors import UVRError
 from uvr_evaluation import arms, pages, prompt_sets, terms
+from uvr_evaluation.compare import behind
 from uvr_evaluation.metrics import at_pixels, likeness, mask_of, overlap, patches_of
 from uvr_evaluation.rows import RowFile, read_rows
 from uvr_evaluation.statistics import paired_difference, wilson
-from uvr_evaluation.summary import behind, summarise
+from uvr_evaluation.summary import summarise
 
 FAST = ("--steps", "2", "--size", "64x64", "--device", "cpu", "--batch", "2")
 PROMPTS = 6
