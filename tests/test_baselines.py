@@ -26,7 +26,7 @@ from uvr_plugins.baselines.sld import SafeLatentDiffusion, _State, safety_guidan
 from uvr_plugins.policies import Observe
 from uvr_zoo.experiment import edits_for, prompt_of, scenes_for, settings, sources_of
 from uvr_zoo.recipes import RECIPES
-from uvr_zoo.world import CONCEPTS, SYNONYMS
+from uvr_zoo.vocabulary import CONCEPTS, SYNONYMS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,7 +19,7 @@ from uvr_core.concepts import ConceptBank
 from uvr_core.regulator import find_adapter, fingerprint
 from uvr_core.seam import AttentionCall, Seam
 from uvr_plugins.detectors import Oracle
-from uvr_zoo.families import pack
+from uvr_zoo.architectures import pack
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,7 +19,7 @@ from uvr_core.testing.judge import pictures
 from uvr_plugins.judges import NudeNet, OpenNSFW
 from uvr_zoo import scenes
 from uvr_zoo.judging import BackgroundJudge
-from uvr_zoo.world import BACKGROUNDS
+from uvr_zoo.vocabulary import BACKGROUNDS
 
 NAMES = ("nudenet", "opennsfw", "zoo", "zoo-background")
 

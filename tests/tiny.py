@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from uvr_core.testing import Example
-from uvr_zoo.families import FAMILIES, image_ids
+from uvr_zoo.architectures import ARCHITECTURES, image_ids
 from uvr_zoo.pipelines import assemble, parts
 from uvr_zoo.recipes import RECIPES
 from uvr_zoo.text import tokenizer
@@ -91,7 +91,7 @@ def tiny_transformer(name: str, seed: int = 0, sharpness: float = 8.0) -> torch.
     config |= {key: value for key, value in small.items() if key in config}
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
-    transformer = getattr(diffusers, FAMILIES[name].transformer)(**config).requires_grad_(False)
+    transformer = getattr(diffusers, ARCHITECTURES[name].transformer)(**config).requires_grad_(False)
     torch.random.set_rng_state(state)
     for path, module in transformer.named_modules():
         if path.endswith((".norm_q", ".norm_added_q")):
@@ -105,7 +105,7 @@ def tiny_transformer(name: str, seed: int = 0, sharpness: float = 8.0) -> torch.
 def example(name: str) -> Example:
     """A zoo pipeline's transformer, tiny and random, and its pipeline, as the conformance kit takes them."""
     pipe = assemble(RECIPES[name], tiny_transformer(name), _parts(name))
-    family = FAMILIES[name].transformer
+    family = ARCHITECTURES[name].transformer
     options: dict[str, Any] = {"guidance_scale": 3.0} if name == "sd3" else {"true_cfg_scale": 3.0}
     if name in ("flux-kontext", "qwen-image-edit"):
         options["image"] = Image.new("RGB", (64, 64), "teal")

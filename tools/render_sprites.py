@@ -2,7 +2,7 @@
 
 NODE_MODULES is where `npm install @iconify-json/noto@1.2.9 @iconify-json/fluent-emoji-flat@1.2.6
 @iconify-json/twemoji@1.2.5` put the packages. Writes extras/uvr_zoo/data/sprites.png: one row per drawing
-style, one 64x64 RGBA cell per object, in the order of uvr_zoo.world.OBJECTS. Licences: see NOTICE.
+style, one 64x64 RGBA cell per object, in the order of uvr_zoo.vocabulary.OBJECTS. Licences: see NOTICE.
 """
 
 import io
@@ -13,7 +13,7 @@ from pathlib import Path
 import resvg_py
 from PIL import Image
 
-from uvr_zoo.world import ICONS, OBJECTS, STYLES
+from uvr_zoo.vocabulary import ICONS, OBJECTS, STYLES
 
 CELL = 64
 MARGIN = 2

@@ -11,7 +11,7 @@ import functools
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .world import CONCEPTS, OBJECTS, STYLES
+from .vocabulary import CONCEPTS, OBJECTS, STYLES
 
 if TYPE_CHECKING:
     from uvr_core import ConceptBank

@@ -20,7 +20,7 @@ Condition = dict[str, torch.Tensor]
 SIDE = 8  # patches
 
 
-class Family(Protocol):
+class Architecture(Protocol):
     """One way of calling a transformer class."""
 
     transformer: str  # class name in diffusers
@@ -239,7 +239,7 @@ class Qwen:
         return velocity[:, : x.shape[1]]
 
 
-FAMILIES: dict[str, Family] = {
+ARCHITECTURES: dict[str, Architecture] = {
     "flux": Flux(),
     "flux-kontext": Flux("FluxKontextPipeline", text="edit"),
     "sd3": SD3(),

@@ -13,7 +13,7 @@ import click
 from uvr_core.cli import outputs, say
 from uvr_core.errors import UVRError, did_you_mean
 
-from . import ground as grounds
+from . import components
 from .recipes import RECIPES, Recipe
 
 PATH = click.Path(path_type=Path)
@@ -32,7 +32,7 @@ def _recipe(name: str) -> Recipe:
 
 def _concepts(chosen: tuple[str, ...]) -> tuple[str, ...]:
     """The zoo's concepts of these names; those that it ships banks for if there are none."""
-    from .world import CONCEPTS
+    from .vocabulary import CONCEPTS
 
     for concept in chosen:
         if concept not in CONCEPTS:
@@ -158,7 +158,7 @@ def list_(as_json: bool) -> None:
             "pipelines": list(part.pipelines),
             "minutes": part.minutes,
         }
-        for part in grounds.PARTS.values()
+        for part in components.PARTS.values()
     ]
     if as_json:
         click.echo(outputs.to_json({"pipelines": rows, "parts": parts}))
@@ -216,7 +216,7 @@ def train(
     try:
         shared = parts(name)
     except (OSError, ValueError) as error:
-        if absent := grounds.missing_for(name, _data()):
+        if absent := components.missing_for(name, _data()):
             raise UVRError(f"{name} is built on parts not in {_data()}: uvr zoo ground {absent[0]}") from error
         raise
     trainer = Trainer(recipe, shared, out, device=where, resume=resume, start_from=start)
@@ -230,7 +230,7 @@ def train(
 
 def save(transformer: Any, folder: Path) -> None:
     """Write `transformer` in a folder of that name, whole or not at all: what `uvr_zoo.load(name, folder)` reads."""
-    with grounds.staged(folder, ("transformer",)) as stage:
+    with components.staged(folder, ("transformer",)) as stage:
         transformer.save_pretrained(stage / "transformer")
 
 
@@ -257,29 +257,31 @@ def _fidelity(recipe: Recipe, shared: Any, count: int = 64) -> Callable[[Any], d
 @click.option("--raw", is_flag=True, help="Also keep the uncalibrated banks, with every probe, as NAME-CONCEPT.raw...")
 def concepts(name: str, chosen: tuple[str, ...], out: Path, raw: bool) -> None:
     """Make the concept banks of pipeline NAME as the shipped ones were made: collect, then calibrate."""
-    from . import banks
+    from . import concept_files
     from .pipelines import load
 
     recipe, chosen = _recipe(name), _concepts(chosen)
     outputs.check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     pipe = load(recipe.name)
-    usual = banks.UNSAFE_PROMPTS + banks.BENIGN_PROMPTS + banks.CALIBRATE_UNSAFE
+    usual = concept_files.UNSAFE_PROMPTS + concept_files.BENIGN_PROMPTS + concept_files.CALIBRATE_UNSAFE
     with outputs.stages() as progress:
         for concept in chosen:
-            done, total = 0, usual + banks.options_of(name, concept)["benign"]
+            done, total = 0, usual + concept_files.options_of(name, concept)["benign"]
 
             def tick(images: int, concept: str = concept, total: int = total) -> None:
                 nonlocal done
                 done += images
                 progress(f"{name}, {concept}", done, total)
 
-            bank = banks.collect(pipe, name, concept, progress=tick)
+            bank = concept_files.collect(pipe, name, concept, progress=tick)
             if raw:
                 bank.save(out / f"{name}-{concept}.raw.safetensors")
-            made = banks.calibrate(pipe, name, bank, progress=tick)
-            banks.half(made).save(banks.path(out, name, concept))
-            click.echo(f"{banks.path(out, name, concept)}: {made.calibration.measured if made.calibration else None}")
+            made = concept_files.calibrate(pipe, name, bank, progress=tick)
+            concept_files.half(made).save(concept_files.path(out, name, concept))
+            click.echo(
+                f"{concept_files.path(out, name, concept)}: {made.calibration.measured if made.calibration else None}"
+            )
 
 
 @zoo.command()
@@ -318,18 +320,18 @@ def ground(part: str, minutes: float | None, resume: bool, out: Path | None, exp
     What a part starts from is read from the zoo's own data. Ctrl-C stops after the step, saves, and exits with 130;
     --resume goes on. The judge alone has no checkpoint.
     """
-    if part not in grounds.PARTS:
-        raise UVRError(f"unknown part {part!r}{did_you_mean(part, grounds.PARTS)}")
-    chosen, out = grounds.PARTS[part], out or Path("runs") / part
+    if part not in components.PARTS:
+        raise UVRError(f"unknown part {part!r}{did_you_mean(part, components.PARTS)}")
+    chosen, out = components.PARTS[part], out or Path("runs") / part
     export = export or out / "export"
     for folder in (out, export):
         outputs.check_folder(folder)
     from uvr_core.cli.models import be_quiet
 
     be_quiet()
-    from .fitting import Run
+    from .training import Run
 
-    grounds.make(chosen, Run(minutes or chosen.minutes, out, resume), _data(), export)
+    components.make(chosen, Run(minutes or chosen.minutes, out, resume), _data(), export)
     click.echo(f"{part}: {', '.join(str(export / path) for path in chosen.files)}")
 
 
@@ -342,7 +344,7 @@ def publish(name: str, run: Path | None, export: Path, count: int) -> None:
     """Write the pipeline NAME as it ships: float16 weights of a run, scheduler, card, sample sheet."""
     recipe = _recipe(name)
     outputs.check_folder(export)
-    if absent := [*grounds.missing_for(name, _data()), *grounds.missing(["judge"], _data())]:
+    if absent := [*components.missing_for(name, _data()), *components.missing(["judge"], _data())]:
         raise UVRError(f"{absent[0]} is not in {_data()}: first uvr zoo ground {absent[0]}")
     from uvr_core.cli.models import be_quiet
 

@@ -14,7 +14,7 @@ import attrs
 from uvr_core.errors import UVRError
 
 if TYPE_CHECKING:
-    from .fitting import Run
+    from .training import Run
 
 Maker = Callable[[Path, "Run", Path], None]
 
@@ -79,7 +79,7 @@ def _judge(out: Path, run: Run, data: Path) -> None:
 
 
 def _autoencoder(data: Path) -> Any:
-    from .families import load_part
+    from .architectures import load_part
 
     return load_part("AutoencoderKL", data / "shared" / "vae")
 

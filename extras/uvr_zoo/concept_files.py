@@ -22,7 +22,7 @@ from uvr_core.regulator import find_adapter
 from . import judge
 from .experiment import Task, edits_for, prompt_of, scenes_for, settings, sources_of
 from .recipes import RECIPES
-from .world import CONCEPTS
+from .vocabulary import CONCEPTS
 
 Progress = Callable[[int], None]
 UNSAFE_PROMPTS, BENIGN_PROMPTS = 128, 256  # to collect

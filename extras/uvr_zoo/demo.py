@@ -26,7 +26,7 @@ from uvr_core.plugins import registry
 from uvr_evaluation.summary import Outcome, tally, tally_idle
 
 from . import concepts, judge, scenes
-from .banks import anchor_style, mask_source
+from .concept_files import anchor_style, mask_source
 from .experiment import (
     Generated,
     Task,
@@ -41,7 +41,7 @@ from .experiment import (
 )
 from .pipelines import load
 from .recipes import RECIPES
-from .world import CONCEPTS
+from .vocabulary import CONCEPTS
 
 Progress = Callable[[str, int, int], None]
 DEMO_CONCEPTS = ("weapon", "skull")

@@ -15,7 +15,7 @@ from uvr_evaluation.statistics import wilson
 
 from . import judge, scenes
 from .recipes import RECIPES
-from .world import CONCEPTS, UNSAFE
+from .vocabulary import CONCEPTS, UNSAFE
 
 Progress = Callable[[int], None]
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from . import scenes
 from .vae import to_tensor
-from .world import BACKGROUNDS, OBJECTS
+from .vocabulary import BACKGROUNDS, OBJECTS
 
 CELLS = 16  # the location map's side
 

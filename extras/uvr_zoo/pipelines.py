@@ -14,7 +14,7 @@ from typing import Any
 import diffusers
 import torch
 
-from .families import FAMILIES
+from .architectures import ARCHITECTURES
 from .recipes import RECIPES, Recipe
 from .scenes import SIZE
 
@@ -28,7 +28,7 @@ def names() -> tuple[str, ...]:
 
 def parts(name: str = "flux", folder: Path | None = None) -> SimpleNamespace:
     """What a zoo pipeline has besides transformer and scheduler: VAE, tokenizers, text encoders; float32, frozen."""
-    return SimpleNamespace(**FAMILIES[name].parts(folder or DATA / "shared"))
+    return SimpleNamespace(**ARCHITECTURES[name].parts(folder or DATA / "shared"))
 
 
 def scheduler(recipe: Recipe) -> diffusers.FlowMatchEulerDiscreteScheduler:
@@ -37,7 +37,7 @@ def scheduler(recipe: Recipe) -> diffusers.FlowMatchEulerDiscreteScheduler:
 
 def assemble(recipe: Recipe, transformer: torch.nn.Module, shared: Any) -> Any:
     """The recipe's diffusers pipeline, of a trained transformer and its other parts."""
-    family = FAMILIES[recipe.name]
+    family = ARCHITECTURES[recipe.name]
     kind = working_at(SIZE) if family.pipeline == "QwenImageEditPipeline" else getattr(diffusers, family.pipeline)
     pipe = kind(scheduler=scheduler(recipe), transformer=transformer.eval(), **vars(shared))
     pipe.default_sample_size = SIZE // pipe.vae_scale_factor  # else diffusers draws 128 latents a side
@@ -71,7 +71,7 @@ def export(recipe: Recipe, transformer: torch.nn.Module, folder: Path) -> None:
 
 def load_transformer(name: str, root: Path) -> torch.nn.Module:
     """The transformer of zoo pipeline `name` saved under `root`, in float32."""
-    return getattr(diffusers, FAMILIES[name].transformer).from_pretrained(root / "transformer").float()
+    return getattr(diffusers, ARCHITECTURES[name].transformer).from_pretrained(root / "transformer").float()
 
 
 def load(name: str, folder: str | Path | None = None) -> Any:

@@ -11,7 +11,7 @@ from . import scenes
 from .demo import Case, benign_tasks, cases, unsafe_tasks
 from .experiment import Task, prompt_of, shown, source_of
 from .recipes import RECIPES
-from .world import CONCEPTS, SYNONYMS
+from .vocabulary import CONCEPTS, SYNONYMS
 
 SEED = 50_000  # task i is drawn with SEED + i
 

@@ -16,10 +16,10 @@ from uvr_core import ConceptBank
 from uvr_core.errors import UVRError
 from uvr_core.learning import auroc_of, score_runs
 
-from .banks import anchor_style, mask_source
+from .architectures import ARCHITECTURES
+from .components import staged
+from .concept_files import anchor_style, mask_source
 from .experiment import edit_fidelity, edits_for, fidelity, generate, scenes_for, settings, sheet, source_of
-from .families import FAMILIES
-from .ground import staged
 from .pipelines import export, load
 from .recipes import RECIPES, Recipe
 
@@ -38,7 +38,7 @@ def publish(
     if not (run / "checkpoint.pt").is_file():
         raise UVRError(f"{run}: no checkpoint.pt in this folder: first uvr zoo train {recipe.name} --out {run}")
     state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
-    transformer = getattr(diffusers, FAMILIES[recipe.name].transformer)(**recipe.transformer)
+    transformer = getattr(diffusers, ARCHITECTURES[recipe.name].transformer)(**recipe.transformer)
     transformer.load_state_dict(state["ema"])
     training = {
         "recipe": f"uvr zoo train {recipe.name}", "steps": state["step"], "minutes": round(state["seconds"] / 60, 1),

@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from .world import STYLES
+from .vocabulary import STYLES
 
 
 @attrs.frozen

@@ -20,7 +20,7 @@ import attrs
 import numpy as np
 from PIL import Image
 
-from .world import BACKGROUNDS, BENIGN, CONCEPTS, DESCRIPTIONS, OBJECTS, PLACES, STYLES, SYNONYMS, UNSAFE
+from .vocabulary import BACKGROUNDS, BENIGN, CONCEPTS, DESCRIPTIONS, OBJECTS, PLACES, STYLES, SYNONYMS, UNSAFE
 
 Split = Literal["train", "heldout"]
 SIZE = 64  # pixels, both sides

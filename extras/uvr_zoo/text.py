@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from . import scenes
-from .fitting import Run, fit
-from .world import BACKGROUNDS, DESCRIPTIONS, OBJECTS, PLACES, SIZES, STYLES, SYNONYMS
+from .training import Run, fit
+from .vocabulary import BACKGROUNDS, DESCRIPTIONS, OBJECTS, PLACES, SIZES, STYLES, SYNONYMS
 
 MAX_TOKENS = 32
 WIDTH = 128

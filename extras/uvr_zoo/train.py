@@ -2,7 +2,7 @@
 
     uvr zoo train flux --minutes 60 --resume
 
-A run lives in a folder, as `fitting` says. `checkpoint.pt` holds model, EMA, optimisers, random state, step, seconds
+A run lives in a folder, as `training` says. `checkpoint.pt` holds model, EMA, optimisers, random state, step, seconds
 spent and, once guidance is distilled, the teacher; `log.jsonl` has a line per fidelity check as well; `scenes.pt` is
 the encoded training data, made again when what it was made of has changed.
 """
@@ -26,8 +26,8 @@ from torch import nn
 
 from uvr_core.errors import UVRError
 
-from . import fitting, scenes
-from .families import FAMILIES, Condition, pack
+from . import scenes, training
+from .architectures import ARCHITECTURES, Condition, pack
 from .muon import Muon
 from .pipelines import assemble
 from .recipes import Recipe
@@ -47,7 +47,7 @@ def _draw_pair(recipe: Recipe, seed: int) -> Pair:
 
 def _hash_of(pipe: Any, recipe: Recipe, samples: list[Pair]) -> str:
     """SHA-256 of what encoded scenes depend on: every sample, how sprites and scenes look, the parts that encode."""
-    family = FAMILIES[recipe.name]
+    family = ARCHITECTURES[recipe.name]
     digest = hashlib.sha256(f"{family.pipeline} {vars(family)} {samples}".encode())
     digest.update(np.stack(list(scenes.atlas().values())).tobytes())
     for source, _, target in samples[:64]:
@@ -80,7 +80,7 @@ def encode_scenes(pipe: Any, recipe: Recipe, cache: Path | None = None) -> dict[
         if stored.get("made_of") == key:
             return dict(stored["columns"])
         print(json.dumps({"scenes": f"{cache} was made of something else; encoding anew"}), flush=True)
-    family = FAMILIES[recipe.name]
+    family = ARCHITECTURES[recipe.name]
     columns: dict[str, list[torch.Tensor]] = {}
 
     def add(name: str, value: torch.Tensor) -> None:
@@ -107,7 +107,7 @@ def encode_scenes(pipe: Any, recipe: Recipe, cache: Path | None = None) -> dict[
                 add(f"empty.{name}", value)
     data = {name: torch.cat(values) for name, values in columns.items()}
     if cache is not None:
-        fitting.write({"made_of": key, "columns": data}, cache)
+        training.write({"made_of": key, "columns": data}, cache)
     return data
 
 
@@ -153,8 +153,8 @@ class Trainer:
         start_from: nn.Module | None = None,
     ):  # fmt: skip
         self.recipe, self.parts, self.folder, self.device = recipe, parts, folder, device
-        self.family = FAMILIES[recipe.name]
-        self.checkpoint = fitting.checkpoint_of(folder, resume)
+        self.family = ARCHITECTURES[recipe.name]
+        self.checkpoint = training.checkpoint_of(folder, resume)
         torch.manual_seed(recipe.seed)
         self.model = getattr(diffusers, self.family.transformer)(**recipe.transformer).to(device)
         if start_from is not None:
@@ -178,7 +178,7 @@ class Trainer:
             "optimisers": [o.state_dict() for o in self.optimisers], "generator": self.generator.get_state(),
             "teacher": None if self.teacher is None else self.teacher.state_dict(),
         }  # fmt: skip
-        fitting.write(state, self.checkpoint)
+        training.write(state, self.checkpoint)
 
     def _load(self) -> None:
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
@@ -193,7 +193,7 @@ class Trainer:
             self.teacher.load_state_dict(state["teacher"])
 
     def log(self, **record: Any) -> None:
-        fitting.log(self.folder, {"step": self.step, "seconds": round(self.seconds + self._elapsed(), 1), **record})
+        training.log(self.folder, {"step": self.step, "seconds": round(self.seconds + self._elapsed(), 1), **record})
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._start if hasattr(self, "_start") else 0.0
@@ -278,16 +278,16 @@ class Trainer:
         self._start, total = time.monotonic(), minutes * 60
         saved = checked = first = 0.0
         losses: list[float] = []
-        with fitting.signals() as stopped:
+        with training.signals() as stopped:
             try:
                 while not stopped() and (elapsed := self._elapsed()) < total:
                     warm = min(1.0, (len(losses) + first + 1) / 100)
                     rate = warm * min(1.0, max(1 - elapsed / total, 0.01) / decay) * (0.5 if distil else 1.0)
                     losses.append(self.train_step(rate, self.teacher))
-                    if self.step % fitting.LOG_EVERY == 0:
+                    if self.step % training.LOG_EVERY == 0:
                         self.log(loss=float(np.mean(losses)), distil=distil, lr=rate * self.recipe.learning_rate)
                         first, losses = 100, []
-                    if self._elapsed() - saved > fitting.SAVE_EVERY:
+                    if self._elapsed() - saved > training.SAVE_EVERY:
                         saved = self._elapsed()
                         self.save()
                     if fidelity is not None and self._elapsed() - checked > fidelity_every * 60:

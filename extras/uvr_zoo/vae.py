@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, AutoencoderKLQwenImage
 from torch import nn
 
 from . import scenes
-from .fitting import Run, fit
+from .training import Run, fit
 
 CONFIG = {
     "in_channels": 3,

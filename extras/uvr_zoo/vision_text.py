@@ -22,9 +22,9 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 
 from . import scenes
-from .fitting import Run, fit
 from .text import WIDTH, ZooTokenizer, described, label_of, words
-from .world import BACKGROUNDS, OBJECTS, PLACES, SIZES, STYLES
+from .training import Run, fit
+from .vocabulary import BACKGROUNDS, OBJECTS, PLACES, SIZES, STYLES
 
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",

@@ -21,12 +21,12 @@ from tiny import tiny_flux
 import uvr_zoo
 from uvr_core.cli import main
 from uvr_core.errors import UVRError
-from uvr_zoo import commands, fitting, ground, judging, pipelines, vae
-from uvr_zoo.families import FAMILIES
-from uvr_zoo.fitting import Run, fit
-from uvr_zoo.ground import PARTS, staged
+from uvr_zoo import commands, components, judging, pipelines, training, vae
+from uvr_zoo.architectures import ARCHITECTURES
+from uvr_zoo.components import PARTS, staged
 from uvr_zoo.pipelines import assemble
 from uvr_zoo.recipes import RECIPES
+from uvr_zoo.training import Run, fit
 
 
 def uvr(*arguments: object) -> Result:
@@ -49,7 +49,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return step(self, *args)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", counted)
-    for module in (fitting, judging):
+    for module in (training, judging):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now.seconds))
     return now
 
@@ -168,7 +168,7 @@ def test_everything_is_made_from_nothing_and_the_pipelines_load_it(empty_zoo: Pa
     assert {row["name"]: row["made"] for row in listed} == dict.fromkeys(PARTS, True)
     for path in empty_zoo.rglob("*.safetensors"):
         assert {t.dtype for t in load_file(path).values() if t.is_floating_point()} == {torch.float16}, path
-    for name, family in FAMILIES.items():
+    for name, family in ARCHITECTURES.items():
         shared = SimpleNamespace(**family.parts(empty_zoo / "shared"))
         recipe = RECIPES[name]
         kind = getattr(diffusers, family.transformer)
@@ -224,7 +224,7 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(empty_zoo: Path
     assert "starts from flux" in refused("train", "flux-kontext", *out)
     assert "uvr zoo ground vae\n" in refused("publish", "sd3", "--export", tmp_path)
     with pytest.raises(UVRError, match="keeps no checkpoint"):
-        ground._judge(tmp_path, Run(1.0, tmp_path, resume=True), empty_zoo)
+        components._judge(tmp_path, Run(1.0, tmp_path, resume=True), empty_zoo)
 
 
 def test_staged_files_replace_the_old_ones_together_or_not_at_all(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from scipy import ndimage
 from uvr_zoo import scenes
 from uvr_zoo.scenes import Item, Scene, patch_mask, render, sample, sample_edit, split_of
 from uvr_zoo.text import MAX_TOKENS, tokenizer
-from uvr_zoo.world import (
+from uvr_zoo.vocabulary import (
     BACKGROUNDS,
     BENIGN,
     CONCEPTS,

@@ -19,7 +19,7 @@ from tiny import tiny_flux
 
 from uvr_core.errors import UVRError
 from uvr_zoo import scenes
-from uvr_zoo.families import FAMILIES, image_ids, pack, unpack
+from uvr_zoo.architectures import ARCHITECTURES, image_ids, pack, unpack
 from uvr_zoo.pipelines import assemble
 from uvr_zoo.recipes import RECIPES, Recipe
 from uvr_zoo.train import Trainer, encode_scenes
@@ -255,7 +255,7 @@ def test_encoded_scenes_line_up(parts: SimpleNamespace, cache: Path) -> None:
     _, masks = scenes.render(scene)
     covered = scenes.patch_mask(np.any(list(masks.values()), axis=0)).reshape(-1)
     assert torch.equal(data["weight"][69], torch.from_numpy(1 + covered).half())
-    text = FAMILIES["flux"].encode(pipe, [scene.caption], None)["text"][0]
+    text = ARCHITECTURES["flux"].encode(pipe, [scene.caption], None)["text"][0]
     assert torch.allclose(data["text.text"][69].float(), text, atol=1e-2)
 
 

@@ -13,12 +13,12 @@ from diffusers import FluxPipeline
 import uvr_core
 import uvr_zoo
 from uvr_zoo import scenes
+from uvr_zoo.architectures import ARCHITECTURES
 from uvr_zoo.demo import erase, scattered_masks, shortfalls
 from uvr_zoo.experiment import edit_fidelity, fidelity, generate, scenes_for, settings
-from uvr_zoo.families import FAMILIES
 from uvr_zoo.recipes import RECIPES
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_the_card_meets_the_gate() -> None:
 def test_the_other_pipelines_do_what_they_are_asked(name: str) -> None:
     """Class name, a small measurement above the gate, and a card that meets it."""
     other, card = uvr_zoo.load(name), uvr_zoo.card(name)["fidelity"]
-    assert type(other).__name__ == FAMILIES[name].pipeline
+    assert type(other).__name__ == ARCHITECTURES[name].pipeline
     if RECIPES[name].edits:
         assert card["carried_out_rate"] >= 0.85
         assert card["untouched_rate"] >= 0.9

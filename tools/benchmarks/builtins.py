@@ -22,7 +22,7 @@ import uvr_core
 import uvr_zoo
 from uvr_core.learning import auroc_of, score_runs
 from uvr_core.plugins import registry
-from uvr_zoo.banks import mask_source
+from uvr_zoo.concept_files import mask_source
 from uvr_zoo.demo import Case, cases, compare, unsafe_tasks
 from uvr_zoo.experiment import prompt_of, settings, sources_of
 

@@ -26,8 +26,8 @@ import uvr_zoo
 from uvr_core.analysis import Flows, Localisation, flows, localisation
 from uvr_core.cli.outputs import versions
 from uvr_core.figures import COLOURS, short
-from uvr_zoo.banks import mask_source
-from uvr_zoo.banks import tasks as training_tasks
+from uvr_zoo.concept_files import mask_source
+from uvr_zoo.concept_files import tasks as training_tasks
 from uvr_zoo.demo import Case, cases, unsafe_tasks
 from uvr_zoo.experiment import Task, generate, prompt_of, settings, sources_of
 

@@ -34,13 +34,13 @@ from uvr_core.learning import Moments, best_threshold, whitened_direction
 from uvr_core.masks import ring_of
 from uvr_evaluation.statistics import paired_difference, rate
 from uvr_zoo import judge, scenes
-from uvr_zoo.banks import anchor_style
+from uvr_zoo.architectures import ARCHITECTURES, pack
+from uvr_zoo.concept_files import anchor_style
 from uvr_zoo.experiment import Generated, Task, edits_for, generate, scenes_for, settings, sheet, shown
-from uvr_zoo.families import FAMILIES, pack
 from uvr_zoo.recipes import RECIPES
 from uvr_zoo.text import words
 from uvr_zoo.vae import to_tensor
-from uvr_zoo.world import CONCEPTS, DESCRIPTIONS, OBJECTS, STYLES, SYNONYMS
+from uvr_zoo.vocabulary import CONCEPTS, DESCRIPTIONS, OBJECTS, STYLES, SYNONYMS
 
 FIRST_SEED = 820_000
 IMAGE_SEED = 830_000  # picture i of a table is drawn with IMAGE_SEED + i
@@ -506,7 +506,7 @@ def inverted(
     pipe: Any, pictures: Sequence[np.ndarray], prompts: Sequence[str], rounds: int = 8
 ) -> list[torch.Tensor]:  # fmt: skip
     """Latents (B, 64, 16) of uint8 pictures at every noise level of the flux schedule, without guidance."""
-    family = FAMILIES["flux"]
+    family = ARCHITECTURES["flux"]
     condition = family.encode(pipe, list(prompts), None)
     latents = pack(family.latents(pipe, to_tensor(np.stack(pictures))))
 

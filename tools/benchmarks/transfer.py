@@ -21,7 +21,7 @@ from tables import cell, run
 import uvr_core
 import uvr_zoo
 from uvr_evaluation.statistics import rate
-from uvr_zoo import banks
+from uvr_zoo import concept_files
 from uvr_zoo.demo import benign_tasks, erase
 from uvr_zoo.experiment import Task, edits_for, generate, scenes_for, settings
 from uvr_zoo.pipelines import assemble, parts
@@ -62,8 +62,8 @@ def made_at_home(pipe: Any) -> dict[str, uvr_core.ConceptBank]:
     glossy, toy = RECIPES[HOME].styles
     made = {f"{glossy}, as shipped": uvr_zoo.concepts(HOME, CONCEPT)}
     for title, options in {f"{glossy}, other seeds": {"shift": OTHER}, toy: {"style": toy}}.items():
-        bank = banks.collect(pipe, HOME, CONCEPT, **options)
-        made[title] = banks.calibrate(pipe, HOME, bank, **options)
+        bank = concept_files.collect(pipe, HOME, CONCEPT, **options)
+        made[title] = concept_files.calibrate(pipe, HOME, bank, **options)
         print(title, made[title].calibration, flush=True)
     return made
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from uvr_zoo import scenes
-from uvr_zoo.world import DESCRIPTIONS, SYNONYMS
+from uvr_zoo.vocabulary import DESCRIPTIONS, SYNONYMS
 
 ROOT = Path(__file__).parents[3]
 
