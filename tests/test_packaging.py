@@ -259,9 +259,9 @@ def test_ci_runs_the_newest_and_the_oldest():
     assert commands == ["make test", "make test-int8", "make test-oldest"]
     recipe = run("make", "-n", "test-oldest", "OLDEST=.venv-none", cwd=ROOT)
     assert "--constraint downstream/oldest.txt" in recipe
-    named = re.findall(r"tests/[\w/]*test_\w+\.py", recipe)
+    named = re.findall(r"\btests/\S+", recipe)
     assert len(named) == 6
-    assert all((ROOT / name).is_file() for name in named)
+    assert all((ROOT / name).exists() for name in named)
 
 
 def test_the_upstream_workflow_names_what_the_script_takes():
