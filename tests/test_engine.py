@@ -14,7 +14,7 @@ from runner import PROBE, Runner, make_bank
 
 import uvr_core
 from uvr_core.adapter import Layout
-from uvr_core.masks import ring_of
+from uvr_core.ops.masks import ring_of
 from uvr_core.protocols import FlowEdit, row_classes
 from uvr_core.seam import AttentionCall
 from uvr_core.session import Session, _Compared

@@ -14,7 +14,7 @@ from runner import Runner, make_bank
 from tiny import tiny_flux
 
 import uvr_core
-from uvr_core import Calibration, UVRError, calibrate, collect, flow, load_concepts
+from uvr_core import Calibration, UVRError, calibrate, collect, load_concepts
 from uvr_core.learning import (
     Moments,
     ScoredRuns,
@@ -25,7 +25,8 @@ from uvr_core.learning import (
     score_runs,
     whitened_direction,
 )
-from uvr_core.masks import ring_of
+from uvr_core.ops.masks import ring_of
+from uvr_core.ops.mass import flow_contrast, mass_on
 from uvr_core.seam import AttentionCall
 
 OPTIONS: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 2}
@@ -240,7 +241,7 @@ def test_anchors_are_the_attention_outputs_under_the_mask(pipe: Any, bank: uvr_c
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), sharpness=st.sampled_from([0.3, 3.0]), masked=st.booleans())
 def test_the_feeding_tokens_are_those_of_the_flow_contrast(seed: int, sharpness: float, masked: bool) -> None:
-    """Chosen from the patches' attention to text alone, they are what flow.token_contrast says of the whole call."""
+    """Chosen from the patches' attention to text alone, they are what flow_contrast says of the whole call."""
     text, patches = 6, 12
     generator = torch.Generator().manual_seed(seed)
     q, k = (torch.randn(1, 2, text + patches, 8, generator=generator) * sharpness for _ in range(2))
@@ -250,13 +251,13 @@ def test_the_feeding_tokens_are_those_of_the_flow_contrast(seed: int, sharpness:
     inside[0], inside[1] = True, False
     rows = torch.randn(text, 16, generator=generator)
     tokens = torch.arange(text + patches) < text
-    weight = flow.mass_on(q[:, :, text:], k, torch.eye(text + patches)[:, :text], attn_mask=mask).mean(1)[0]
+    weight = mass_on(q[:, :, text:], k, torch.eye(text + patches)[:, :text], attn_mask=mask).mean(1)[0]
     found = feeding_rows(rows, weight, inside.numpy(), (~inside).numpy())
 
     def on_rows(side: torch.Tensor) -> torch.Tensor:
         return torch.cat([torch.zeros(text, dtype=torch.bool), side])[None]
 
-    contrast = flow.token_contrast(q, k, on_rows(inside), on_rows(~inside), tokens[None], attn_mask=mask)[0, :text]
+    contrast = flow_contrast(q, k, on_rows(inside), on_rows(~inside), tokens[None], attn_mask=mask)[0, :text]
     chosen = contrast > 2.5
     chosen[contrast.argmax()] = True
     assert found is not None

@@ -12,10 +12,11 @@ from runner import PROBE, make_bank
 from scipy import ndimage
 from torch import Tensor
 
+import uvr_core.session
 from uvr_core import ConceptBank, ConceptMismatch, UnsafeContent, UVRError
-from uvr_core import flow as operators
 from uvr_core.adapter import Layout
-from uvr_core.flow import matched_noise, rows_of, take_rows
+from uvr_core.ops.noise import matched_noise
+from uvr_core.ops.rows import rows_of, take_rows
 from uvr_core.protocols import CORE, RING, STOCK, CallInfo, Detector, Direction, FlowEdit, Located, Policy, row_classes
 from uvr_core.seam import AttentionCall
 from uvr_core.session import Refusal, Rule, Session
@@ -782,7 +783,7 @@ class Fixed:
         return FlowEdit(torch.zeros_like(rows) if self.nobody else rows, **self.fields)
 
 
-exact = operators.restricted_rows
+exact = uvr_core.session.restricted_rows
 
 
 def factor(value: float) -> Tensor:
@@ -806,7 +807,9 @@ REAL: dict[str, Fixed] = {
 @pytest.mark.parametrize("kind", [*NEUTRAL, *REAL])
 def test_steps_are_counted_in_which_an_output_changed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other rounding in rows that are computed anew, here made sure of, is no change."""
-    monkeypatch.setattr(operators, "restricted_rows", lambda *args, **options: 1.000001 * exact(*args, **options))
+    monkeypatch.setattr(
+        uvr_core.session, "restricted_rows", lambda *args, **options: 1.000001 * exact(*args, **options)
+    )
     policy = {**NEUTRAL, **REAL}[kind]
     session = Session([rule(policy)], ("a",))
     for sigma in (1.0, 0.5):

@@ -19,11 +19,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from . import flow, plugins
+from . import plugins
 from .concepts import ConceptBank
 from .errors import UVRError, did_you_mean
 from .learning import MaskSource, _grid, _mask_of, _per_batch, _prompts
-from .masks import Evidence, Mask, Scores
+from .ops.attn_mask import as_4d
+from .ops.evidence import Evidence, Scores
+from .ops.masks import Mask
+from .ops.mass import mass_on
 from .regulator import attach
 from .seam import AttentionCall
 from .session import Spans, _grouped
@@ -268,7 +271,7 @@ class _Recorder:
         if self._roles is None or call.attn_mask is not self._seen:
             self._roles, self._seen = self._roles_of(call, key, queries, keys), call.attn_mask
         average, weight, _ = self._roles
-        mass = flow.mass_on(call.query, key, weight, attn_mask=call.attn_mask, scale=call.scale)  # (B, H, Sq, M)
+        mass = mass_on(call.query, key, weight, attn_mask=call.attn_mask, scale=call.scale)  # (B, H, Sq, M)
         mass = mass.mean(1, dtype=torch.float32)
         self._means[call.path, step] = average @ mass
         if self._patches:
@@ -330,7 +333,7 @@ class _Recorder:
 def _seen_keys(call: AttentionCall, key: torch.Tensor) -> torch.Tensor:
     """(B, Sk) bool: the keys that some query may read."""
     assert call.attn_mask is not None
-    mask = flow._mask4(call.attn_mask, call.query, key)
+    mask = as_4d(call.attn_mask, call.query, key)
     seen = mask if mask.dtype == torch.bool else mask.float().exp() > 0
     return seen.any(1).any(1).expand(call.query.shape[0], key.shape[2])
 

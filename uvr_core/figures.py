@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 
 from .analysis import Flows, band, boundary, localisation
 from .errors import UVRError
-from .masks import Mask, Scores
+from .ops.evidence import Scores
+from .ops.masks import Mask
 
 DPI = 100
 COLOURS = {"text": "#2b6cb0", "output": "#c05621", "reference": "#2f855a", "located": "#b83280", "rest": "#718096"}

@@ -17,7 +17,8 @@ import torch
 from . import plugins
 from .concepts import Calibration, ConceptBank
 from .errors import ConceptMismatch, UVRError
-from .masks import Evidence, Mask, Scores, ring_of
+from .ops.evidence import Evidence, Scores
+from .ops.masks import Mask, ring_of
 from .regulator import Regulator, attach
 from .sampling import Sampling
 
@@ -302,7 +303,7 @@ def feeding_rows(rows: torch.Tensor, mass: torch.Tensor, inside: Mask, outside: 
     """Mean output of the text tokens that feed a region most.
 
     A token's flow contrast is the mean attention that it receives from patches inside over that from patches outside,
-    as in `flow.token_contrast`. Tokens above 2.5 are taken, or the one with the largest contrast.
+    as in `flow_contrast`. Tokens above 2.5 are taken, or the one with the largest contrast.
 
     Args:
         rows: (T, C), attention output at the text tokens.

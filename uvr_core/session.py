@@ -12,10 +12,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from . import edits, flow, masks
+from . import edits
 from .adapter import Layout
 from .concepts import ConceptBank
 from .errors import TapNotFired, UnsafeContent, UVRError
+from .ops import masks
+from .ops.attn_mask import as_4d, mask_rows
+from .ops.columns import scaled_columns
+from .ops.evidence import Evidence
+from .ops.grids import facing
+from .ops.mass import flow_contrast, mass_on
+from .ops.noise import blended_rows, matched_noise
+from .ops.project import projected_rows
+from .ops.restrict import log_weights, redirected_rows, restricted_rows
+from .ops.rows import Rows, rows_of, take_rows, write_rows
 from .protocols import (
     CORE,
     K_FACING_CORE,
@@ -90,7 +100,7 @@ class _Compared:
     `rows` is None where all N patches stand, for grids so small that none is left out.
     """
 
-    rows: flow.Rows | None
+    rows: Rows | None
     core: torch.Tensor
     rest: torch.Tensor
 
@@ -105,7 +115,7 @@ class _Compared:
         here, rest = (torch.from_numpy(side.reshape(len(side), -1)).to(device) for side in some)
         if all(np.array_equal(a, b) for a, b in zip(whole, some, strict=True)):
             return cls(None, here, rest)
-        rows = flow.rows_of(here | rest, (some[0] | some[1]).sum((1, 2)).tolist())
+        rows = rows_of(here | rest, (some[0] | some[1]).sum((1, 2)).tolist())
         return cls(rows, here.gather(1, rows.index) & rows.valid, rest.gather(1, rows.index) & rows.valid)
 
 
@@ -117,7 +127,7 @@ class _Track:
     first_step: list[int | None]
     best: list[float]
     changed: dict[int, torch.Tensor] = attrs.field(factory=dict)  # step -> (B,) bool, on the device
-    evidence: masks.Evidence = attrs.field(factory=masks.Evidence)
+    evidence: Evidence = attrs.field(factory=Evidence)
     scores: list[npt.NDArray[np.float32]] = attrs.field(factory=list)  # evidence (B, N), one per scored step
     scored_steps: list[int] = attrs.field(factory=list)
     device: Located | None = None
@@ -393,11 +403,11 @@ class Session:
         span = self._reference_span(call.query.shape[2], layout)
         tokens = call.output[:, :, span].transpose(1, 2).flatten(2).float()
         sizes = [height * width for height, width in layout.references]
-        facing = [
-            part[:, _nearest(layout.grid, grid).to(part.device)]
+        sources = [
+            facing(part, grid, layout.grid)
             for part, grid in zip(tokens.split(sizes, 1), layout.references, strict=True)
         ]
-        return torch.cat([features, torch.stack(facing).mean(0)], -1)
+        return torch.cat([features, torch.stack(sources).mean(0)], -1)
 
     def _text_features(self, call: AttentionCall, rows: slice, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, T, C) and (B, N, T) float32, see `text_recorder`; ceil(T / D) fused calls of N queries."""
@@ -405,10 +415,10 @@ class Session:
         own = call.output[:, :, self._text_span(call.query.shape[2], layout)].transpose(1, 2).flatten(2).float()
         text = torch.eye(keys, dtype=call.query.dtype, device=call.query.device)[:, self._text_span(keys, layout)]
         key, _ = _grouped(call)
-        mask = None if call.attn_mask is None else flow._mask4(call.attn_mask, call.query, key)
+        mask = None if call.attn_mask is None else as_4d(call.attn_mask, call.query, key)
         if mask is not None and mask.shape[2] > 1:
             mask = mask[:, :, rows]
-        mass = flow.mass_on(call.query[:, :, rows], key, text, attn_mask=mask, scale=call.scale)
+        mass = mass_on(call.query[:, :, rows], key, text, attn_mask=mask, scale=call.scale)
         return own, mass.mean(1, dtype=torch.float32)
 
     def _locate(self, index: int, scores: npt.NDArray[np.float32], layout: Layout) -> bool:
@@ -467,7 +477,7 @@ class Session:
         shape = (self.batch, *layout.grid)
         return _Track(
             np.zeros(shape, bool), [None] * self.batch, [-np.inf] * self.batch, from_source=[None] * self.batch,
-            evidence=masks.Evidence(rule.memory),
+            evidence=Evidence(rule.memory),
         )  # fmt: skip
 
     def _upload(self, index: int, layout: Layout, device: torch.device) -> None:
@@ -580,14 +590,14 @@ class Session:
         chosen = torch.ones(len(compared.core), keys, dtype=torch.bool, device=call.key.device)
         chosen[:, self._output_span(keys, layout)] = False
         key, _ = _grouped(call)
-        mask = None if call.attn_mask is None else flow._mask4(call.attn_mask, call.query, key)
+        mask = None if call.attn_mask is None else as_4d(call.attn_mask, call.query, key)
         if mask is not None and mask.shape[2] > 1:
             mask = mask[:, :, span]
         query = call.query[:, :, span]
         if compared.rows is not None:
-            query = flow.take_rows(query, compared.rows)
-            mask = None if mask is None else flow._mask_rows(mask, compared.rows.index)
-        return flow.token_contrast(
+            query = take_rows(query, compared.rows)
+            mask = None if mask is None else mask_rows(mask, compared.rows.index)
+        return flow_contrast(
             query, key, compared.core, compared.rest, chosen,
             key_counts=[keys - layout.output] * len(chosen), attn_mask=mask, scale=call.scale,
         )  # fmt: skip
@@ -612,12 +622,12 @@ class Session:
         full[:, span] = row_class
         located = (full > 0, full == CORE)
         counts: list[list[int]] = torch.stack(located).sum(2).tolist()  # host sync
-        rows = flow.rows_of(located[0], counts[0])
+        rows = rows_of(located[0], counts[0])
         if rows.width == 0:
             return output, torch.zeros(len(output), dtype=torch.bool, device=output.device)
         row_class = full.gather(1, rows.index)
         patch = (rows.index - span.start).clamp_min(0)  # padding: any
-        old = new = flow.take_rows(output, rows)
+        old = new = take_rows(output, rows)
         meant = torch.zeros_like(rows.valid)
         plain = edit.text == "own" and edit.text_factor is None and edit.reference_factor is None
         if not plain or any(factor != 1.0 for line in edit.table[1:] for factor in line):
@@ -627,21 +637,21 @@ class Session:
             offset = edit.projection.offset.gather(1, patch)
             self._watch(edit.projection.vector)  # NaN there would project nothing
             self._watch(offset)
-            projected = flow.projected_rows(new, edit.projection.vector, offset, strength)
+            projected = projected_rows(new, edit.projection.vector, offset, strength)
             new, meant = projected, meant | _differ(projected, new)
-        blend: dict[str, torch.Tensor] = {}
+        value = new
         if any(edit.alpha):
             alpha = torch.tensor(edit.alpha, device=output.device)[row_class]
             stats: dict[str, Any] = {"mean": 0.0, "std": 1.0} if edit.noise == "unit" else {}
-            noise = flow.matched_noise(new, rows, self._noise_generators(len(full)), **stats)
-            blend, meant = {"alpha": alpha, "noise": noise}, meant | (alpha > 0)
-        written = flow.write_rows(output, new, rows, in_place=in_place, **blend)
-        after = flow.take_rows(written, rows) if blend or rows.padded else new.to(output.dtype)
+            noise = matched_noise(new, rows, self._noise_generators(len(full)), **stats)
+            value, meant = blended_rows(new, noise, alpha), meant | (alpha > 0)
+        written = write_rows(output, value, rows, in_place=in_place)
+        after = take_rows(written, rows) if value is not new or rows.padded else new.to(output.dtype)
         self._watch(after)
         return written, (meant & rows.valid & _differ(after, old)).any(1)
 
     def _restrict(
-        self, edit: FlowEdit, call: AttentionCall, rows: flow.Rows, row_class: torch.Tensor, cores: Sequence[int],
+        self, edit: FlowEdit, call: AttentionCall, rows: Rows, row_class: torch.Tensor, cores: Sequence[int],
         patch: torch.Tensor, layout: Layout,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """Rows (B, H, R, D) of the reweighted attention, and which of them (B, R) have a factor that is not neutral.
@@ -657,7 +667,7 @@ class Session:
             else:
                 keys = layout.image + other.key.shape[2]
         every = torch.arange(len(edit.table), device=row_class.device).expand(len(row_class), -1)
-        by_class = flow.log_weights(every, self._key_classes(edit, keys, layout), torch.tensor(lines))  # (B, 3, Sk)
+        by_class = log_weights(every, self._key_classes(edit, keys, layout), torch.tensor(lines))  # (B, 3, Sk)
         factors = {
             self._text_span: edit.text_factor, self._reference_span: edit.reference_factor,
         }  # fmt: skip
@@ -671,14 +681,14 @@ class Session:
         options: dict[str, Any] = {"attn_mask": call.attn_mask, "scale": call.scale}
         bias = by_class[torch.arange(len(row_class), device=row_class.device)[:, None], row_class]  # (B, R, Sk)
         other_key, other_value = _grouped(attrs.evolve(call, key=other.key, value=other.value))
-        seen = None if other.mask is None else flow._mask_rows(other.mask, patch)
-        new = flow.redirected_rows(
+        seen = None if other.mask is None else mask_rows(other.mask, patch)
+        new = redirected_rows(
             call.query, key, value, rows, own_text, other_key, other_value, bias, other_mask=seen, **options
         )
         return new, torch.ones_like(rows.valid)
 
     def _restrict_classes(
-        self, call: AttentionCall, rows: flow.Rows, row_class: torch.Tensor, cores: Sequence[int],
+        self, call: AttentionCall, rows: Rows, row_class: torch.Tensor, cores: Sequence[int],
         by_class: torch.Tensor, table: list[list[float]], layout: Layout,
     ) -> torch.Tensor:  # fmt: skip
         """Rows (B, H, R, D) of the call's attention under the log weights by_class (B, 3, Sk) of their class.
@@ -687,11 +697,11 @@ class Session:
         that the class does not see at all.
         """
         key, value = _grouped(call)
-        mask = None if call.attn_mask is None else flow._mask4(call.attn_mask, call.query, key)
+        mask = None if call.attn_mask is None else as_4d(call.attn_mask, call.query, key)
 
-        def attend(some: flow.Rows, kind: int) -> torch.Tensor:
+        def attend(some: Rows, kind: int) -> torch.Tensor:
             seen = self._seen(table[kind], key.shape[2], layout)
-            return flow.restricted_rows(
+            return restricted_rows(
                 call.query, key[:, :, seen], value[:, :, seen], some, by_class[:, kind : kind + 1, seen],
                 attn_mask=mask if mask is None or mask.shape[3] == 1 else mask[..., seen], scale=call.scale,
             )  # fmt: skip
@@ -701,10 +711,10 @@ class Session:
         new = call.query.new_zeros(*call.query.shape[:2], rows.width, call.query.shape[3])
         rings = [n - core for n, core in zip(rows.counts, cores, strict=True)]
         for kind, counts in ((CORE, cores), (RING, rings)):
-            slots = flow.rows_of((row_class == kind) & rows.valid, counts)
+            slots = rows_of((row_class == kind) & rows.valid, counts)
             if slots.width:
-                some = flow.Rows(rows.index.gather(1, slots.index), slots.valid, slots.counts)
-                new = flow.write_rows(new, attend(some, kind), slots, in_place=True)
+                some = Rows(rows.index.gather(1, slots.index), slots.valid, slots.counts)
+                new = write_rows(new, attend(some, kind), slots, in_place=True)
         return new
 
     def _seen(self, factors: Sequence[float], tokens: int, layout: Layout) -> slice:
@@ -754,22 +764,20 @@ class Session:
             return output, before
         classes = torch.full((len(some), keys), K_TEXT, device=output.device)
         classes[:, self._output_span(keys, layout)] = K_OUTPUT
-        facing = [_facing(edit.row_class[some], layout.grid, grid) for grid in layout.references]
-        if facing:
+        references = [facing(edit.row_class[some], layout.grid, grid) for grid in layout.references]
+        if references:
             by_row = torch.tensor([K_REFERENCE, K_FACING_CORE, K_FACING_RING], device=output.device)
-            classes[:, self._reference_span(keys, layout)] = by_row[torch.cat(facing, 1)]
+            classes[:, self._reference_span(keys, layout)] = by_row[torch.cat(references, 1)]
         scales = torch.tensor(edit.columns.table, device=output.device)[:, classes].transpose(0, 1)  # (b, 3, Sk)
         scales = before[some] * scales
         part = call if len(some) == len(output) else _part(call, some)
         key, value = _grouped(part)
-        mask = None if part.attn_mask is None else flow._mask4(part.attn_mask, part.query, key)
+        mask = None if part.attn_mask is None else as_4d(part.attn_mask, part.query, key)
         table = edit.columns.table
 
         def anew(role: int, span: slice) -> torch.Tensor:
             seen = mask if mask is None or mask.shape[2] == 1 else mask[:, :, span]
-            new = flow.scaled_columns(
-                part.query[:, :, span], key, value, scales[:, role], attn_mask=seen, scale=part.scale
-            )
+            new = scaled_columns(part.query[:, :, span], key, value, scales[:, role], attn_mask=seen, scale=part.scale)
             self._watch(new)
             kept = (scales[:, role] == 1).all(1)[:, None]
             if claimed is not None and role == Q_OUTPUT:
@@ -808,7 +816,7 @@ def _part(call: AttentionCall, samples: slice | torch.Tensor) -> AttentionCall:
 
 def _text_of(call: AttentionCall, text: slice, rows: slice) -> _Text:
     """The text keys and values of a call, copied, so that nothing holds the rest; `rows`: its output patches."""
-    mask = None if call.attn_mask is None else flow._mask4(call.attn_mask, call.query, _grouped(call)[0])
+    mask = None if call.attn_mask is None else as_4d(call.attn_mask, call.query, _grouped(call)[0])
     if mask is not None:
         mask = mask if mask.shape[3] == 1 else mask[..., text]
         mask = (mask if mask.shape[2] == 1 else mask[:, :, rows]).clone()
@@ -826,19 +834,6 @@ def _unclosed(path: str, step: int) -> TapNotFired:
 def _differ(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """(B, R): which rows of (B, H, R, D) are not bitwise the same."""
     return (one != other).any(3).any(1)
-
-
-def _facing(row_class: torch.Tensor, grid: tuple[int, int], reference: tuple[int, int]) -> torch.Tensor:
-    """(B, N) row classes -> (B, h*w) classes of the patches of a reference grid, by nearest place."""
-    return row_class[:, _nearest(reference, grid).to(row_class.device)]
-
-
-def _nearest(of: tuple[int, int], among: tuple[int, int]) -> torch.Tensor:
-    """For every patch of one grid the index of the patch of another grid at the same place."""
-    rows, columns = (
-        torch.div((2 * torch.arange(n) + 1) * m, 2 * n, rounding_mode="floor") for n, m in zip(of, among, strict=True)
-    )
-    return (rows[:, None] * among[1] + columns).reshape(-1)
 
 
 def _grouped(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from uvr_core import ConceptBank, Regulator, UVRError, attach, plugins
 from uvr_core.errors import did_you_mean
-from uvr_core.masks import scattered as one_scattered
+from uvr_core.ops.masks import scattered as one_scattered
 
 Kind = Literal["stock", "policy", "baseline"]
 Where = Literal["located", "oracle", "random"]

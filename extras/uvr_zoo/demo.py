@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 
 import uvr_core
 from uvr_core.files import write_whole
-from uvr_core.masks import scattered
+from uvr_core.ops.masks import scattered
 from uvr_core.plugins import registry
 from uvr_evaluation.summary import Outcome, tally, tally_idle
 

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import attrs
 import torch
 
-from uvr_core import flow
 from uvr_core.concepts import ConceptBank
 from uvr_core.errors import ConceptMismatch, UVRError
+from uvr_core.ops.mass import patch_scores
 
 
 @attrs.frozen
@@ -22,7 +22,7 @@ class Anchor:
     name: str = "anchor"
 
     def scores(self, features: torch.Tensor, sigma: float, bank: ConceptBank, probe: str) -> torch.Tensor:
-        return flow.patch_scores(features[..., : bank.width], bank.tensor("anchors", probe).to(features.device))
+        return patch_scores(features[..., : bank.width], bank.tensor("anchors", probe).to(features.device))
 
 
 @attrs.frozen

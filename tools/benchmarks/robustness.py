@@ -31,7 +31,7 @@ import uvr_core
 import uvr_zoo
 from uvr_core import Calibration, ConceptBank
 from uvr_core.learning import Moments, best_threshold, whitened_direction
-from uvr_core.masks import ring_of
+from uvr_core.ops.masks import ring_of
 from uvr_evaluation.statistics import paired_difference, rate
 from uvr_zoo import judge, scenes
 from uvr_zoo.architectures import ARCHITECTURES, pack

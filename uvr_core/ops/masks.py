@@ -1,57 +1,16 @@
-"""From patch scores to masks: evidence over steps, thresholds, morphology, components by score mass."""
+"""From patch scores to masks: morphology, components by score mass, rings, thinned and scattered patches."""
 
 from __future__ import annotations
 
-import attrs
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from .evidence import Scores
+
 Mask = npt.NDArray[np.bool_]
-Scores = npt.NDArray[np.float32]
 _CROSS = ndimage.generate_binary_structure(2, 1)
 _SQUARE = ndimage.generate_binary_structure(2, 2)
-
-
-_SHARED = 0.2  # correlation between steps for which `Evidence` allows; docs/design/measurements.md
-
-
-@attrs.define(eq=False)
-class Evidence:
-    """Patch scores gathered over steps: a sum with weights w_s = m^(t-s), s = 0..t, over its deviation.
-
-        E_t = sum_s w_s S_s / sqrt((1 - r) sum_s w_s^2 + r (sum_s w_s)^2),   r = 0.2
-
-    The divisor is the sum's deviation where every S_s has deviation 1 and any two of them correlate by r. What a patch
-    shows in step after step rises above it, and a strong score in the first step counts at once.
-
-    Attributes:
-        memory: m in 0..1. 0: every step stands alone, bitwise; 1: all steps count alike.
-    """
-
-    memory: float = 0.0
-    _total: Scores | None = attrs.field(default=None, init=False)
-    _weights: float = attrs.field(default=0.0, init=False)
-    _squares: float = attrs.field(default=0.0, init=False)
-
-    def add(self, scores: Scores) -> Scores:
-        """The evidence after one more step, of the shape of `scores` (..., N)."""
-        if not self.memory:
-            return scores
-        self._total = scores if self._total is None else scores + np.float32(self.memory) * self._total
-        self._weights = 1 + self.memory * self._weights
-        self._squares = 1 + self.memory**2 * self._squares
-        deviation = np.sqrt((1 - _SHARED) * self._squares + _SHARED * self._weights**2)
-        gathered: Scores = self._total / np.float32(deviation)
-        return gathered
-
-    @classmethod
-    def over(cls, scores: Scores, memory: float) -> Scores:
-        """The evidence after each step of scores (images, steps, N)."""
-        if not memory:
-            return scores
-        evidence = cls(memory)
-        return np.stack([evidence.add(scores[:, step]) for step in range(scores.shape[1])], 1)
 
 
 def core_of(hits: Mask, scores: Scores, *, mass_ratio: float = 1.0, min_area: int = 1) -> Mask:
@@ -106,19 +65,18 @@ def thinned(mask: Mask, count: int) -> Mask:
     The stretches follow reading order. The jitter (golden ratio) is the same on every call; without it the grid's
     columns could coincide with the stretches.
     """
-    there = np.flatnonzero(mask)
-    if len(there) <= count:
+    patches = np.flatnonzero(mask)
+    if len(patches) <= count:
         return mask
-    bounds = np.arange(count + 1) * len(there) // count
+    bounds = np.arange(count + 1) * len(patches) // count
     jitter = np.arange(count) * 0.6180339887498949 % 1
-    chosen = there[bounds[:-1] + (jitter * np.diff(bounds)).astype(int)]
-    some = np.zeros_like(mask)
-    some.reshape(-1)[chosen] = True
-    return some
+    kept = np.zeros_like(mask)
+    kept.reshape(-1)[patches[bounds[:-1] + (jitter * np.diff(bounds)).astype(int)]] = True
+    return kept
 
 
 def scattered(mask: Mask, rng: np.random.Generator) -> Mask:
     """(H, W) bool: as many patches as the mask has, anywhere."""
-    chosen = np.zeros_like(mask)
-    chosen.reshape(-1)[rng.permutation(mask.size)[: int(mask.sum())]] = True
-    return chosen
+    elsewhere = np.zeros_like(mask)
+    elsewhere.reshape(-1)[rng.permutation(mask.size)[: int(mask.sum())]] = True
+    return elsewhere

@@ -14,7 +14,7 @@ import torch
 from published import PUBLISHED, Published
 from tiny import example
 
-from uvr_core import flow, plugins
+from uvr_core import plugins, session
 from uvr_core.adapter import Adapter, Arguments, Layout
 from uvr_core.errors import ConformanceError, UnsafeContent, UVRError
 from uvr_core.protocols import CallInfo, ColumnScale, Direction, FlowEdit, Located, row_classes
@@ -180,7 +180,7 @@ def shifted_span(self: Session, tokens: int, layout: Layout, stock: Any = Sessio
     return slice(span.start - 1, span.stop - 1)
 
 
-def rounded(*arguments: Any, stock: Any = flow.restricted_rows, **options: Any) -> torch.Tensor:
+def rounded(*arguments: Any, stock: Any = session.restricted_rows, **options: Any) -> torch.Tensor:
     return stock(*arguments, **options) * 1.01
 
 
@@ -197,7 +197,7 @@ def kept(self: Regulator, stock: Any = Regulator.detach) -> None:
 
 FAULTS = {
     "edit-lands": (Session, "_output_span", shifted_span),
-    "neutral-edit": (flow, "restricted_rows", rounded),
+    "neutral-edit": (session, "restricted_rows", rounded),
     "no-edit": (Session, "on_call", nudged),
     "detach": (Regulator, "detach", kept),
 }

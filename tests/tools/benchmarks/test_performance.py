@@ -20,8 +20,9 @@ from measure import counted, peak_bytes  # noqa: E402
 from performance_page import page  # noqa: E402
 from sizes import Attention, Size, Stack, blob, policy  # noqa: E402
 
-from uvr_core import flow  # noqa: E402
 from uvr_core.adapter import Layout  # noqa: E402
+from uvr_core.ops.restrict import log_weights, restricted_rows  # noqa: E402
+from uvr_core.ops.rows import rows_of, write_rows  # noqa: E402
 from uvr_core.protocols import CORE, RING  # noqa: E402
 from uvr_core.session import Session  # noqa: E402
 
@@ -170,12 +171,12 @@ def test_classes_by_themselves_equal_one_call_with_a_weight_per_row(batch: int) 
     edited = a.edit(session, a.stock())
     row_class = torch.zeros(batch, a.query.shape[2], dtype=torch.long)
     row_class[:, SMALL.text :] = located.core * CORE + located.ring * RING
-    rows = flow.rows_of(row_class > 0)
+    rows = rows_of(row_class > 0)
     key_class = torch.zeros_like(row_class)  # text
     key_class[:, SMALL.text :] = torch.where(row_class[:, SMALL.text :] > 0, 2, 1)
     table = torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.05, 1.0], [0.4, 1.05, 1.0]])
-    bias = flow.log_weights(row_class.gather(1, rows.index), key_class, table)
-    want = flow.write_rows(a.stock(), flow.restricted_rows(a.query, a.key, a.value, rows, bias), rows)
+    bias = log_weights(row_class.gather(1, rows.index), key_class, table)
+    want = write_rows(a.stock(), restricted_rows(a.query, a.key, a.value, rows, bias), rows)
     assert (row_class[0, :] == RING).any()
     torch.testing.assert_close(edited, want, rtol=0, atol=2e-6)
 
@@ -184,13 +185,13 @@ def test_one_weight_for_all_rows_is_a_weight_per_row() -> None:
     a = attention(batch=2)
     mask = torch.zeros(2, a.query.shape[2], dtype=torch.bool)
     mask[0, 5:80], mask[1, 700:710] = True, True
-    rows = flow.rows_of(mask)
+    rows = rows_of(mask)
     assert rows.padded
-    assert torch.equal(rows.index, flow.rows_of(mask, [75, 10]).index)
+    assert torch.equal(rows.index, rows_of(mask, [75, 10]).index)
     weight = torch.randn(2, 1, a.query.shape[2])
     weight[1] = -math.inf  # nothing is left for sample 1
-    alike = flow.restricted_rows(a.query, a.key, a.value, rows, weight)
-    each = flow.restricted_rows(a.query, a.key, a.value, rows, weight.expand(-1, rows.width, -1))
+    alike = restricted_rows(a.query, a.key, a.value, rows, weight)
+    each = restricted_rows(a.query, a.key, a.value, rows, weight.expand(-1, rows.width, -1))
     assert torch.equal(alike[0], each[0])
     assert alike[1, :, :10].isnan().all()
     assert each[1, :, :10].isnan().all()

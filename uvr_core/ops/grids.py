@@ -1,0 +1,26 @@
+"""Patches of two grids that lie at the same place."""
+
+from __future__ import annotations
+
+import torch
+
+
+def nearest(of: tuple[int, int], among: tuple[int, int]) -> torch.Tensor:
+    """For every patch of one grid the index of the patch of another grid at the same place.
+
+    Args:
+        of: (h, w).
+        among: (H, W).
+
+    Returns:
+        (h * w,) int64 in 0..H*W-1, row-major as both grids.
+    """
+    rows, columns = (
+        torch.div((2 * torch.arange(n) + 1) * m, 2 * n, rounding_mode="floor") for n, m in zip(of, among, strict=True)
+    )
+    return (rows[:, None] * among[1] + columns).reshape(-1)
+
+
+def facing(patches: torch.Tensor, grid: tuple[int, int], other: tuple[int, int]) -> torch.Tensor:
+    """(B, H*W, ...) values of the patches of `grid` -> (B, h*w, ...), seen from those of the `other`."""
+    return patches[:, nearest(other, grid).to(patches.device)]

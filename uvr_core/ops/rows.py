@@ -1,0 +1,129 @@
+"""Rows of the query axis: listed, gathered and written back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+from .checks import check_shape, check_tokens, described
+
+
+@attrs.frozen(eq=False)
+class Rows:
+    """Which query rows of each sample are meant, padded to one length; made by :func:`rows_of`.
+
+    Attributes:
+        index: (B, R) int64, positions on the query axis, ascending; padding holds 0, which is safe to gather.
+        valid: (B, R) bool, True where ``index`` is a listed row. A sample's valid slots come first.
+        counts: number of valid slots of each sample, on the host, so that nobody has to ask the device again.
+    """
+
+    index: Tensor
+    valid: Tensor
+    counts: tuple[int, ...]
+
+    def __attrs_post_init__(self) -> None:
+        if self.index.dim() != 2 or self.index.dtype != torch.int64:
+            raise ValueError(f"Rows.index: expected (B, R) int64, got {described(self.index)}")
+        if self.valid.shape != self.index.shape or self.valid.dtype != torch.bool:
+            raise ValueError(f"Rows.valid: expected {tuple(self.index.shape)} bool, got {described(self.valid)}")
+        if len(self.counts) != len(self.index) or any(not 0 <= n <= self.width for n in self.counts):
+            raise ValueError(f"Rows.counts: expected {len(self.index)} numbers in 0..{self.width}, got {self.counts}")
+
+    @property
+    def width(self) -> int:
+        """R, the padded length; 0 when no sample lists a row."""
+        return self.index.shape[1]
+
+    @property
+    def padded(self) -> bool:
+        """Whether any slot is padding; known on the host."""
+        return any(n < self.width for n in self.counts)
+
+
+def rows_of(mask: Tensor, counts: Sequence[int] | None = None) -> Rows:
+    """List the True positions of each sample's mask. One host sync, unless the host knows the counts.
+
+    Args:
+        mask: (B, Sq) bool, True at the rows meant.
+        counts: how many rows each sample means, not checked.
+
+    Returns:
+        :class:`Rows` with R = the largest count over the samples, 0 if nothing is listed.
+
+    Raises:
+        ValueError: ``mask`` is not (B, Sq) bool.
+    """
+    if mask.dim() != 2 or mask.dtype != torch.bool:
+        raise ValueError(f"mask: expected (B, Sq) bool, got {described(mask)}")
+    counts = tuple(int(n) for n in (mask.sum(dim=1).tolist() if counts is None else counts))  # the host sync
+    width = max(counts, default=0)
+    first = torch.sort(mask.to(torch.uint8), dim=1, descending=True, stable=True).indices[:, :width]
+    valid = mask.gather(1, first)  # True first, so the valid slots are a prefix
+    return Rows(index=torch.where(valid, first, 0), valid=valid, counts=counts)
+
+
+def take_rows(x: Tensor, rows: Rows) -> Tensor:
+    """Gather rows of the query axis.
+
+    Args:
+        x: (B, H, Sq, D), any dtype.
+        rows: rows of B samples.
+
+    Returns:
+        (B, H, R, D), dtype of ``x``; padding slots hold a copy of row 0.
+
+    Raises:
+        ValueError: ``x`` is not 4-dimensional or its batch differs.
+    """
+    if x.dim() != 4 or x.shape[0] != rows.index.shape[0]:
+        raise ValueError(f"x: expected ({rows.index.shape[0]}, H, Sq, D) for these rows, got {described(x)}")
+    if len(rows.index) == 1:  # whole rows are copied; gather copies number by number
+        return x.index_select(2, rows.index[0])
+    return x.gather(2, rows.index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+
+def write_rows(out: Tensor, new: Tensor, rows: Rows, *, in_place: bool = False) -> Tensor:
+    """Replace the listed rows of an attention output.
+
+    No host sync. Padding cannot harm row 0: a padding slot repeats the sample's first valid slot, and in a sample
+    without one it writes row 0's own value back.
+
+    Args:
+        out: (B, H, Sq, D), the stock output; not modified, unless ``in_place``.
+        new: (B, H, R, D), values for the listed rows.
+        rows: rows of B samples; no valid row may be listed twice.
+        in_place: write into ``out``, which saves a copy of it. Only where nobody else holds it and autograd is
+            off.
+
+    Returns:
+        (B, H, Sq, D), dtype of ``out``: a new tensor, bitwise ``out`` except at valid rows. If R = 0 or
+        ``in_place``, ``out`` itself.
+
+    Raises:
+        ValueError: shapes disagree.
+    """
+    check_tokens("out", out)
+    batch, heads, _, size = out.shape
+    check_shape("rows.index", rows.index, (batch, rows.width))
+    check_shape("new", new, (batch, heads, rows.width, size))
+    if rows.width == 0:
+        return out
+    new = new.to(out.dtype)
+    if batch == 1 and not rows.padded:
+        return (out.index_copy_ if in_place else out.index_copy)(2, rows.index[0], new)
+    write = out.scatter_ if in_place else out.scatter
+    if not rows.padded:
+        return write(2, rows.index[:, None, :, None].expand(-1, heads, -1, size), new)
+    # Padding slots become copies of the sample's first valid slot: several equal writes to one place are
+    # harmless.
+    first = rows.valid.to(torch.uint8).argmax(dim=1, keepdim=True)  # (B, 1), 0 for a sample without rows
+    slot = torch.where(rows.valid, torch.arange(rows.width, device=first.device), first)  # (B, R)
+    index = rows.index.gather(1, slot)[:, None, :, None].expand(-1, heads, -1, size)  # (B, H, R, D)
+    value = new.gather(2, slot[:, None, :, None].expand(-1, heads, -1, size))
+    empty = ~rows.valid.any(dim=1)[:, None, None, None]
+    value = torch.where(empty, out.gather(2, index), value)
+    return write(2, index, value)
