@@ -355,8 +355,7 @@ def score_runs(
     progress: Callable[[int], None] | None = None, sources: Sequence[Any] | None = None,
 ) -> ScoredRuns:  # fmt: skip
     """Generate without regulation and score every patch at every step and probe of the bank."""
-    made = plugins.registry().get("detector", detector) if isinstance(detector, str) else detector
-    made = made() if isinstance(made, type) else made
+    scorer = plugins.registry().make("detector", detector).object
     columns: dict[str, list[Scores]] = defaultdict(list)
     found, sigmas, grid = [], [1.0], (0, 0)
     done = 0
@@ -367,7 +366,7 @@ def score_runs(
             sigmas, grid = batch.sigmas, batch.grid
             for path in bank.probes:
                 steps = [
-                    made.scores(batch.features[path, step].float(), sigma, bank, path).numpy()
+                    scorer.scores(batch.features[path, step].float(), sigma, bank, path).numpy()
                     for step, sigma in enumerate(sigmas)
                 ]
                 columns[path].append(np.stack(steps, 1))

@@ -1,30 +1,20 @@
-"""The plugin manager: discovery through the entry-point group "uvr", lazy resolution, errors that name their origin.
-
-`UVR_PLUGINS` (comma-separated entry-point names) is an allow-list: when set, only those load, and a name in it that is
-not installed is an error, since a misspelt allow-list would leave out what it was meant to keep. With
-`UVR_STRICT_PLUGINS=1` a plugin that fails to load raises instead of warning.
-"""
+"""The registry: names of every kind that plugins bring, resolved on first use, with errors that name their origin."""
 
 from __future__ import annotations
 
-import functools
 import importlib
-import importlib.metadata
-import inspect
 import os
 import warnings
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 import pluggy
 
-from . import hookspecs
 from .errors import PluginError, did_you_mean
+from .signatures import required
 
-GROUP = "uvr"
 KINDS = {
     "adapter": "uvr_adapters",
     "detector": "uvr_detectors",
@@ -60,6 +50,13 @@ class Origin:
         return f"plugin {self.name!r} of {self.distribution} {self.version}"
 
 
+class Named(NamedTuple):
+    """An object of a plugin with the name it goes by: the registered one, else its own, else its class's."""
+
+    object: Any
+    name: str
+
+
 @attrs.frozen
 class Registry:
     """A pluggy manager with the record of what was discovered."""
@@ -76,7 +73,7 @@ class Registry:
         Raises:
             PluginError: two plugins claim one name. Which of them would run must not be left to chance.
         """
-        found: dict[str, tuple[object, str]] = {}
+        claimed: dict[str, tuple[object, str]] = {}
         hook = getattr(self.manager.hook, KINDS[kind])
         for implementation in hook.get_hookimpls():
             try:
@@ -84,16 +81,16 @@ class Registry:
                 _check_targets(kind, targets)
             except BROKEN as error:
                 message = f"{KINDS[kind]} of plugin {implementation.plugin_name!r} failed: {error!r}"
-                self._complain(message, error)
+                self.complain(message, error)
                 continue
             for name, target in targets.items():
-                if name in found:
+                if name in claimed:
                     raise PluginError(
-                        f"the {kind} name {name!r} is registered by both {found[name][1]!r} and "
+                        f"the {kind} name {name!r} is registered by both {claimed[name][1]!r} and "
                         f"{implementation.plugin_name!r}; uninstall one, or exclude it with UVR_PLUGINS"
                     )
-                found[name] = (target, implementation.plugin_name)
-        return found
+                claimed[name] = (target, implementation.plugin_name)
+        return claimed
 
     def get(self, kind: str, name: str) -> Any:
         """The object registered under a name; "module:attribute" is imported now. Of a concept: its path.
@@ -108,20 +105,41 @@ class Registry:
 
     def resolve_all(self, kind: str) -> dict[str, Any]:
         """{name: object} of one kind. One that does not resolve is left out with a warning (strict: an error)."""
-        found = {}
+        objects = {}
         for name, (target, plugin) in self.names(kind).items():
             try:
-                found[name] = _resolve(kind, name, target, plugin)
+                objects[name] = _resolve(kind, name, target, plugin)
             except PluginError as error:
-                self._complain(f"{error}; skipped", error)
-        return found
+                self.complain(f"{error}; skipped", error)
+        return objects
+
+    def make(self, kind: str, name_or_object: Any, **options: Any) -> Named:
+        """An object of one kind, ready to work: of a registered name, of a class, or the object itself.
+
+        Args:
+            name_or_object: a class is made with `options`. An object is taken as it is; options make a changed copy
+                of one that is an attrs class. A judge's factory is called.
+
+        Raises:
+            PluginError: as `get`.
+            TypeError: there are no such options. Whatever the making raises.
+        """
+        by_name = isinstance(name_or_object, str)
+        target = self.get(kind, name_or_object) if by_name else name_or_object
+        factory = isinstance(target, type) or (kind == "judge" and by_name and not hasattr(target, "locate"))
+        if factory:
+            target = target(**options)
+        elif options:
+            target = attrs.evolve(target, **options)
+        return Named(target, name_or_object if by_name else getattr(target, "name", type(target).__name__))
 
     def origin(self, plugin: str) -> Origin:
         """Where the plugin of that name came from; "?" for one registered by hand."""
         loaded = (origin for origin in self.origins if origin.name == plugin and origin.status == "ok")
         return next(loaded, Origin(plugin, "?", "?"))
 
-    def _complain(self, message: str, error: BaseException) -> None:
+    def complain(self, message: str, error: BaseException) -> None:
+        """Warn; strict: raise PluginError."""
         if self.strict:
             raise PluginError(message) from error
         warnings.warn(message, RuntimeWarning, stacklevel=4)
@@ -162,92 +180,21 @@ def _check_targets(kind: str, targets: Mapping[Any, Any]) -> None:
             raise TypeError(f"{name!r}: expected a path, got {target!r}")
 
 
-def _fault(kind: str, found: object) -> str | None:
+def _fault(kind: str, target: object) -> str | None:
     """What is wrong with an object registered as one of a kind: "expected ..., got ...", or None."""
-    got = f"the class {found.__qualname__}" if isinstance(found, type) else f"an object of {type(found).__qualname__}"
+    got = f"the class {target.__qualname__}" if isinstance(target, type) else f"an object of {type(target).__qualname__}"
     if method := {"detector": "scores", "policy": "edit", "baseline": "generate"}.get(kind):
-        if not callable(getattr(found, method, None)):
+        if not callable(getattr(target, method, None)):
             return f"expected a {kind.capitalize()} (it has a method {method!r}, see uvr_core.protocols), got {got}"
-        if isinstance(found, type) and (needs := _required(found)):
-            return f"expected a class that is made without arguments, {found.__qualname__} needs {', '.join(needs)}"
+        if isinstance(target, type) and (needs := required(target)):
+            return f"expected a class that is made without arguments, {target.__qualname__} needs {', '.join(needs)}"
         return None
     if kind == "adapter":
         from .adapter import Adapter
 
-        return None if isinstance(found, Adapter) else f"expected an object of uvr_core.Adapter, got {got}"
+        return None if isinstance(target, Adapter) else f"expected an object of uvr_core.Adapter, got {got}"
     if kind == "command":
         import click
 
-        return None if isinstance(found, click.Command) else f"expected a click.Command, got {got}"
-    return None if callable(found) else f"expected something callable, got {got}"
-
-
-def _required(made: type) -> list[str]:
-    """Names of the arguments without which a class cannot be made."""
-    try:
-        parameters = inspect.signature(made).parameters.values()
-    except (TypeError, ValueError):  # some builtins carry no signature
-        return []
-    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [p.name for p in parameters if p.default is p.empty and p.kind not in optional]
-
-
-def discover(allow: frozenset[str] | None = None, strict: bool = False) -> Registry:
-    """Load every plugin of the entry-point group; a bad one is a warning that names its distribution.
-
-    Args:
-        allow: entry points to load; None: all. Those left out are not imported.
-        strict: a bad plugin raises.
-
-    Raises:
-        PluginError: `allow` names a plugin that is not installed; or, when strict, a plugin is bad.
-    """
-    manager = pluggy.PluginManager("uvr")
-    manager.add_hookspecs(hookspecs)
-    registry = Registry(manager, strict=strict)
-    points = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: p.name)
-    installed = {point.name for point in points}
-    if unknown := sorted((allow or frozenset()) - installed):
-        hints = " ".join(f"no plugin {name!r} is installed{did_you_mean(name, installed)}" for name in unknown)
-        raise PluginError(f"UVR_PLUGINS: {hints} Correct the allow-list, or install what it names")
-    for point in points:
-        origin = _origin(point)
-        if allow is not None and point.name not in allow:
-            registry.origins.append(attrs.evolve(origin, status="not in UVR_PLUGINS"))
-            continue
-        taken = manager.has_plugin(point.name)
-        try:
-            if taken:
-                raise PluginError("another distribution's plugin has that name")
-            plugin = point.load()
-            manager.register(plugin, point.name)
-            manager.check_pending()
-        except BROKEN as error:
-            if not taken and manager.has_plugin(point.name):
-                manager.unregister(name=point.name)
-            reason = str(error) or repr(error)
-            registry._complain(f"{origin} did not load: {reason}", error)
-            registry.origins.append(attrs.evolve(origin, status=f"failed: {reason}"))
-            continue
-        hooks = tuple(sorted(caller.name for caller in manager.get_hookcallers(plugin) or ()))
-        if not hooks:
-            message = f"{origin} implements no hook; is @hookimpl missing, or its entry point the wrong module?"
-            registry._complain(message, PluginError(message))
-        registry.origins.append(attrs.evolve(origin, status="ok" if hooks else "no hooks", hooks=hooks))
-    return registry
-
-
-def _origin(point: EntryPoint) -> Origin:
-    try:
-        name, version = (point.dist.name, point.dist.version) if point.dist else (None, None)
-    except Exception:  # metadata that is missing or damaged
-        name = version = None
-    return Origin(point.name, name or "?", version or "?")
-
-
-@functools.cache
-def registry() -> Registry:
-    """The process's registry, discovered on first use."""
-    allowed = os.environ.get("UVR_PLUGINS")
-    names = frozenset(filter(None, (n.strip() for n in allowed.split(",")))) if allowed is not None else None
-    return discover(names, strict=os.environ.get("UVR_STRICT_PLUGINS") == "1")
+        return None if isinstance(target, click.Command) else f"expected a click.Command, got {got}"
+    return None if callable(target) else f"expected something callable, got {got}"

@@ -31,6 +31,7 @@ from .errors import (
 from .protocols import Detector, Policy
 from .report import Report, summarise
 from .seam import AttentionCall, Hook, Seam, uncopyable
+from .signatures import seeds_of
 from .session import CallRecorder, Recorder, Rule, Session, TextRecorder, shape_of
 
 
@@ -234,7 +235,7 @@ class Regulator:
                 "the pipeline's transformer was replaced after attach (by another one, or by torch.compile of it); "
                 "detach and attach again, to an uncompiled one"
             )
-        session = self._new_session(_seeds(stock, pipeline, args, kwargs))
+        session = self._new_session(seeds_of(stock, args, kwargs))
         token = self._session.set(session)
         try:
             result = stock.__call__(pipeline, *args, **kwargs)
@@ -438,14 +439,6 @@ def _without_refused(result: Any, session: Session) -> Any:
     return result
 
 
-def _seeds(stock: Any, pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
-    generator = inspect.signature(stock.__call__).bind_partial(pipeline, *args, **kwargs).arguments.get("generator")
-    if generator is None:
-        return (0,)
-    each = generator if isinstance(generator, (list, tuple)) else [generator]
-    return tuple(g.initial_seed() for g in each)
-
-
 # ---------------------------------------------------------------------------------------------- attach
 
 
@@ -586,8 +579,8 @@ def make_rule(
     """Resolve names and calibration of one concept into a Rule."""
     calibration = bank.calibration
     chosen = detector if detector is not None else (calibration.detector if calibration else "anchor")
-    det, det_name = _named("detector", chosen)
-    pol, pol_name = _named("policy", policy)
+    registry = plugins.registry()
+    (det, det_name), (pol, pol_name) = registry.make("detector", chosen), registry.make("policy", policy)
     if not isinstance(det, Detector):
         raise UVRError(f"detector {det_name!r} has no scores(features, sigma, bank, probe) method")
     if not isinstance(pol, Policy):
@@ -614,10 +607,3 @@ def make_rule(
         memory=calibration.memory if same and calibration else 0.0,
         **shape_of(pol),
     )  # fmt: skip
-
-
-def _named(kind: str, given: object) -> tuple[Any, str]:
-    if isinstance(given, str):
-        made = plugins.registry().get(kind, given)
-        return (made() if isinstance(made, type) else made), given
-    return given, getattr(given, "name", type(given).__name__)

@@ -1,0 +1,63 @@
+"""What can be called how, read from signatures: the call of a pipeline, the forward of a model, the making of a class."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def call_of(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a pipeline's call, by name and in order, without `self`."""
+    return dict(list(inspect.signature(type(pipe).__call__).parameters.items())[1:])
+
+
+def takes(pipe: Any, name: str) -> bool:
+    """Whether a pipeline's call has an argument of that name."""
+    return name in call_of(pipe)
+
+
+def default_of(pipe: Any, name: str) -> Any:
+    """The default of an argument of a pipeline's call; None if it has no such argument."""
+    parameter = call_of(pipe).get(name)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
+def takes_source(pipe: Any) -> bool:
+    """Whether a pipeline's call takes a source picture."""
+    return takes(pipe, "image")
+
+
+def needs_source(pipe: Any) -> bool:
+    """Whether a pipeline edits, and so draws nothing without one: the picture comes first, and there is no strength."""
+    parameters = list(call_of(pipe))
+    return parameters[:1] == ["image"] and "strength" not in parameters
+
+
+def seeds_of(pipeline_class: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+    """The seeds of the generators that a pipeline's call is given, whatever way; (0,) without any."""
+    bound = inspect.signature(pipeline_class.__call__).bind_partial(None, *args, **kwargs).arguments
+    generators = bound.get("generator")
+    if generators is None:
+        return (0,)
+    each = generators if isinstance(generators, (list, tuple)) else [generators]
+    return tuple(generator.initial_seed() for generator in each)
+
+
+def forward_arguments(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model's forward is given, by name, `self` included.
+
+    Raises:
+        TypeError: the forward takes no such arguments.
+    """
+    return inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments
+
+
+def required(factory: Callable[..., Any]) -> list[str]:
+    """Names of the arguments without which something cannot be called, a class not be made."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # some builtins carry no signature
+        return []
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in optional]
