@@ -230,8 +230,7 @@ def _detector(given: Any, bank: ConceptBank | None) -> Any:
     if bank is None:
         return None
     name = given or (bank.calibration.detector if bank.calibration else "contrast")
-    made = plugins.registry().get("detector", name) if isinstance(name, str) else name
-    return made() if isinstance(made, type) else made
+    return plugins.registry().make("detector", name).object
 
 
 def _joined(parts: Sequence[Flows]) -> Flows:

@@ -182,7 +182,9 @@ def _check_targets(kind: str, targets: Mapping[Any, Any]) -> None:
 
 def _fault(kind: str, target: object) -> str | None:
     """What is wrong with an object registered as one of a kind: "expected ..., got ...", or None."""
-    got = f"the class {target.__qualname__}" if isinstance(target, type) else f"an object of {type(target).__qualname__}"
+    got = f"an object of {type(target).__qualname__}"
+    if isinstance(target, type):
+        got = f"the class {target.__qualname__}"
     if method := {"detector": "scores", "policy": "edit", "baseline": "generate"}.get(kind):
         if not callable(getattr(target, method, None)):
             return f"expected a {kind.capitalize()} (it has a method {method!r}, see uvr_core.protocols), got {got}"

@@ -31,8 +31,8 @@ from .errors import (
 from .protocols import Detector, Policy
 from .report import Report, summarise
 from .seam import AttentionCall, Hook, Seam, uncopyable
-from .signatures import seeds_of
 from .session import CallRecorder, Recorder, Rule, Session, TextRecorder, shape_of
+from .signatures import seeds_of
 
 
 class _Thread(threading.local):

@@ -1,4 +1,4 @@
-"""What can be called how, read from signatures: the call of a pipeline, the forward of a model, the making of a class."""
+"""What can be called how, read from signatures: a pipeline's call, a model's forward, the making of a class."""
 
 from __future__ import annotations
 

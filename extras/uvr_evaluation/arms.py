@@ -157,18 +157,15 @@ def attached(
     """
     settings = dict(arm.set)
     rule = {name: settings.pop(name) for name in RULE if name in settings}
-    made = plugins.registry().get("policy", arm.plugin)
-    policy = made() if isinstance(made, type) else made
     try:
-        policy = attrs.evolve(policy, **settings) if settings else policy
+        policy = plugins.registry().make("policy", arm.plugin, **settings).object
     except (TypeError, ValueError) as error:
         raise UVRError(f"arm {arm.name!r}: {error}") from error
     detector: Any = arm.detector
     if arm.where != "located":
         if masks is None:
             raise UVRError(f"arm {arm.name!r} needs a judge that can point (`locate`), such as 'zoo'")
-        oracle = plugins.registry().get("detector", "oracle")
-        detector = oracle(masks)
+        detector = plugins.registry().get("detector", "oracle")(masks)
         banks = banks[:1]
     chosen = [_adjusted(bank, rule) for bank in banks]
     return attach(pipe, adapter, concepts=chosen, detector=detector, policy=policy, threshold=rule.get("threshold"))

@@ -185,7 +185,7 @@ def _asked(
     named = dict.fromkeys([*(bank.name for bank in banks), *(task.concept for task in tasks if task.concept)])
     others = {label: [resolve(concept)[0][0]] for label, concept in (anchors_from or {}).items()}
     if not isinstance(judges, Mapping):
-        judges = {name: registry().get("judge", name)() for name in judges}
+        judges = {name: registry().make("judge", name).object for name in judges}
     return Question(source, tasks, {"": banks, **others}, subjects_of(list(named), known), judges)
 
 

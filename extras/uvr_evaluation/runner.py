@@ -152,8 +152,7 @@ class Evaluation:
         if arm.kind == "stock":
             return list(self.pipe(**call).images), None
         if arm.kind == "baseline":
-            made = registry().get("baseline", arm.plugin)
-            baseline = made() if isinstance(made, type) else made
+            baseline = registry().make("baseline", arm.plugin).object
             by_name = {bank.name: bank for bank in banks}
             request = Request(
                 self.pipe, call, tuple(self.subjects.values()), tuple(by_name.get(name) for name in self.subjects),

@@ -61,8 +61,7 @@ def blob(grid: tuple[int, int], share: float, ring: int) -> np.ndarray:
 
 
 def policy(name: str) -> Any:
-    made = registry().get("policy", name)
-    return made() if isinstance(made, type) else made
+    return registry().make("policy", name).object
 
 
 def bank(model: uvr_core.Fingerprint, probe: str, anchors: int = 4, name: str = "a", **more: torch.Tensor) -> Any:

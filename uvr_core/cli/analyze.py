@@ -10,6 +10,7 @@ import click
 
 from ..errors import UVRError
 from ..files import read_picture
+from ..signatures import needs_source, takes_source
 from . import inputs, models, outputs, say
 from .generate import _prompts
 from .inputs import Prompt, Settings
@@ -127,9 +128,9 @@ def _threshold(bank: Any, detector: str | None) -> float | None:
 
 def _check_sources(pipe: Any, given: bool) -> None:
     """Refuse a source picture that the model does not take, and an editing model without one."""
-    if given and not models.takes_source(pipe):
+    if given and not takes_source(pipe):
         raise UVRError(f"--image: {type(pipe).__name__} takes no source picture; leave the option out")
-    if not given and models.needs_source(pipe):
+    if not given and needs_source(pipe):
         raise UVRError(f"{type(pipe).__name__} edits pictures: give --image FILE")
 
 

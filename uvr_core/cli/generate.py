@@ -10,6 +10,7 @@ import click
 
 from ..errors import UnsafeContent, UVRError
 from ..files import read_picture
+from ..signatures import needs_source, takes_source
 from . import inputs, models, outputs, say
 from .inputs import Prompt, Settings
 
@@ -140,9 +141,9 @@ def _regulated(
 
 def _check_kind(pipe: Any, editing: bool) -> None:
     """Refuse an editing model for `generate` and a generating one for `edit`."""
-    if editing and not models.takes_source(pipe):
+    if editing and not takes_source(pipe):
         raise UVRError(f"{type(pipe).__name__} takes no source picture: use `uvr generate`")
-    if not editing and models.needs_source(pipe):
+    if not editing and needs_source(pipe):
         raise UVRError(f"{type(pipe).__name__} edits pictures: use `uvr edit`")
 
 

@@ -14,6 +14,7 @@ import click
 from .. import plugins
 from ..errors import PluginError, UVRError, did_you_mean
 from ..files import csv_rows, jsonl_rows, text_of
+from ..signatures import call_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -119,8 +120,6 @@ class Settings:
         Raises:
             UVRError: an option was given that this pipeline does not take.
         """
-        import inspect
-
         width, height = self.size or (None, None)
         # True guidance needs a negative prompt to run its second pass; the empty one is the unconditional branch.
         negative = "" if self.negative is None and self.true_cfg is not None else self.negative
@@ -133,12 +132,13 @@ class Settings:
             ("--size", "height", height),
             ("--max-tokens", "max_sequence_length", self.max_tokens),
         )
-        takes = inspect.signature(type(pipe).__call__).parameters
+        arguments = call_of(pipe)
         for option, name, value in wanted:
-            if value is not None and name not in takes:
+            if value is not None and name not in arguments:
                 raise UVRError(f"{option}: {type(pipe).__name__} takes no {name}; leave the option out")
         call = {name: value for _, name, value in wanted if value is not None}
-        if width and height and "max_area" in takes:  # Kontext scales any size to an area, and the source to its own
+        if width and height and "max_area" in arguments:
+            # Kontext scales any size to an area, and the source to its own.
             call |= {"max_area": width * height, "_auto_resize": False}
         return call
 

@@ -71,9 +71,8 @@ def mask_source(spec: str, concept: str, prompts: int) -> tuple[Callable[..., An
     if name not in judges:
         raise UVRError(f"--masks {spec}: no such folder, and no judge {name!r}{did_you_mean(name, judges)}")
     be_quiet()
-    made = plugins.registry().get("judge", name)
     with readable(f"judge {name}"):
-        judge = made if hasattr(made, "locate") and not isinstance(made, type) else made()
+        judge = plugins.registry().make("judge", name).object
     if not hasattr(judge, "locate"):
         raise UVRError(f"--masks {spec}: judge {name!r} cannot say where things are (it has no locate)")
     labels = [label.strip() for label in after.split(",") if label.strip()] or [concept]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -117,17 +116,6 @@ def _import_parts(folder: Path) -> None:
     for part in index.values():
         if isinstance(part, list) and isinstance(part[0], str) and part[0].split(".")[0] in packages - {""}:
             importlib.import_module(part[0])
-
-
-def takes_source(pipe: Any) -> bool:
-    """Whether a pipeline's call takes a source picture."""
-    return "image" in inspect.signature(type(pipe).__call__).parameters
-
-
-def needs_source(pipe: Any) -> bool:
-    """Whether it edits, and so draws nothing without one: the picture comes first, and there is no strength."""
-    parameters = list(inspect.signature(type(pipe).__call__).parameters)
-    return parameters[1] == "image" and "strength" not in parameters
 
 
 def find_device(name: str) -> Any:

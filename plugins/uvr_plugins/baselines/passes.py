@@ -6,7 +6,6 @@ and from what the pipeline itself hands its transformer.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from uvr_core.adapter import Adapter
 from uvr_core.errors import UnsupportedRuntime
 from uvr_core.protocols import Request, Subject
 from uvr_core.regulator import find_adapter
+from uvr_core.signatures import default_of, forward_arguments, takes
 
 Arguments = dict[str, Any]
 _TEXT = ("encoder_", "txt_", "pooled_")  # the transformer's arguments that carry the prompt begin so
@@ -31,17 +31,6 @@ def words_of(subjects: Sequence[Subject]) -> tuple[str, ...]:
 def joined(words: Sequence[str]) -> str:
     """The words as one prompt."""
     return " , ".join(words)
-
-
-def default_of(pipe: Any, name: str) -> Any:
-    """The default of an argument of the pipeline's call; None if it has no such argument."""
-    parameter = inspect.signature(type(pipe).__call__).parameters.get(name)
-    return None if parameter is None or parameter.default is parameter.empty else parameter.default
-
-
-def takes(pipe: Any, name: str) -> bool:
-    """Whether the pipeline's call has an argument of that name."""
-    return name in inspect.signature(type(pipe).__call__).parameters
 
 
 def adapter_of(pipe: Any) -> Adapter:
@@ -109,9 +98,9 @@ class _Caught(Exception):
 
 def bound(transformer: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
     """A forward's arguments by name."""
-    found = dict(inspect.signature(type(transformer).forward).bind(transformer, *args, **kwargs).arguments)
-    found.pop("self", None)
-    return found
+    arguments = forward_arguments(transformer, args, kwargs)
+    arguments.pop("self", None)
+    return arguments
 
 
 def text_for(request: Request, prompts: Sequence[str], adapter: Adapter) -> Arguments:

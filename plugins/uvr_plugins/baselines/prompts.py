@@ -10,8 +10,9 @@ import attrs
 
 from uvr_core.errors import UnsupportedRuntime
 from uvr_core.protocols import Request
+from uvr_core.signatures import takes
 
-from .passes import adapter_of, generate, guidance_of, joined, scale_name, takes, words_of
+from .passes import adapter_of, generate, guidance_of, joined, scale_name, words_of
 
 
 @attrs.frozen
