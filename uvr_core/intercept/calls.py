@@ -9,7 +9,7 @@ import attrs
 import torch
 
 from ..adapter import Adapter, Layout
-from ..flow import _mask4
+from ..ops.attn_mask import as_4d
 from ..tokens import TokenSpans
 from .guidance import Part
 
@@ -106,7 +106,7 @@ def joint_call(call: AttentionCall, adapter: Adapter, forward: Forward, part: Pa
     keys = TokenSpans.of(adapter, forward.layout, call.key.shape[2])
     mask = None
     if call.attn_mask is not None:
-        mask = _mask4(call.attn_mask, call.query, call.key)
+        mask = as_4d(call.attn_mask, call.query, call.key)
     whole = JointCall(
         call.path, forward, part, queries, keys, call.query, call.key, call.value, call.output, mask, call.scale
     )
