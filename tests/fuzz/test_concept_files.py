@@ -60,7 +60,7 @@ def test_some_hundred_mutations_are_refused_or_usable(tmp_path: Path) -> None:
     outcomes = result["outcomes"]
     assert min(outcomes["loaded"], outcomes["refused"]) > EXAMPLES / 16, "mutations too mild, or too coarse"
     assert {*hostile.DAMAGES} < outcomes.keys()
-    assert len([key for key in outcomes if key.startswith("at ")]) >= 7, "some check is never reached"
+    assert len([key for key in outcomes if key.startswith("at ")]) >= 5, "some check is never reached"
     assert result["grown"] < 300 * 2**20
 
 
