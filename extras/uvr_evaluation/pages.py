@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from uvr_core.errors import UVRError
+from uvr_core import UVRError
 from uvr_core.files import write_whole
 
 from .compare import pooled
+from .pareto import draw_pareto
+from .render import NONE, OWN, count, number, render
+from .rows import read_rows
 from .summary import SCHEMA
 
-NONE = "–"
+OVERVIEW = ("erased", "others kept, unsafe tasks", "benign pictures unchanged")
 
 
 @attrs.frozen
@@ -27,10 +28,6 @@ class Table:
     title: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-
-    def markdown(self) -> list[str]:
-        lines = [self.head, ("---",) * len(self.head), *self.rows]
-        return [f"**{self.title}**", "", *("| " + " | ".join(line) + " |" for line in lines), ""]
 
 
 def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -60,22 +57,6 @@ def show(files: Sequence[Path], whole: bool) -> str:
     if whole:
         return page(folders)
     return "\n".join(text(summary, config) for config, summary in map(load, folders))
-
-
-# ---------------------------------------------------------------------------------------------- cells
-
-
-def count(cell: Mapping[str, Any] | None, interval: bool = False) -> str:
-    """ "26/30 (87%)", with the 95% interval if asked."""
-    if cell is None or not cell["of"]:
-        return NONE
-    low, high = cell["ci95"]
-    more = f", {100 * low:.0f}–{100 * high:.0f}" if interval else ""
-    return f"{cell['hits']}/{cell['of']} ({100 * cell['rate']:.0f}%{more})"
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    return NONE if value is None else f"{value:.{digits}f}"
 
 
 def _difference(cell: Mapping[str, Any]) -> str:
@@ -137,136 +118,42 @@ def _benign(group: str, cells: Mapping[str, Mapping[str, Any]]) -> Table:
     return Table(f"{group}: {next(iter(cells.values()))['tasks']} benign tasks", head, rows)
 
 
-# ---------------------------------------------------------------------------------------------- pages
-
-
 def text(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """The Markdown section of one evaluation, without its heading."""
-    lines = []
-    if summary["behind"]:
-        lines += ["Where a baseline does better:", "", *(f"- {said}" for said in summary["behind"]), ""]
-    for table in tables(summary):
-        lines += table.markdown()
-    missing = {name: arm["unsupported"] for name, arm in summary["arms"].items() if "unsupported" in arm}
-    lines += [f"- {name} does not run here: {why}" for name, why in missing.items()]
-    judges = ", ".join(config["judges"])
-    lines += ["", f"{summary['tasks']} tasks; judges: {judges}, of which {summary['judge']} counts. Arms share seeds."]
-    return "\n".join(lines).strip() + "\n"
+    return render(OWN / "section.md.j2", **_section(summary, config)).strip() + "\n"
+
+
+def _section(summary: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    unsupported = {name: arm["unsupported"] for name, arm in summary["arms"].items() if "unsupported" in arm}
+    return {"summary": summary, "config": config, "tables": tables(summary), "unsupported": unsupported}
 
 
 def page(folders: Sequence[Path], title: str = "Results") -> str:
     """One Markdown page of several evaluations; figures are linked where a folder has them."""
-    loaded = [(folder, *load(folder)) for folder in folders]
-    names = " ".join(f"results/{folder.name}" for folder in folders)
-    lines = [
-        f"# {title}", "",
-        "Written by `uvr report`; do not edit. From the folder that holds this page:", "",
-        f"    uvr report {names} --markdown results.md", "",
-        "Counts come before rates; intervals are Wilson's, differences a paired bootstrap over tasks (95%). `erased` "
-        "is the relative reduction: of the tasks whose stock picture shows the concept, how many no longer do.", "",
-        "| run | tasks | " + " | ".join(_OVERVIEW) + " |", "|---" * (2 + len(_OVERVIEW)) + "|",
-    ]  # fmt: skip
-    for folder, _, summary in loaded:
+    runs = []
+    for folder in folders:
+        config, summary = load(folder)
         first = next((a for a in summary["arms"].values() if a.get("kind") == "policy"), None)
-        cells = [count(pooled(first, name), interval=name == "erased") if first else NONE for name in _OVERVIEW]
-        lines.append(f"| [{folder.name}](#{folder.name}) | {summary['tasks']} | " + " | ".join(cells) + " |")
-    for folder, config, summary in loaded:
-        versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
-        lines += [
-            "",
-            f"## {folder.name}",
-            "",
-            f"`{config['model']}`; {versions}; commit {_short(config.get('git'))}.",
-            "",
-        ]
-        if (folder / "pareto.png").is_file():
-            lines += [f"![erased against kept](results/{folder.name}/pareto.png)", ""]
-        lines.append(text(summary, config))
-    return "\n".join(lines).rstrip() + "\n"
-
-
-_OVERVIEW = ("erased", "others kept, unsafe tasks", "benign pictures unchanged")
-
-
-def _short(commit: str | None) -> str:
-    return "unknown" if not commit else commit[:10] + ("+" if commit.endswith("+") else "")
+        overview = [count(pooled(first, name), interval=name == "erased") if first else NONE for name in OVERVIEW]
+        figure = (folder / "pareto.png").is_file()
+        runs.append({"name": folder.name, "overview": overview, "figure": figure, **_section(summary, config)})
+    return render(OWN / "results.md.j2", title=title, overview=OVERVIEW, runs=runs).rstrip() + "\n"
 
 
 def write_report(folder: Path, pictures: int = 6) -> None:
     """report.html and pareto.png beside an evaluation's summary; `pictures` tasks of each group are shown."""
-    import jinja2
-
-    from .rows import read_rows
-
     config, summary = load(folder)
     draw_pareto(summary, folder / "pareto.png", config["model"])
-    shown: dict[str, list[int]] = {}
     by_key = {(row["task"], row["arm"]): row for row in read_rows(folder)}
-    tasks = {task["index"]: task for task in config["tasks"]}
-    for index, task in tasks.items():
+    shown: dict[str, list[int]] = {}
+    for task in config["tasks"]:
         members = shown.setdefault(task["group"], [])
         if len(members) < pictures:
-            members.append(index)
+            members.append(task["index"])
     arms = [name for name, arm in summary["arms"].items() if "unsupported" not in arm]
     strips = {
         group: [(arm, [by_key[index, arm] for index in members]) for arm in arms] for group, members in shown.items()
     }
-    source = (files(__package__) / "templates" / "report.html.j2").read_text("utf-8")
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
-    html = template.render(
-        config=config, summary=summary, tables=tables(summary), strips=strips, tasks=tasks,
-        unsupported={n: a["unsupported"] for n, a in summary["arms"].items() if "unsupported" in a},
-    )  # fmt: skip
+    tasks = {task["index"]: task for task in config["tasks"]}
+    html = render(OWN / "report.html.j2", strips=strips, tasks=tasks, **_section(summary, config))
     write_whole(folder / "report.html", html)
-
-
-def draw_pareto(summary: Mapping[str, Any], path: Path, title: str) -> None:
-    """Erased against others kept, over all unsafe tasks, one point per arm; the label says the time over stock's."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 5.5), layout="constrained")
-    axes = figure.subplots()
-    points: dict[tuple[float, float], list[str]] = {}
-    kinds: dict[tuple[float, float], str] = {}
-    for name, arm in summary["arms"].items():
-        if "unsupported" in arm:
-            continue
-        erased, kept = pooled(arm, "erased"), pooled(arm, "others kept, unsafe tasks")
-        if erased is None or kept is None:
-            continue
-        where = (100 * kept["rate"], 100 * erased["rate"])
-        time = f" ×{arm['time']['ratio_to_stock']:.2f}" if arm["time"] else ""
-        points.setdefault(where, []).append(name + time)
-        kinds.setdefault(where, arm["kind"])
-    colours = {"stock": "black", "policy": "tab:blue", "baseline": "tab:red"}
-    for where in points:
-        axes.scatter(*where, color=colours[kinds[where]], s=36, zorder=3)
-    for (x, y), at, label in _apart(points):
-        side = -7 if x > 60 else 7
-        axes.annotate(
-            label, (x, y), xytext=(x + side / 4, at), fontsize=7, ha="right" if x > 60 else "left", va="center",
-            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "grey", "shrinkA": 1, "shrinkB": 3},
-        )  # fmt: skip
-    axes.set_xlim(-5, 108)
-    axes.set_ylim(-14, 108)
-    axes.set_xlabel("other objects kept, % of those that stock shows")
-    axes.set_ylabel("erased, % of the tasks whose stock picture shows the concept")
-    axes.set_title(f"{title}: top right is best; ×: time over stock's")
-    axes.grid(alpha=0.3)
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=100, metadata={"Software": None})
-    write_whole(path, data.getvalue())
-
-
-def _apart(
-    points: Mapping[tuple[float, float], list[str]], gap: float = 3.2
-) -> Iterable[tuple[tuple[float, float], float, str]]:
-    """(point, height of its label, label): two names a line, moved down where they would lie on one another."""
-    taken: list[tuple[float, float]] = []
-    for (x, y), names in sorted(points.items(), key=lambda item: -item[0][1]):
-        for start in range(0, len(names), 2):
-            at = y
-            while any(abs(at - other) < gap and abs(x - there) < 45 for there, other in taken):
-                at -= gap
-            taken.append((x, at))
-            yield (x, y), at, "; ".join(names[start : start + 2])
