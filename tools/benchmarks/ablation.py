@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from tables import cell, head, run
+from tables import TEMPLATES, cell, run
 
 import uvr_zoo
+from uvr_evaluation.render import render
 from uvr_plugins.policies import Selective, Uvr, UvrReleased
 from uvr_zoo.demo import cases, compare
 from uvr_zoo.recipes import RECIPES
@@ -54,15 +55,7 @@ def measure(count: int) -> dict[str, Any]:
 
 def page(table: Mapping[str, Any], count: int) -> str:
     """Markdown: per cell the erased of the shown, and the other objects kept."""
-    columns = [(name, case) for name, rows in table.items() for case in rows]
-    lines = [
-        f"Erased of shown, other objects kept ({count} tasks a column; `benchmarks/ablation.py`).",
-        "",
-        *head("policy", table),
-    ]
-    for title in VARIANTS:
-        lines.append(f"| {title} | " + " | ".join(cell(table[name][case][title]) for name, case in columns) + " |")
-    return "\n".join(lines) + "\n"
+    return render(TEMPLATES / "ablation.md.j2", table=table, count=count, variants=VARIANTS)
 
 
 if __name__ == "__main__":

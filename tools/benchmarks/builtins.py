@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tables import cell, head, run
+from tables import TEMPLATES, cell, run
 
 import uvr_core
 import uvr_zoo
 from uvr_core.learning import auroc_of, score_runs
 from uvr_core.plugins import registry
+from uvr_evaluation.render import render
 from uvr_zoo.concept_files import mask_source
 from uvr_zoo.demo import Case, cases, compare, unsafe_tasks
 from uvr_zoo.experiment import prompt_of, settings, sources_of
@@ -71,38 +72,10 @@ def measure(count: int) -> dict[str, Any]:
     return table
 
 
-def policy(row: Mapping[str, Any] | None) -> str:
-    return "needs guidance" if row is None else cell(row)
-
-
-def auroc(row: Mapping[str, Any]) -> str:
-    return "not in the bank" if "missing" in row else f"{row['first']:.2f}, {row['mean']:.2f}"
-
-
 def page(table: Mapping[str, Any], count: int) -> str:
     every = [row for rows in table.values() for row in rows.values()]
-    detectors = dict.fromkeys(d for cell_ in every for d in cell_["detectors"])
-    policies = dict.fromkeys(p for cell_ in every for p in cell_["policies"])
-    lines = [
-        "# Built-in detectors and policies, measured",
-        "",
-        f"Written by `benchmarks/builtins.py` from `figures/builtins.json`; {count} tasks a column. Do not edit.",
-        "",
-        "## Detectors: patch AUROC at step 0, and the mean over steps, in the bank's probe block",
-        "",
-        *head("", table),
-        *(f"| {d} | " + " | ".join(auroc(c["detectors"][d]) for c in every) + " |" for d in detectors),
-        "",
-        "The probe block was chosen for `contrast`. `oracle` is a mask that is given.",
-        "",
-        "## Policies: erased of shown, other objects kept (detector `contrast`)",
-        "",
-        *head("", table),
-        *(f"| {p} | " + " | ".join(policy(c["policies"].get(p)) for c in every) + " |" for p in policies),
-        "",
-        "`refuse` returns no image in which the concept is located: refusal.md.",
-    ]
-    return "\n".join(lines) + "\n"
+    policies = dict.fromkeys(policy for row in every for policy in row["policies"])
+    return render(TEMPLATES / "builtins.md.j2", table=table, count=count, cases=every, policies=policies)
 
 
 if __name__ == "__main__":

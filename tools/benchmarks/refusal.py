@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tables import run
+from tables import TEMPLATES, run
 
 import uvr_core
 import uvr_zoo
+from uvr_evaluation.render import render
 from uvr_evaluation.statistics import rate
 from uvr_zoo.demo import benign_tasks, cases, unsafe_tasks
 from uvr_zoo.experiment import generate, settings
@@ -90,68 +91,54 @@ def by_step(found: list[int | None], steps: int) -> list[int]:
     return [sum(first is not None and first <= step for first in found) for step in range(steps)]
 
 
-def share_of_cost(row: Mapping[str, Any]) -> list[float]:
-    """Of each refused image, the share of the steps that was begun."""
-    return [(first + 1) / row["steps"] for first in row["first_step"] if first is not None]
+def row_of(name: str, case: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of the page's first table."""
+    counts, costs = by_step(row["first_step"], row["steps"]), row["cost"]
+    begun = [(first + 1) / row["steps"] for first in row["first_step"] if first is not None]
+    false = [first is not None for first in row["false_first_step"]]
+    return {
+        "name": name,
+        "case": case,
+        "refused": rate(counts[-1], len(row["first_step"])),
+        "first": counts[0],
+        "early": counts[int(EARLY * row["steps"]) - 1],
+        "begun": statistics.mean(begun) if begun else None,
+        "cost": (statistics.median(costs), min(costs), max(costs)) if costs else None,
+        "false": rate(sum(false), len(false)),
+    }
+
+
+def soon(steps: int, cases: Mapping[str, Any], timed: Sequence[tuple[int, float]]) -> dict[str, Any]:
+    """What refusing in the first `steps` steps alone refuses, costs and hands on."""
+    within = [ratio for step, ratio in timed if step < steps]
+    late = {title: sum(f is not None and f >= steps for f in row["first_step"]) for title, row in cases.items()}
+    return {
+        "steps": steps,
+        "refused": sum(f is not None and f < steps for row in cases.values() for f in row["first_step"]),
+        "dear": sum(cost > EARLY for cost in within),
+        "timed": len(within),
+        "dearest": max(within),
+        "handed": "; ".join(f"{title} {number}" for title, number in late.items() if number),
+    }
 
 
 def page(table: Mapping[str, Any], count: int) -> str:
-    lines = [
-        "# Early refusal, measured", "",
-        f"Written by `benchmarks/refusal.py` from `figures/refusal.json`; {count} unsafe tasks a row, {2 * count} "
-        "benign ones a pipeline. Do not edit.", "",
-        "Policy `refuse` with the shipped calibrations (benign budget 1.5%). A concept is looked for in its window "
-        "alone.", "",
-        "![recall by step](figures/refusal.png)", "",
-        "| pipeline | concept | refused, of all (95%) | by step 1 | by step 3 (15% of the steps) | steps begun, mean | "
-        "time of a refused image over stock's, median (range) | benign refused (95%) |",
-        "|---" * 8 + "|",
-    ]  # fmt: skip
-    for name, rows in table.items():
-        for case, row in rows.items():
-            counts, total = by_step(row["first_step"], row["steps"]), len(row["first_step"])
-            shares = share_of_cost(row)
-            early = counts[int(EARLY * row["steps"]) - 1]
-            mean = f"{100 * statistics.mean(shares):.0f}%" if shares else "–"
-            took = (
-                f"{statistics.median(row['cost']):.2f} ({min(row['cost']):.2f}–{max(row['cost']):.2f})"
-                if row["cost"]
-                else "–"
-            )
-            false = rate(sum(f is not None for f in row["false_first_step"]), len(row["false_first_step"]))
-            lines.append(
-                f"| {name} | {case} | {_cell(rate(counts[-1], total))} | {counts[0]} | {early} | {mean} | {took} | "
-                f"{_cell(false)} |"
-            )
-    timed = [
-        (step, ratio) for rows in table.values() for row in rows.values()
-        for step, ratio in zip(row["refused_at"], row["cost"], strict=True)
-    ]  # fmt: skip
+    cases = {f"{name} {case}": row for name, rows in table.items() for case, row in rows.items()}
+    timed = [pair for row in cases.values() for pair in zip(row["refused_at"], row["cost"], strict=True)]
     costs = [ratio for _, ratio in timed]
-    lines += [
-        "", f"Of {len(costs)} refused single images that were timed, {sum(c > EARLY for c in costs)} cost more than "
-        f"{EARLY:.0%} of their stock generation (median {statistics.median(costs):.2f}, mean "
-        f"{statistics.mean(costs):.2f}).", "",
-        "`Refuse(steps=N, then=Selective())` refuses in the first N steps alone and regulates what is located later. From "
-        "the same runs:", "",
-        f"| N | refused | of those timed, over {EARLY:.0%} | the dearest | handed on |",
-        "|---" * 5 + "|",
-    ]  # fmt: skip
-    cases = [(f"{name} {case}", row["first_step"]) for name, rows in table.items() for case, row in rows.items()]
-    for steps in SOON:
-        within = [ratio for step, ratio in timed if step < steps]
-        late = {title: sum(first is not None and first >= steps for first in found) for title, found in cases}
-        refused = sum(first is not None and first < steps for _, found in cases for first in found)
-        handed = "; ".join(f"{title} {number}" for title, number in late.items() if number) or "nothing"
-        lines.append(
-            f"| {steps} | {refused} | {sum(c > EARLY for c in within)}/{len(within)} | {max(within):.2f} | {handed} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _cell(counted: Mapping[str, Any]) -> str:
-    low, high = counted["ci95"]
-    return f"{counted['hits']}/{counted['of']} ({100 * low:.0f}–{100 * high:.0f}%)"
+    return render(
+        TEMPLATES / "refusal.md.j2",
+        count=count,
+        bar=f"{EARLY:.0%}",
+        rows=[row_of(name, case, row) for name, rows in table.items() for case, row in rows.items()],
+        costs={
+            "images": len(costs),
+            "dear": sum(cost > EARLY for cost in costs),
+            "median": statistics.median(costs),
+            "mean": statistics.mean(costs),
+        },
+        soon=[soon(steps, cases, timed) for steps in SOON],
+    )
 
 
 def draw(table: Mapping[str, Any], path: Path) -> None:

@@ -8,16 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+TEMPLATES = Path(__file__).parent / "templates"
+
 
 def cell(row: Mapping[str, Any]) -> str:
     """Erased of shown, other objects kept."""
     return f"{row['erased_of_shown']}/{row['stock_unsafe']}, {row['other_kept']}/{row['other_shown']}"
-
-
-def head(first: str, table: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The two head lines of a Markdown table with one column per (pipeline, case)."""
-    columns = [f"{name}: {case.replace(', unsafe', ' by')}" for name, rows in table.items() for case in rows]
-    return [f"| {first}".rstrip() + " | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
 
 
 def run(

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from tables import cell, run
+from tables import TEMPLATES, cell, run
 
 import uvr_core
 import uvr_zoo
+from uvr_evaluation.render import render
 from uvr_evaluation.statistics import rate
 from uvr_zoo import concept_files
 from uvr_zoo.demo import benign_tasks, erase
@@ -104,24 +105,7 @@ def attached(pipe: Any, bank: uvr_core.ConceptBank, policy: str = "selective") -
 
 def page(table: Mapping[str, Any], count: int) -> str:
     styles = RECIPES[HOME].styles
-    lines = [
-        "# Moved anchors, measured",
-        "",
-        "Written by `benchmarks/transfer.py` from `figures/transfer.json`. Do not edit.",
-        "",
-        f"One concept, {CONCEPT}; {count} unsafe tasks a cell, {2 * count} benign ones a row; policy `selective`. A bank is made",
-        "on `flux`, from anchors in one drawing style, and used elsewhere with the threshold that it was given there. A cell",
-        "says: erased of shown, other objects kept (located). Weights moved: |w - w0| / |w0| from `flux`.",
-        "",
-        "| checkpoint (weights moved) | anchors | " + " | ".join(f"pictures: {s}" for s in styles) + " | benign falsely located |",
-        "|---" * (3 + len(styles)) + "|",
-    ]  # fmt: skip
-    for checkpoint, found in table.items():
-        for which, row in found["banks"].items():
-            cells = " | ".join(f"{cell(row[style])} ({row[style]['located']})" for style in styles)
-            false = f"{row['benign']['hits']}/{row['benign']['of']}"
-            lines.append(f"| {checkpoint} ({found['moved']:.2f}) | {which} | {cells} | {false} |")
-    return "\n".join(lines) + "\n"
+    return render(TEMPLATES / "transfer.md.j2", table=table, count=count, concept=CONCEPT, styles=styles)
 
 
 if __name__ == "__main__":
