@@ -1,0 +1,125 @@
+"""The only judge of integrity: a run that it verifies had every joint call of every forward, once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from uvr_core.adapter import Layout
+from uvr_core.errors import TapNotFired, UVRError
+from uvr_core.intercept.guidance import Part
+from uvr_core.intercept.ledger import Forward, Run
+
+TAPS = ("blocks.0.attn", "blocks.1.attn")
+LAYOUT = Layout(4, 4, (2, 2))
+
+
+def begin(run: Run, sigma: float, layout: Layout = LAYOUT, name: str = "cond") -> Forward:
+    step, number, level = run.next_forward(torch.tensor([sigma]), layout)
+    run.open(Forward(step, number, layout, level, 1, (Part(name, slice(0, 1)),)))  # type: ignore[arg-type]
+    assert run.forward is not None
+    return run.forward
+
+
+def forward(run: Run, sigma: float, fires: tuple[str, ...] = TAPS, name: str = "cond") -> Forward:
+    opened = begin(run, sigma, name=name)
+    for path in fires:
+        run.enter(path)
+        assert run.inside(path)
+        opened.taps[path] += 1
+        run.leave()
+    return run.close()
+
+
+@pytest.fixture
+def run() -> Run:
+    return Run(TAPS)
+
+
+def test_a_whole_run_is_verified(run: Run) -> None:
+    for sigma in (1.0, 0.5):
+        for name in ("cond", "uncond"):
+            forward(run, sigma, name=name)
+    run.verify(2)
+    assert (run.passes, run.sigmas, run.fired) == ([2, 2], [1.0, 0.5], 8)
+    assert not run.interrupted
+
+
+@pytest.mark.parametrize(
+    ("fires", "message"),
+    [
+        (TAPS[:1], f"tap 2 of 2 ({TAPS[1]}) did not fire at step 1"),
+        ((*TAPS, TAPS[0]), f"tap 1 of 2 ({TAPS[0]}) fired 2 times at step 1"),
+    ],
+)
+def test_a_tap_that_did_not_fire_once_is_named_with_its_step(run: Run, fires: tuple[str, ...], message: str) -> None:
+    forward(run, 1.0)
+    with pytest.raises(TapNotFired, match=re.escape(message)):
+        forward(run, 0.5, fires)
+
+
+def uneven(run: Run) -> None:
+    forward(run, 1.0)
+    forward(run, 0.5)
+    forward(run, 0.5, name="uncond")
+
+
+def unfollowed(run: Run) -> None:
+    forward(run, 1.0)
+    forward(run, 0.5, name="uncond")
+
+
+def broken_off(run: Run) -> None:
+    forward(run, 1.0)
+    forward(run, 0.5)
+    begin(run, 0.5, name="uncond")
+    run.abort()
+
+
+@pytest.mark.parametrize(
+    ("history", "message"),
+    [
+        (lambda run: forward(run, 1.0), "the scheduler ran 2 steps but 1 carried"),
+        (uneven, "step 1 had 2 transformer passes, step 0 had 1"),
+        (unfollowed, "no forward of step 1 was named as the one that follows the prompt"),
+        (broken_off, "4 attention calls were verified, 3 forwards of 2"),
+    ],
+)
+def test_a_run_that_nobody_can_vouch_for(run: Run, history: Callable[[Run], object], message: str) -> None:
+    history(run)
+    with pytest.raises(TapNotFired, match=message):
+        run.verify(2)
+
+
+def test_a_forward_inside_another_is_refused(run: Run) -> None:
+    begin(run, 1.0)
+    with pytest.raises(TapNotFired, match="began inside the first"):
+        begin(run, 0.5)
+
+
+@pytest.mark.parametrize("path", [TAPS[1], None])
+def test_a_module_that_was_entered_and_not_left(run: Run, path: str | None) -> None:
+    begin(run, 1.0)
+    run.enter(TAPS[0])
+    with pytest.raises(TapNotFired, match=rf"{TAPS[0]} was entered and not left at step 0"):
+        run.close() if path is None else run.enter(path)
+
+
+def test_outside_of_a_forward_no_module_counts(run: Run) -> None:
+    run.enter(TAPS[0])
+    assert not run.inside(TAPS[0])
+
+
+@pytest.mark.parametrize("sigma", [float("nan"), float("inf")])
+def test_a_noise_level_that_is_no_number(run: Run, sigma: float) -> None:
+    with pytest.raises(UVRError, match="noise level"):
+        begin(run, sigma)
+
+
+def test_a_layout_that_changes_inside_one_generation(run: Run) -> None:
+    forward(run, 1.0)
+    with pytest.raises(UVRError, match="token layout changed"):
+        begin(run, 0.5, Layout(9, 9, (3, 3)))

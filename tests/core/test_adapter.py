@@ -1,0 +1,86 @@
+"""A model family as data: whom it recognises, which modules it taps, what it refuses."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+import torch
+
+from uvr_core.adapter import Adapter, Layout
+from uvr_core.errors import AdapterMismatch
+from uvr_core.plugins import registry
+
+FLUX = registry().get("adapter", "flux")
+
+
+class Blocks(torch.nn.Module):
+    """Ten double-stream and two single-stream blocks, each with an attention; one more attention elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        block = lambda: torch.nn.ModuleDict({"attn": torch.nn.Identity(), "ff": torch.nn.Identity()})  # noqa: E731
+        self.single_transformer_blocks = torch.nn.ModuleList(block() for _ in range(2))
+        self.transformer_blocks = torch.nn.ModuleList(block() for _ in range(11))
+        self.refiner = torch.nn.ModuleDict({"attn": torch.nn.Identity()})
+
+
+def test_taps_are_numbered_in_order_of_execution() -> None:
+    """Pattern by pattern, though the model holds the single-stream blocks first; block 10 comes after block 9."""
+    taps = FLUX.taps(Blocks())
+    double = [f"transformer_blocks.{number}.attn" for number in range(11)]
+    single = [f"single_transformer_blocks.{number}.attn" for number in range(2)]
+    assert list(taps) == double + single
+    assert list(FLUX.probe_paths(Blocks())) == single
+    assert list(attrs.evolve(FLUX, probes=()).probe_paths(Blocks())) == double + single
+
+
+def test_a_pattern_matches_whole_paths_and_one_element_a_star() -> None:
+    model = torch.nn.Module()
+    model.blocks = torch.nn.ModuleList([torch.nn.ModuleDict({"attn": torch.nn.ModuleDict({"attn": torch.nn.ReLU()})})])
+    assert list(attrs.evolve(FLUX, attention=("blocks.*.attn",)).taps(model)) == ["blocks.0.attn"]
+
+
+def test_a_pattern_that_matches_nothing_is_named() -> None:
+    adapter = attrs.evolve(FLUX, attention=("transformer_blocks.*.attn", "double_blocks.*.attn"))
+    with pytest.raises(AdapterMismatch, match=r"no module matches 'double_blocks.\*.attn' \(11 modules matched"):
+        adapter.taps(Blocks())
+
+
+def test_subclasses_are_recognised_and_others_are_not() -> None:
+    base = type("FluxTransformer2DModel", (torch.nn.Module,), {})
+    assert FLUX.recognises(type("Mine", (base,), {})())
+    assert not FLUX.recognises(Blocks())
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"attention": ()}, AdapterMismatch),
+        ({"attention": ("",)}, AdapterMismatch),
+        ({"image_at": "middle"}, ValueError),
+        ({"guidance": "batched"}, ValueError),
+    ],
+)
+def test_values_that_the_engine_could_not_use_are_refused(change: dict[str, object], error: type[Exception]) -> None:
+    with pytest.raises(error, match=next(iter(change))):
+        attrs.evolve(FLUX, **change)
+
+
+def test_public_names() -> None:
+    import uvr_core
+
+    assert uvr_core.Adapter is Adapter
+    assert uvr_core.Layout is Layout
+
+
+@pytest.mark.parametrize(
+    ("layout", "adds_up"),
+    [
+        (Layout(64, 64, (8, 8)), True),
+        (Layout(64 + 24, 64, (8, 8), ((4, 6),)), True),
+        (Layout(64 + 24, 64, (8, 8)), False),
+        (Layout(64, 60, (8, 8)), False),
+    ],
+)
+def test_a_layout_adds_up_or_not(layout: Layout, adds_up: bool) -> None:
+    assert layout.adds_up is adds_up
