@@ -73,3 +73,8 @@ def printable(error: type[UVRError] = UVRError, most: int = MAX_TEXT) -> Validat
         return isinstance(value, str) and value.isprintable() and 0 < len(value) <= most
 
     return _check(f"1 to {most} printable characters", holds, error)
+
+
+def instance(kind: type, error: type[UVRError] = UVRError) -> Validator:
+    """An object of a class."""
+    return _check(kind.__name__, lambda value: isinstance(value, kind), error)
