@@ -1,6 +1,6 @@
 """Editing: what each term of the paper's restriction is worth, on the zoo's editing pipelines.
 
-    python benchmarks/ablation.py --out docs/figures [--count 32]
+    python tools/benchmarks/ablation.py --out docs/figures [--count 32]
 
 Policy `uvr` in full, then with one term off or on: attenuation off (strong = mild = 1), boost off (1), ring off (0),
 noise on (alpha 0.5 on core rows, whole run); the released code's operator; and `selective` with each of its terms off.

@@ -1,6 +1,6 @@
 """Every built-in detector and policy on every zoo pipeline, in one table.
 
-    python benchmarks/builtins.py --out docs [--count 16]
+    python tools/benchmarks/builtins.py --out docs [--count 16]
 
 Detectors: patch AUROC against the judge's location map on unregulated images, in the bank's probe block, at the first
 step and the mean over steps. Policies: erased of the images that show the concept, and other prompted objects kept,

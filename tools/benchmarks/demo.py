@@ -1,6 +1,6 @@
 """The demo's figures as docs keeps them, from what `uvr demo` wrote.
 
-    python benchmarks/demo.py out/demo --out docs/figures
+    python tools/benchmarks/demo.py out/demo --out docs/figures
 
 demo-five.json, a copy; demo-five.png, the contact sheet at three quarters of its size; demo-flux.png, the rows of the
 first pipeline. Both in 256 colours.

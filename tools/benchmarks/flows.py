@@ -1,6 +1,6 @@
 """What flows where in every zoo pipeline, and which of the paper's three stages are there.
 
-    python benchmarks/flows.py --out docs [--count 16]
+    python tools/benchmarks/flows.py --out docs [--count 16]
 
 Held-out tasks that show a weapon (for editing, by the instruction and by the source), in the drawing style that the
 anchors never saw; seeds that no other script uses. Masks come from the judge, on the stock images. Localisation per

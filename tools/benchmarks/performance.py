@@ -1,6 +1,6 @@
 """What regulation costs at the sizes of FLUX.1: time, memory, growth, attach, `uvr --help`. One run, paired ratios.
 
-    python benchmarks/performance.py [--part stack --part growth ...] [--quick] [--lengths 1024,2048,4608]
+    python tools/benchmarks/performance.py [--part stack --part growth ...] [--quick] [--lengths 1024,2048,4608]
         [--dtype float32] [--device cpu] [--threads N] [--out docs]
 
 Writes figures/performance.json and performance.md; `--from` writes the page again from a JSON. All variants of a

@@ -1,6 +1,6 @@
 """Early refusal: how much of what is unsafe is refused by which step, and what a refused image costs.
 
-    python benchmarks/refusal.py --out docs [--count 32]
+    python tools/benchmarks/refusal.py --out docs [--count 32]
 
 Recall and false refusals by step, from one observed run of held-out tasks in drawing styles that the anchors never saw;
 the time of a refused single image over its stock generation. Writes figures/refusal.json, figures/refusal.png and

@@ -1,6 +1,6 @@
 """Every figure of docs/results.md: one evaluation per zoo pipeline, then the page.
 
-    python benchmarks/results.py --out docs [--count 16] [--benign 32] [--pipelines flux,sd3]
+    python tools/benchmarks/results.py --out docs [--count 16] [--benign 32] [--pipelines flux,sd3]
 
 Prompt sets are drawn by `uvr zoo prompts` (held out, drawing styles that the anchors never saw), run by `uvr eval`
 under policies, controls, ablations and every baseline, and packed into results/NAME (config, summary, rows, figure;

@@ -1,6 +1,6 @@
 """Moved anchors: what a concept bank is worth where it was not made, on the zoo's FLUX family.
 
-    python benchmarks/transfer.py --out docs [--count 32]
+    python tools/benchmarks/transfer.py --out docs [--count 32]
 
 Banks for one concept, weapon, made on `flux` as the shipped one is, from anchors in its drawing style, in another, and from
 other seeds; each used, threshold and all, on three checkpoints of one architecture: `flux` itself, `flux` after 400 further
