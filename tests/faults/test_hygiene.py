@@ -1,63 +1,46 @@
-"""The short version of tools/hygiene.py: attach, generate and detach over and over; nothing grows, nothing is left."""
+"""Attach, generate and detach over and over: nothing grows, nothing is left. UVR_CYCLES=1000 is the long version."""
 
 from __future__ import annotations
 
 import contextvars
 import gc
-import importlib.util
+import os
 import threading
 import weakref
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import leaks
 import pytest
 import torch
-from tiny import tiny_zoo
+from rig import Rig
 
-import uvr_core
-
-CYCLES = 60
-
-
-@pytest.fixture(scope="module")
-def hygiene() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("hygiene", Path(__file__).parents[1] / "tools" / "hygiene.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+CYCLES = int(os.environ.get("UVR_CYCLES", 60))
 
 
 @pytest.fixture
-def pipe() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tiny_zoo("flux")
-    torch.set_num_threads(threads)
+def rig(one_thread: None) -> Rig:
+    return Rig("flux")
 
 
-def test_nothing_grows_and_nothing_is_left(hygiene: ModuleType, pipe: Any) -> None:
-    found = hygiene.run(pipe, CYCLES, counted=1)
-    assert found["grew"] == [], (found["first"], found["last"])
-    assert found["left"] == []
-    assert found["bitwise_stock"]
-    assert hygiene.clean(found)
+def test_nothing_grows_and_nothing_is_left(rig: Rig) -> None:
+    stock = rig.run()
+    assert leaks.grown(rig, CYCLES) == ({}, [])
+    assert torch.equal(rig.run(), stock)
 
 
-def test_every_kind_of_leak_is_found(hygiene: ModuleType, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_kind_of_leak_is_found(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of each is put in in every cycle, and nothing else is done."""
     kept: list[Any] = []
     undo: list[Callable[[], object]] = []
     stop = threading.Event()
-    block, everywhere, gelu = pipe.transformer.transformer_blocks[0], torch.nn.modules.module, torch.nn.functional.gelu
+    block, everywhere = rig.transformer.transformer_blocks[0], torch.nn.modules.module
+    gelu = torch.nn.functional.gelu
 
-    def leaky(pipe: Any, bank: object, number: int) -> None:
+    def leaky(rig: Rig, number: int) -> None:
         thread = threading.Thread(target=stop.wait)
         thread.start()
-        kept.extend([contextvars.ContextVar("kept"), type("Kept", (type(pipe),), {})])
+        kept.extend([contextvars.ContextVar("kept"), type("Kept", (type(rig.pipe),), {})])
         kept.append(type("Kept", (type(block.attn.processor),), {}))
         setattr(block, f"kept_{number}", number)
         undo.append(block.register_forward_hook(lambda *args: None).remove)
@@ -65,25 +48,23 @@ def test_every_kind_of_leak_is_found(hygiene: ModuleType, pipe: Any, monkeypatch
         undo.append(lambda: block.__dict__.pop(f"kept_{number}", None))
         monkeypatch.setattr(torch.nn.functional, "gelu", lambda *args, **kw: gelu(*args, **kw))
 
-    monkeypatch.setattr(hygiene, "cycle", leaky)
+    monkeypatch.setattr(leaks, "cycle", leaky)
     try:
-        found = hygiene.run(pipe, 12, counted=1)
+        grew, left = leaks.grown(rig, 12)
     finally:
         stop.set()
         for do in undo:
             do()
-    assert set(found["grew"]) == set(found["first"]) - {"rss_mib"}
-    assert "torch.nn.functional: gelu" in found["left"]
-    assert not hygiene.clean(found)
+    assert set(grew) == set(leaks.counts(rig.pipe)) - {"rss_mib"}
+    assert "torch.nn.functional: gelu" in left
 
 
-def test_a_regulator_is_collected_with_its_sessions(pipe: Any, hygiene: ModuleType) -> None:
+def test_a_regulator_is_collected_with_its_sessions(rig: Rig) -> None:
     """A context keeps every variable that was set in it: what a thread's calls leave there must not hold the run."""
-    bank = hygiene.bank_for(pipe.transformer)
-    for target in (pipe, pipe.transformer):
+    for target in (rig.pipe, rig.transformer):
         before = len(list(contextvars.copy_context()))
-        reg = uvr_core.attach(target, concepts=bank, detector=hygiene.Everywhere(), policy="block")
-        hygiene.draw(pipe)
+        reg = rig.attach(target)
+        rig.run()
         report = reg.report
         reg.detach()
         assert reg.report.findings[1].core.tolist() == report.findings[1].core.tolist()
