@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import hostile
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 from runner import PROBE, make_bank
 
 import uvr_core
-from uvr_core import Calibration, ConceptBank, ConceptMismatch, Fingerprint, UVRError, load_concepts
+from uvr_core import Calibration, ConceptBank, ConceptMismatch, load_concepts
 
 
 def full_bank() -> ConceptBank:
@@ -59,14 +58,8 @@ def test_round_trip_is_bitwise(path: Path) -> None:
     torch.manual_seed(0)
     bank = full_bank()
     back = load_concepts(bank.save(path))
-    assert back.name == bank.name
-    assert back.fingerprint == bank.fingerprint
     assert back.calibration == bank.calibration
-    assert back.provenance == bank.provenance
-    assert back.tensors.keys() == bank.tensors.keys()
-    for key, value in bank.tensors.items():
-        assert back.tensors[key].dtype == value.dtype
-        assert back.tensors[key].numpy().tobytes() == value.numpy().tobytes(), key
+    hostile.same(bank, back)
 
 
 def test_without_calibration(tmp_path: Path) -> None:
@@ -205,97 +198,8 @@ def test_the_rewriting_itself_does_no_damage(path: Path) -> None:
     assert load_concepts(path).calibration == full_bank().calibration
 
 
-def _usable(bank: ConceptBank) -> None:
-    """What the engine takes for granted of a loaded bank."""
-    assert isinstance(bank.name, str)
-    assert isinstance(bank.provenance, dict)
-    for probe in bank.probes:
-        for kind in ("anchors", "direction", "offset"):
-            if f"{kind}/{probe}" in bank.tensors:
-                assert torch.isfinite(bank.tensor(kind, probe)).all()
-    if "sigma" in bank.tensors:
-        assert 0 <= bank.bin_at(0.5) < len(bank.tensors["sigma"])
-    if bank.calibration is not None:
-        high, low = bank.calibration.window
-        assert isinstance(low <= 0.5 <= high, bool)
-        assert isinstance(bank.calibration.threshold > 0.0, bool)
-        assert bank.calibration.min_patches >= 1
-
-
-_FILE: list[bytes] = []
-
-
-def _file(tmp: Path) -> bytes:
-    if not _FILE:
-        bank = make_bank()
-        bank.tensors[f"anchors/{PROBE}"] = bank.tensors[f"anchors/{PROBE}"][:1]
-        _FILE.append(bank.save(tmp / "seed.safetensors").read_bytes())
-    return _FILE[0]
-
-
-_edits = st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=6)
-
-
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(edits=_edits, header=st.booleans(), cut=st.none() | st.floats(0, 1))
-@example(edits=[(0.0, 255)], header=True, cut=None)
-def test_mutated_files_are_refused_or_usable(
-    tmp_path: Path, edits: list[tuple[float, int]], header: bool, cut: float | None
-) -> None:
-    data = bytearray(_file(tmp_path))
-    end = 8 + int.from_bytes(data[:8], "little") if header else len(data)
-    for where, byte in edits:
-        data[int(where * end)] = byte
-    if cut is not None:
-        data = data[: int(cut * len(data))]
-    path = tmp_path / "mutated.safetensors"
-    path.write_bytes(data)
-    try:
-        bank = load_concepts(path)
-    except UVRError:
-        return
-    _usable(bank)
-
-
-_json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just(10**400),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
-    max_leaves=4,
-)
-_fields = st.sampled_from(
-    [("fingerprint", f.name) for f in attrs.fields(Fingerprint)]
-    + [("calibration", f.name) for f in attrs.fields(Calibration)]
-    + [(k, None) for k in ("fingerprint", "calibration", "provenance")]
-)
-
-
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(field=_fields, value=_json)
-def test_any_json_in_the_metadata_is_refused_or_usable(
-    tmp_path: Path, field: tuple[str, str | None], value: object
-) -> None:
-    path = tmp_path / "mutated.safetensors"
-    path.write_bytes(_file(tmp_path))
-    where, name = field
-    rewrite(path, _whole(where, value) if name is None else _set(where, name, value))
-    try:
-        bank = load_concepts(path)
-    except UVRError:
-        return
-    _usable(bank)
-
-
 def test_public_names() -> None:
     assert uvr_core.load_concepts is load_concepts
-
-
-def twice(path: Path, old: str, new: str) -> None:
-    """Replace text in a file's header, which must be there."""
-    data = path.read_bytes()
-    header = data[8 : 8 + int.from_bytes(data[:8], "little")]
-    assert old.encode() in header
-    header_with = header.replace(old.encode(), new.encode(), 1)
-    path.write_bytes(struct.pack("<Q", len(header_with)) + header_with + data[8 + len(header) :])
 
 
 @pytest.mark.parametrize(
@@ -310,6 +214,10 @@ def twice(path: Path, old: str, new: str) -> None:
 def test_a_json_key_that_stands_twice_is_refused(path: Path, old: str, new: str, key: str) -> None:
     """Readers differ in which of the two they take: what one checked is not what another uses."""
     load_concepts(path)
-    twice(path, old, new)
+    data = path.read_bytes()
+    body = hostile.unpack(data)[1]
+    header = data[8 : len(data) - len(body)].decode()
+    assert old in header
+    path.write_bytes(hostile.pack(header.replace(old, new, 1).encode(), body))
     with pytest.raises(ConceptMismatch, match=f"JSON key '{key}' stands twice|not a whole safetensors file.*{key}"):
         load_concepts(path)
