@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ PIPELINES = ("flux", "flux-kontext", "qwen-image", "qwen-image-edit", "sd3")
 PROMPTS = ["a cat", "a knife on the left"]
 EDITING = ("flux-kontext", "qwen-image-edit")
 STEPS = 3
+PATCHES = 64
 MASK = torch.zeros(2, 8, 8, dtype=torch.bool)
 MASK[1, 2:5, 3:6] = True
 
@@ -113,3 +115,21 @@ def seen_through(rig: Rig) -> bool:
         )
         or type(rig.pipe).__call__.__module__.startswith("uvr_core")
     )
+
+
+def called(rig: Rig) -> dict[str, Any]:
+    """Arguments of the transformer's first forward in a run."""
+    seen: list[dict[str, Any]] = []
+    handle = rig.transformer.register_forward_pre_hook(lambda m, a, kw: seen.append(kw), with_kwargs=True)
+    rig.run(num_inference_steps=1)
+    handle.remove()
+    return seen[0]
+
+
+def sibling(rig: Rig) -> Any:
+    """Another pipeline around the same transformer. Schedulers and tokenizers are not thread-safe: it has its own."""
+    pipe = copy.copy(rig.pipe)
+    for name, part in rig.pipe.components.items():
+        if part is not None and name.startswith(("scheduler", "tokenizer", "processor")):
+            setattr(pipe, name, copy.deepcopy(part))
+    return pipe

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import click
 
-from ..errors import AdapterNotFound, ConformanceError, UVRError
+from ..errors import AdapterNotFound, UVRError
 from . import inputs, models, outputs, say
 from .listing import _table
 
@@ -37,11 +37,11 @@ def doctor(ctx: click.Context, model: str | None, adapter: str | None, matrix: b
     from ..regulator import find_adapter
 
     try:
-        chosen = find_adapter(transformer if transformer is not None else _blank(cls), adapter)
+        known = find_adapter(transformer if transformer is not None else _blank(cls), adapter)
     except AdapterNotFound as error:
         ok = _draft(model, cls, config, error, as_json)
     else:
-        ok = _examine(model, transformer, cls, config, chosen, as_json)
+        ok = _check_up(model, transformer, cls, config, known, as_json)
     if not ok:
         ctx.exit(1)
 
@@ -74,49 +74,16 @@ def _blank(cls: type) -> Any:
     return object.__new__(cls)
 
 
-# ---------------------------------------------------------------------------------------------- with an adapter
+def _check_up(model: str, transformer: Any, cls: type, config: dict[str, Any], adapter: Any, as_json: bool) -> bool:
+    """Print what fits and what does not; True if all checks are in order."""
+    from ..doctor.checkup import check_up, failed
 
-
-def _examine(model: str, transformer: Any, cls: type, config: dict[str, Any], adapter: Any, as_json: bool) -> bool:
-    from ..regulator import attach
-    from ..testing.tiny import small_model
-
-    small = None
-    facts: dict[str, Any] = {"model": model, "adapter": adapter.name}
-    try:
-        small = small_model(cls, config)
-    except UVRError as error:
-        facts["checks"] = [{"name": "small-version", "status": "failed", "message": str(error)}]
-    shown = transformer if transformer is not None else small.model if small is not None else None
-    if shown is not None:
-        with attach(shown, adapter) as reg:
-            modules = dict(shown.named_modules())
-            facts |= {
-                "fingerprint": attrs.asdict(reg.fingerprint),
-                "taps": [{"path": path, "module": type(modules[path]).__name__} for path in reg.taps],
-                "probes": list(adapter.probe_paths(shown)),
-            }
-    if small is not None:
-        facts["checks"] = _checks(adapter, small)
+    facts = {"model": model, "adapter": adapter.name, **check_up(adapter, transformer, cls, config)}
     if as_json:
         click.echo(outputs.to_json(facts))
     else:
         _show(facts)
-    return all(check["status"] in ("passed", "skipped") for check in facts["checks"])
-
-
-def _checks(adapter: Any, small: Any) -> list[dict[str, str]]:
-    """Outcomes of check_adapter on fresh copies of a small model."""
-    from ..testing import Conformance, check_adapter
-    from ..testing.tiny import example_of
-
-    try:
-        report = check_adapter(adapter, lambda: example_of(small))
-    except ConformanceError as error:
-        if not isinstance(error.report, Conformance):
-            raise
-        report = error.report
-    return [{"name": o.name, "status": str(o.status), "message": o.message} for o in report.outcomes]
+    return not failed(facts["checks"])
 
 
 def _show(facts: dict[str, Any]) -> None:
@@ -130,36 +97,27 @@ def _show(facts: dict[str, Any]) -> None:
         ]
         _table("Taps", ("", "path", "module", "probe"), rows)
         click.echo()
-    _table(
-        "Checks, on a small random version", ("check", "status", ""),
-        [(check["name"], check["status"], check["message"]) for check in facts["checks"]],
-    )  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------------- without one
+    checks = [(check["name"], check["status"], check["message"]) for check in facts["checks"]]
+    _table("Checks, on a small random version", ("check", "status", ""), checks)
 
 
 def _draft(model: str, cls: type, config: dict[str, Any], error: AdapterNotFound, as_json: bool) -> bool:
     """Print a draft; False, since UVR does not know the class yet."""
-    from ..doctor.draft import draft, load_draft
-    from ..doctor.examine import examine
-    from ..testing.tiny import small_model
+    from ..doctor.checkup import draft_for, failed
 
     try:
-        small = small_model(cls, config)
-        findings = examine(small)
+        facts = draft_for(cls, config)
     except UVRError as why:
         raise AdapterNotFound(f"{error} No draft either: {why}") from why
-    source = draft(findings, small)
-    checks = _checks(load_draft(source), small)
-    failed = [check["name"] for check in checks if check["status"] not in ("passed", "skipped")]
     if as_json:
-        facts = {"findings": attrs.asdict(findings), "draft": source, "checks": checks}
         click.echo(outputs.to_json({"model": model, "adapter": None, **facts}))
         return False
-    click.echo(source, nl=False)
-    doubts = f"{len(findings.unsure)} TODO" if findings.unsure else "no doubts"
-    verdict = f"its checks fail: {', '.join(failed)}" if failed else "it passes the checks on a small random version"
+    click.echo(facts["draft"], nl=False)
+    unsure, failures = facts["findings"]["unsure"], failed(facts["checks"])
+    doubts = f"{len(unsure)} TODO" if unsure else "no doubts"
+    verdict = (
+        f"its checks fail: {', '.join(failures)}" if failures else "it passes the checks on a small random version"
+    )
     say(f"no adapter recognises {cls.__name__}: this is a draft ({doubts}); {verdict}. See CONTRIBUTING.md")
     return False
 

@@ -7,6 +7,7 @@ tests/compatibility/ runs every row; `uvr doctor --matrix` prints them; docs/com
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
 import attrs
@@ -73,132 +74,144 @@ def _stock(name: str, on: tuple[str, ...], says: str, note: str, orders: tuple[s
     return Situation(name, on, "stock cannot", note, says, orders)
 
 
-SITUATIONS: tuple[Situation, ...] = (
-    # weights
-    _exact("fused QKV", _DISPATCHED, orders=_BOTH),
-    _stock(
-        "fused QKV, dual attention", _SD3, "'NoneType' object has no attribute 'ndim'",
-        "SD 3.5: the fused processor needs text, the second attention has none", _BOTH,
+MATRIX: dict[str, tuple[Situation, ...]] = {
+    # topic: its rows; tests/compatibility/test_TOPIC.py runs them
+    "weights": (
+        _exact("fused QKV", _DISPATCHED, orders=_BOTH),
+        _stock(
+            "fused QKV, dual attention", _SD3, "'NoneType' object has no attribute 'ndim'",
+            "SD 3.5: the fused processor needs text, the second attention has none", _BOTH,
+        ),
+        _exact("LoRA", _ALL, orders=_BOTH, needs="peft"),
+        _exact(
+            "IP-Adapter", ("flux", "sd3"), "the joint attention is regulated; the image prompt's own attention is not",
+            _BOTH,
+        ),
+        _exact("ControlNet", _DRAWING, "the transformer is regulated; the ControlNet's own attention is not"),
     ),
-    _exact("LoRA", _ALL, orders=_BOTH, needs="peft"),
-    _exact(
-        "IP-Adapter", ("flux", "sd3"), "the joint attention is regulated; the image prompt's own attention is not",
-        _BOTH,
+    "memory": (
+        _exact("leaf offload (accelerate)", _ALL, orders=_BOTH),
+        _exact("model offload (accelerate)", _ALL, orders=_BOTH),
+        _exact("group offload, blocks", _ALL, orders=_BOTH),
+        _exact("group offload, leaves", _ALL, orders=_BOTH),
+        _exact("layerwise casting (fp8 storage)", _ALL, "the numbers are those of the rounded weights", _BOTH),
+        _exact("int8 weights (torchao)", _ALL, "the numbers are those of the rounded weights", _BOTH, "torchao"),
+        # precision and autograd modes
+        _exact("bfloat16 weights", _ALL),
+        _exact("torch.autocast, bfloat16", _ALL),
+        _exact("torch.inference_mode", _ALL),
     ),
-    _exact("ControlNet", _DRAWING, "the transformer is regulated; the ControlNet's own attention is not"),
-    # memory
-    _exact("leaf offload (accelerate)", _ALL, orders=_BOTH),
-    _exact("model offload (accelerate)", _ALL, orders=_BOTH),
-    _exact("group offload, blocks", _ALL, orders=_BOTH),
-    _exact("group offload, leaves", _ALL, orders=_BOTH),
-    _exact("layerwise casting (fp8 storage)", _ALL, "the numbers are those of the rounded weights", _BOTH),
-    _exact("int8 weights (torchao)", _ALL, "the numbers are those of the rounded weights", _BOTH, "torchao"),
-    # precision and autograd modes
-    _exact("bfloat16 weights", _ALL),
-    _exact("torch.autocast, bfloat16", _ALL),
-    _exact("torch.inference_mode", _ALL),
-    # attention backends
-    _exact("attention backend native", _ALL, orders=_BOTH),
-    _exact("attention backend _native_math", _ALL, orders=_BOTH),
-    _exact("attention backend _native_flash", ("flux", "sd3", "flux-kontext"), orders=_BOTH),
-    _exact("attention backend flex", _ALL, orders=_BOTH),
-    _stock(
-        "attention backend _native_flash, masked attention", _MASKED, "`attn_mask` is not supported", "take another",
-        _BOTH,
+    "backends": (  # attention backends
+        _exact("attention backend native", _ALL, orders=_BOTH),
+        _exact("attention backend _native_math", _ALL, orders=_BOTH),
+        _exact("attention backend _native_flash", ("flux", "sd3", "flux-kontext"), orders=_BOTH),
+        _exact("attention backend flex", _ALL, orders=_BOTH),
+        _stock(
+            "attention backend _native_flash, masked attention", _MASKED, "`attn_mask` is not supported",
+            "take another", _BOTH,
+        ),
+        _stock("attention backend that is not installed", _ALL, "is not usable because of missing package", "", _BOTH),
+        _refused(
+            "attention backend that UVR does not know", _DISPATCHED,
+            "does not know the attention backend 'sparse-2027'", '`transformer.set_attention_backend("native")`', _BOTH,
+        ),
     ),
-    _stock("attention backend that is not installed", _ALL, "is not usable because of missing package", "", _BOTH),
-    _refused(
-        "attention backend that UVR does not know", _DISPATCHED, "does not know the attention backend 'sparse-2027'",
-        '`transformer.set_attention_backend("native")`', _BOTH,
+    "compile": (  # torch.compile
+        _refused("torch.compile of the transformer", _COMPILABLE, "torch.compile", _COMPILED, _BOTH),
+        _refused("torch.compile of its blocks", _COMPILABLE, "torch.compile", _COMPILED, _BOTH),
+        _refused("torch.compile of a function around it", _COMPILABLE, "torch.compile", "run it eagerly", _BOTH),
+        _refused(
+            "torch.compile of a function around the pipeline", ("flux",), "torch.compile", "run it eagerly", ("after",),
+        ),
+        # training
+        _exact("gradient checkpointing, inference", _ALL, orders=_BOTH),
+        _refused(
+            "gradient checkpointing, training", _ALL, "gradient checkpointing",
+            "train without checkpointing, or detach: attention that is computed again would not be regulated",
+        ),
     ),
-    # torch.compile
-    _refused("torch.compile of the transformer", _COMPILABLE, "torch.compile", _COMPILED, _BOTH),
-    _refused("torch.compile of its blocks", _COMPILABLE, "torch.compile", _COMPILED, _BOTH),
-    _refused("torch.compile of a function around it", _COMPILABLE, "torch.compile", "run it eagerly", _BOTH),
-    _refused(
-        "torch.compile of a function around the pipeline", ("flux",), "torch.compile", "run it eagerly", ("after",),
+    "caches": (  # caches, and guidance that skips or adds attention
+        _refused("FirstBlockCache", _NAMED, "first_block_cache", _CACHE, _BOTH),
+        _refused("PyramidAttentionBroadcast", _ALL, "pyramid_attention_broadcast", _CACHE, _BOTH),
+        _refused("FasterCache, attention", _ALL, "faster_cache", _CACHE, _BOTH),
+        _refused("FasterCache, unconditional half", _SD3, "FasterCache", _CACHE, _BOTH),
+        _refused("MagCache", _ALL, "mag_cache", _CACHE, _BOTH),
+        _refused("TaylorSeer", _NAMED, "taylorseer_cache", _CACHE, _BOTH),
+        _stock(
+            "FirstBlockCache or TaylorSeer without a cache context", ("sd3", "flux-kontext"), "context is set",
+            "these pipelines open none", _BOTH,
+        ),
+        _refused("SeaCache", _NAMED, "sea_cache", _CACHE, _BOTH),
+        _exact(
+            "SeaCache, which the pipeline tells no step", _ALL,
+            "as diffusers' image pipelines: nothing is skipped", _BOTH,
+        ),
+        _exact("TextKVCache", _ALL, "does nothing on these models", _BOTH),
+        _refused("layer skipping", _ALL, "layer_skip", "remove the hook: `apply_layer_skip` skips blocks", _BOTH),
+        _refused(
+            "layer skipping, attention scores", _MASKED, "layer_skip",
+            "remove the hook; diffusers cannot put it on a regulated model, nor on other classes", ("before",),
+        ),
+        _refused("skip-layer guidance", _SD3, "skip-layer guidance", "leave `skip_guidance_layers` out"),
+        _refused(
+            "perturbed-attention guidance", _SD3, "perturbed-attention guidance",
+            "use StableDiffusion3Pipeline",
+        ),
     ),
-    # training
-    _exact("gradient checkpointing, inference", _ALL, orders=_BOTH),
-    _refused(
-        "gradient checkpointing, training", _ALL, "gradient checkpointing",
-        "train without checkpointing, or detach: attention that is computed again would not be regulated",
+    "threads": (
+        _exact("two threads, two models", _ALL),
+        _exact(
+            "two threads, a pipeline each, one transformer", _ALL,
+            "attach to the transformer; give each pipeline its own scheduler and tokenizers, which are not thread-safe",
+        ),
+        _refused(
+            "two threads, one pipeline", _ALL, "called while another call of it runs",
+            "a pipeline per thread, as above; attach to the transformer",
+        ),
+        _exact("asyncio server with a thread pool", _ALL, "a pipeline per request, as above"),
+        _exact("asyncio server, a model per request", _ALL),
+        _refused(
+            "asyncio server, one pipeline for all requests", _ALL, "called while another call of it runs",
+            "a pipeline per request, as above",
+        ),
+        _refused("attach twice", _ALL, "already regulated by another attach()", "one attach() with all concepts"),
+        # interruptions
+        _exact("an exception inside attention", _ALL, "the next call is clean"),
+        _exact("KeyboardInterrupt inside attention", _ALL, "the next call is clean"),
+        _refused(
+            "detach in the middle of a run", _ALL, "steps but 1 carried a verified forward", "detach between runs",
+        ),
     ),
-    # caches, and guidance that skips or adds attention
-    _refused("FirstBlockCache", _NAMED, "first_block_cache", _CACHE, _BOTH),
-    _refused("PyramidAttentionBroadcast", _ALL, "pyramid_attention_broadcast", _CACHE, _BOTH),
-    _refused("FasterCache, attention", _ALL, "faster_cache", _CACHE, _BOTH),
-    _refused("FasterCache, unconditional half", _SD3, "FasterCache", _CACHE, _BOTH),
-    _refused("MagCache", _ALL, "mag_cache", _CACHE, _BOTH),
-    _refused("TaylorSeer", _NAMED, "taylorseer_cache", _CACHE, _BOTH),
-    _stock(
-        "FirstBlockCache or TaylorSeer without a cache context", ("sd3", "flux-kontext"), "context is set",
-        "these pipelines open none", _BOTH,
+    "processors": (  # parallelism
+        _refused("context parallel", _DISPATCHED, "context parallel", "one device per image", _BOTH),
+        _stock("context parallel without a plan", _SD3, "`cp_plan` must be provided", "", _BOTH),
+        # processors
+        _exact("a processor replaced after attach", _ALL, "it stays after detach()"),
+        _refused(
+            "a processor that UVR cannot see through", _ALL, "reaches no attention call that UVR can see",
+            "a processor that calls `dispatch_attention_fn` or `F.scaled_dot_product_attention`", _BOTH,
+        ),
     ),
-    _refused("SeaCache", _NAMED, "sea_cache", _CACHE, _BOTH),
-    _exact(
-        "SeaCache, which the pipeline tells no step", _ALL, "as diffusers' image pipelines: nothing is skipped", _BOTH,
+    "copies": (  # copies and files
+        _exact("save_pretrained while attached", _ALL, "writes the stock files"),
+        _refused("deepcopy while attached", _ALL, "cannot be copied or pickled", _COPY),
+        _refused("pickle while attached", _ALL, "cannot be copied or pickled", _COPY),
+        # ways around
+        _refused(
+            "the transformer's forward called past its hooks", _ALL, "ran outside a call of the transformer",
+            "call the transformer",
+        ),
+        _refused(
+            "the pipeline attached, its transformer called from elsewhere", _ALL, "called outside its pipeline",
+            "attach to the transformer",
+        ),
+        _refused(
+            "the transformer replaced after attach", _ALL, "was replaced after attach", "detach and attach again",
+        ),
     ),
-    _exact("TextKVCache", _ALL, "does nothing on these models", _BOTH),
-    _refused("layer skipping", _ALL, "layer_skip", "remove the hook: `apply_layer_skip` skips blocks", _BOTH),
-    _refused(
-        "layer skipping, attention scores", _MASKED, "layer_skip",
-        "remove the hook; diffusers cannot put it on a regulated model, nor on other classes", ("before",),
-    ),
-    _refused("skip-layer guidance", _SD3, "skip-layer guidance", "leave `skip_guidance_layers` out"),
-    _refused(
-        "perturbed-attention guidance", _SD3, "perturbed-attention guidance",
-        "use StableDiffusion3Pipeline",
-    ),
-    # threads
-    _exact("two threads, two models", _ALL),
-    _exact(
-        "two threads, a pipeline each, one transformer", _ALL,
-        "attach to the transformer; give each pipeline its own scheduler and tokenizers, which are not thread-safe",
-    ),
-    _refused(
-        "two threads, one pipeline", _ALL, "called while another call of it runs",
-        "a pipeline per thread, as above; attach to the transformer",
-    ),
-    _exact("asyncio server with a thread pool", _ALL, "a pipeline per request, as above"),
-    _exact("asyncio server, a model per request", _ALL),
-    _refused(
-        "asyncio server, one pipeline for all requests", _ALL, "called while another call of it runs",
-        "a pipeline per request, as above",
-    ),
-    _refused("attach twice", _ALL, "already regulated by another attach()", "one attach() with all concepts"),
-    # interruptions
-    _exact("an exception inside attention", _ALL, "the next call is clean"),
-    _exact("KeyboardInterrupt inside attention", _ALL, "the next call is clean"),
-    _refused(
-        "detach in the middle of a run", _ALL, "steps but 1 carried a verified forward", "detach between runs",
-    ),
-    # parallelism
-    _refused("context parallel", _DISPATCHED, "context parallel", "one device per image", _BOTH),
-    _stock("context parallel without a plan", _SD3, "`cp_plan` must be provided", "", _BOTH),
-    # processors
-    _exact("a processor replaced after attach", _ALL, "it stays after detach()"),
-    _refused(
-        "a processor that UVR cannot see through", _ALL, "reaches no attention call that UVR can see",
-        "a processor that calls `dispatch_attention_fn` or `F.scaled_dot_product_attention`", _BOTH,
-    ),
-    # copies and files
-    _exact("save_pretrained while attached", _ALL, "writes the stock files"),
-    _refused("deepcopy while attached", _ALL, "cannot be copied or pickled", _COPY),
-    _refused("pickle while attached", _ALL, "cannot be copied or pickled", _COPY),
-    # ways around
-    _refused(
-        "the transformer's forward called past its hooks", _ALL, "ran outside a call of the transformer",
-        "call the transformer",
-    ),
-    _refused(
-        "the pipeline attached, its transformer called from elsewhere", _ALL, "called outside its pipeline",
-        "attach to the transformer",
-    ),
-    _refused(
-        "the transformer replaced after attach", _ALL, "was replaced after attach", "detach and attach again",
-    ),
-)  # fmt: skip
+}  # fmt: skip
+
+SITUATIONS = tuple(itertools.chain(*MATRIX.values()))
 
 
 def markdown() -> str:

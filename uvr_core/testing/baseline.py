@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..errors import UnsupportedRuntime
 from ..protocols import Baseline, Request
-from .suite import Conformance, expect, run_checks, skip_unless
+from .suite import Conformance, checks_of, expect, run_checks, skip_unless
 
 
 class _Stop(Exception):
@@ -40,16 +40,7 @@ def check_baseline(
     """
     first = make()
     suite = _Suite(baseline, make, first.pipe, _snapshot(first.pipe), _stock(first))
-    checks = {
-        "protocol": suite.protocol,
-        "one-per-prompt": suite.one_per_prompt,
-        "same-seeds": suite.same_seeds,
-        "follows-seeds": suite.follows_seeds,
-        "no-global-random": suite.no_global_random,
-        "request-unchanged": suite.request_unchanged,
-        "pipeline-unchanged": suite.pipeline_unchanged,
-        "unchanged-after-an-error": suite.unchanged_after_an_error,
-    }
+    checks = checks_of(suite)
     name = getattr(baseline, "name", type(baseline).__name__)
     with torch.random.fork_rng(devices=[]):
         return run_checks(f"baseline {name!r}", checks, expected_failures)
@@ -87,18 +78,18 @@ class _Suite:
 
     def one_per_prompt(self) -> None:
         request = self.make()
-        found = self._generate(request)
-        expect(len(found) == request.batch, "images", expected=request.batch, got=len(found))
-        for index, image in enumerate(found):
-            expect(image is None or isinstance(image, Image.Image), f"image {index}", expected="a PIL image or None",
-                   got=type(image).__name__)  # fmt: skip
+        images = self._generate(request)
+        expect(len(images) == request.batch, "images", expected=request.batch, got=len(images))
+        for index, image in enumerate(images):
+            picture = image is None or isinstance(image, Image.Image)
+            expect(picture, f"image {index}", expected="a PIL image or None", got=type(image).__name__)
 
     def same_seeds(self) -> None:
-        found = []
+        runs = []
         for seed in (0, 1):
             torch.manual_seed(seed)
-            found.append(_bytes(self._generate()))
-        expect(found[0] == found[1], "images of the same request, twice", expected="bitwise the same", got="others")
+            runs.append(_bytes(self._generate()))
+        expect(runs[0] == runs[1], "images of the same request, twice", expected="bitwise the same", got="others")
 
     def follows_seeds(self) -> None:
         before, request = self._generate(), self.make()
@@ -112,31 +103,28 @@ class _Suite:
     def no_global_random(self) -> None:
         state = torch.random.get_rng_state()
         self._generate()
-        expect(torch.equal(state, torch.random.get_rng_state()), "global random state", expected="unused",
-               got="advanced: the generators of the call decide all noise")  # fmt: skip
+        got = "advanced: the generators of the call decide all noise"
+        expect(torch.equal(state, torch.random.get_rng_state()), "global random state", expected="unused", got=got)
 
     def request_unchanged(self) -> None:
         request = self.make()
         before = {k: list(v) if isinstance(v, list) else v for k, v in request.call.items()}
         self._generate(request)
         now = dict(request.call)
-        changed = sorted(
-            {*before, *now} - {k for k in before if k in now and _equal(before[k], now[k])}
-        )  # fmt: skip
+        kept = {k for k in before if k in now and _equal(before[k], now[k])}
+        changed = sorted({*before, *now} - kept)
         expect(not changed, "arguments changed in the request", expected="none", got=", ".join(changed))
 
     def pipeline_unchanged(self) -> None:
         request = self.make()
         before = self._before(request)
         self._generate(request)
-        _compare(before, _snapshot(request.pipe), "after generating")
-        expect(_stock(self.make()) == self.images, "stock images after generating", expected="bitwise as before",
-               got="others")  # fmt: skip
+        self._expect_stock(before, request.pipe, "generating")
 
     def unchanged_after_an_error(self) -> None:
         request = self.make()
-        skip_unless("callback_on_step_end" in inspect.signature(type(request.pipe).__call__).parameters,
-                    "the pipeline takes no callback in which to raise")  # fmt: skip
+        parameters = inspect.signature(type(request.pipe).__call__).parameters
+        skip_unless("callback_on_step_end" in parameters, "the pipeline takes no callback in which to raise")
 
         def stop(pipe: Any, step: int, *_: Any) -> dict[str, Any]:
             if step >= 1:
@@ -150,9 +138,15 @@ class _Suite:
             pass
         else:
             skip_unless(False, "it ended without running the pipeline's second step")
-        _compare(before, _snapshot(request.pipe), "after an error inside the pipeline")
-        expect(_stock(self.make()) == self.images, "stock images after an error", expected="bitwise as before",
-               got="others")  # fmt: skip
+        self._expect_stock(before, request.pipe, "an error")
+
+    def _expect_stock(self, before: dict[str, Any], pipe: Any, event: str) -> None:
+        after = _snapshot(pipe)
+        changed = [name for name in sorted({*before, *after}) if not _same(before.get(name), after.get(name))]
+        got = f"changed: {', '.join(changed[:5])}"
+        expect(not changed, f"the pipeline after {event}", expected="as before", got=got)
+        same = _stock(self.make()) == self.images
+        expect(same, f"stock images after {event}", expected="bitwise as before", got="others")
 
 
 def _bytes(images: Sequence[Any]) -> list[bytes | None]:
@@ -172,42 +166,36 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_forward_hooks_always_called")
-_OWN = ("forward", "__call__", "processor", "cache_context")  # what a module may be given for itself
+_PATCHED = ("forward", "__call__", "processor", "cache_context")  # what a module may be given for itself
 
 
 def _snapshot(pipe: Any) -> dict[str, Any]:
     """What of a pipeline may be left changed: classes, components, hooks, processors, weights."""
-    found: dict[str, Any] = {"class of the pipeline": type(pipe)}
-    own = vars(pipe)
-    found |= {
-        f"{name} of the pipeline": own.get(name) for name in ("__call__", "encode_prompt", "_progress_bar_config")
-    }
+    state: dict[str, Any] = {"class of the pipeline": type(pipe)}
+    for name in ("__call__", "encode_prompt", "_progress_bar_config"):
+        state[f"{name} of the pipeline"] = vars(pipe).get(name)
     for part, component in pipe.components.items():
-        found[f"component {part}"] = id(component)
-        found[f"class of {part}"] = type(component)
+        state[f"component {part}"] = id(component)
+        state[f"class of {part}"] = type(component)
         if not isinstance(component, torch.nn.Module):
             continue
         for path, module in component.named_modules():
             where = f"{part}.{path}".rstrip(".")
-            found[f"class of {where}"] = type(module)
+            state[f"class of {where}"] = type(module)
             for name in _HOOKS:
-                found[f"{name} of {where}"] = tuple(map(id, getattr(module, name, {}).values()))
-            for name in _OWN:
+                state[f"{name} of {where}"] = tuple(map(id, getattr(module, name, {}).values()))
+            for name in _PATCHED:
                 if name in vars(module):
-                    found[f"{name} of {where}"] = (id(vars(module)[name]), type(vars(module)[name]))
+                    state[f"{name} of {where}"] = (id(vars(module)[name]), type(vars(module)[name]))
         for name, tensor in component.state_dict().items():
-            found[f"{part}.{name}"] = tensor.detach().clone()
-    return found
+            state[f"{part}.{name}"] = tensor.detach().clone()
+    return state
 
 
-def _compare(before: dict[str, Any], after: dict[str, Any], when: str) -> None:
-    changed = []
-    for name in sorted({*before, *after}):
-        old, new = before.get(name), after.get(name)
-        same = torch.equal(old, new) if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor) else old == new
-        if not same:
-            changed.append(name)
-    expect(not changed, f"the pipeline {when}", expected="as before", got=f"changed: {', '.join(changed[:5])}")
+def _same(old: Any, new: Any) -> bool:
+    if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor):
+        return torch.equal(old, new)
+    return bool(old == new)
 
 
 __all__ = ["check_baseline"]

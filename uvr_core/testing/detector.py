@@ -10,7 +10,7 @@ import torch
 
 from ..concepts import ConceptBank, Fingerprint
 from ..protocols import Detector
-from .suite import Conformance, expect, run_checks, skip_unless
+from .suite import Conformance, checks_of, expect, run_checks, skip_unless
 
 PROBE = "transformer_blocks.0.attn"
 BATCH = 3
@@ -55,16 +55,7 @@ def check_detector(
         UVRError: `expected_failures` names no check.
     """
     suite = _Suite(detector, bank or random_bank(probe=probe), probe, tuple(grids), per_patch)
-    checks = {
-        "protocol": suite.protocol,
-        "shape-and-dtype": suite.shape_and_dtype,
-        "finite": suite.finite,
-        "samples-independent": suite.samples_independent,
-        "patches-move-along": suite.patches_move_along,
-        "deterministic": suite.deterministic,
-        "inputs-unchanged": suite.inputs_unchanged,
-        "no-global-random": suite.no_global_random,
-    }
+    checks = checks_of(suite)
     name = getattr(detector, "name", type(detector).__name__)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         return run_checks(f"detector {name!r}", checks, expected_failures)
@@ -90,23 +81,23 @@ class _Suite:
         expect(callable(method), "scores", expected="a method", got=method)
         inspect.signature(self.detector.scores).bind(self._features(self.grids[0]), 0.5, self.bank, self.probe)
         threshold = getattr(self.detector, "threshold", None)
-        expect(threshold is None or isinstance(threshold, (int, float)), "threshold", expected="a number or none",
-               got=repr(threshold))  # fmt: skip
+        number = threshold is None or isinstance(threshold, (int, float))
+        expect(number, "threshold", expected="a number or none", got=repr(threshold))
 
     def shape_and_dtype(self) -> None:
         for grid in self.grids:
             for sigma in SIGMAS:
-                found, shape = self._scores(self._features(grid), sigma), (BATCH, grid[0] * grid[1])
+                scores, shape = self._scores(self._features(grid), sigma), (BATCH, grid[0] * grid[1])
                 where = f"scores of {shape[0]} samples of {shape[1]} patches at noise level {sigma}"
-                expect(isinstance(found, torch.Tensor), where, expected="a tensor", got=type(found).__name__)
-                expect(found.shape == shape, f"shape of {where}", expected=shape, got=tuple(found.shape))
-                expect(found.dtype == torch.float32, f"dtype of {where}", expected=torch.float32, got=found.dtype)
+                expect(isinstance(scores, torch.Tensor), where, expected="a tensor", got=type(scores).__name__)
+                expect(scores.shape == shape, f"shape of {where}", expected=shape, got=tuple(scores.shape))
+                expect(scores.dtype == torch.float32, f"dtype of {where}", expected=torch.float32, got=scores.dtype)
 
     def finite(self) -> None:
         for scale in (1.0, 0.0, 1e3):
             bad = ~torch.isfinite(self._scores(self._features(self.grids[0], scale)))
-            expect(not bad.any(), f"scores of features of size {scale:g}", expected="finite",
-                   got=f"NaN or Inf in {int(bad.sum())} of {bad.numel()}")  # fmt: skip
+            got = f"NaN or Inf in {int(bad.sum())} of {bad.numel()}"
+            expect(not bad.any(), f"scores of features of size {scale:g}", expected="finite", got=got)
 
     def samples_independent(self) -> None:
         for grid in self.grids:
@@ -125,13 +116,13 @@ class _Suite:
 
     def deterministic(self) -> None:
         features = self._features(self.grids[0])
-        found = []
+        runs = []
         for seed in (0, 1):
             torch.manual_seed(seed)
-            found.append(self._scores(features.clone()).clone())
+            runs.append(self._scores(features.clone()).clone())
         self._scores(self._features(self.grids[-1]))
-        found.append(self._scores(features.clone()))
-        same = all(torch.equal(found[0], again) for again in found[1:])
+        runs.append(self._scores(features.clone()))
+        same = all(torch.equal(runs[0], again) for again in runs[1:])
         expect(same, "scores of the same features, thrice", expected="bitwise the same", got="others")
 
     def inputs_unchanged(self) -> None:
@@ -145,8 +136,9 @@ class _Suite:
     def no_global_random(self) -> None:
         state = torch.random.get_rng_state()
         self._scores(self._features(self.grids[0]))
-        expect(torch.equal(state, torch.random.get_rng_state()), "global random state", expected="unused",
-               got="advanced: the pipeline's noise would depend on the detector")  # fmt: skip
+        unused = torch.equal(state, torch.random.get_rng_state())
+        got = "advanced: the pipeline's noise would depend on the detector"
+        expect(unused, "global random state", expected="unused", got=got)
 
 
 def _close(got: torch.Tensor, expected: torch.Tensor, where: str) -> None:

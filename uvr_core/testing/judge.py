@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ..protocols import Judge
-from .suite import Conformance, expect, run_checks, skip_unless
+from .suite import Conformance, checks_of, expect, run_checks, skip_unless
 
 
 def pictures() -> list[Image.Image]:
@@ -52,17 +52,7 @@ def check_judge(
         UVRError: `expected_failures` names no check.
     """
     suite = _Suite(judge, list(images) if images is not None else pictures(), tuple(grids))
-    checks = {
-        "protocol": suite.protocol,
-        "labels": suite.labels,
-        "one-per-image": suite.one_per_image,
-        "no-image": suite.no_image,
-        "images-independent": suite.images_independent,
-        "deterministic": suite.deterministic,
-        "inputs-unchanged": suite.inputs_unchanged,
-        "no-global-random": suite.no_global_random,
-        "locate": suite.locate,
-    }
+    checks = checks_of(suite)
     name = getattr(judge, "name", type(judge).__name__)
     with torch.random.fork_rng(devices=[]):
         return run_checks(f"judge {name!r}", checks, expected_failures)
@@ -77,10 +67,11 @@ class _Suite:
     def protocol(self) -> None:
         expect(callable(self.judge), "the judge", expected="something callable", got=type(self.judge).__name__)
         labels = getattr(self.judge, "labels", None)
-        expect(labels is None or (not isinstance(labels, str) and all(isinstance(v, str) and v for v in labels)),
-               "labels", expected="text, one or more characters each, or none", got=repr(labels))  # fmt: skip
-        expect(labels is None or len(set(labels)) == len(tuple(labels)), "labels", expected="each once",
-               got=repr(labels))  # fmt: skip
+        if labels is not None:
+            texts = not isinstance(labels, str) and all(isinstance(label, str) and label for label in labels)
+            expect(texts, "labels", expected="text, one or more characters each, or none", got=repr(labels))
+            once = len(set(labels)) == len(tuple(labels))
+            expect(once, "labels", expected="each once", got=repr(labels))
 
     def labels(self) -> None:
         labels = getattr(self.judge, "labels", None)
@@ -90,15 +81,15 @@ class _Suite:
 
     def one_per_image(self) -> None:
         for count in (1, len(self.images)):
-            found = self.judge(self.images[:count])
-            expect(isinstance(found, Sequence), "answer", expected="a list", got=type(found).__name__)
-            expect(len(found) == count, f"answers to {count} images", expected=count, got=len(found))
-            for index, row in enumerate(found):
+            rows = self.judge(self.images[:count])
+            expect(isinstance(rows, Sequence), "answer", expected="a list", got=type(rows).__name__)
+            expect(len(rows) == count, f"answers to {count} images", expected=count, got=len(rows))
+            for index, row in enumerate(rows):
                 expect(isinstance(row, Mapping), f"answer to image {index}", expected="{label: score}", got=repr(row))
                 for label, score in row.items():
                     expect(isinstance(label, str), f"label of image {index}", expected="text", got=repr(label))
-                    expect(isinstance(score, (int, float)) and np.isfinite(score), f"score of {label!r}",
-                           expected="a finite number", got=repr(score))  # fmt: skip
+                    finite = isinstance(score, (int, float)) and np.isfinite(score)
+                    expect(finite, f"score of {label!r}", expected="a finite number", got=repr(score))
 
     def no_image(self) -> None:
         expect(len(self.judge([])) == 0, "answers to no image", expected=0, got="some")
@@ -112,11 +103,11 @@ class _Suite:
             _same(backwards[index], together[index], f"image {index} in another order")
 
     def deterministic(self) -> None:
-        found = []
+        runs = []
         for seed in (0, 1):
             torch.manual_seed(seed)
-            found.append([dict(row) for row in self.judge(self.images)])
-        expect(found[0] == found[1], "answers to the same images, twice", expected="the same", got="others")
+            runs.append([dict(row) for row in self.judge(self.images)])
+        expect(runs[0] == runs[1], "answers to the same images, twice", expected="the same", got="others")
 
     def inputs_unchanged(self) -> None:
         before = [(image.mode, image.size, image.tobytes()) for image in self.images]
@@ -130,8 +121,8 @@ class _Suite:
 
         before = state()
         self.judge(self.images)
-        expect(before == state(), "global random state", expected="unused",
-               got="advanced: pictures drawn after judging would depend on it")  # fmt: skip
+        got = "advanced: pictures drawn after judging would depend on it"
+        expect(before == state(), "global random state", expected="unused", got=got)
 
     def locate(self) -> None:
         locate: Any = getattr(self.judge, "locate", None)
@@ -139,10 +130,10 @@ class _Suite:
         labels = list(getattr(self.judge, "labels", ()))
         skip_unless(labels, "the judge does not say what it can locate (labels)")
         for grid in self.grids:
-            found = np.asarray(locate(self.images, labels, grid))
+            masks = np.asarray(locate(self.images, labels, grid))
             shape = (len(self.images), *grid)
-            expect(found.shape == shape, f"shape of locate on a grid of {grid}", expected=shape, got=found.shape)
-            expect(found.dtype == np.bool_, "type of locate", expected="bool", got=found.dtype)
+            expect(masks.shape == shape, f"shape of locate on a grid of {grid}", expected=shape, got=masks.shape)
+            expect(masks.dtype == np.bool_, "type of locate", expected="bool", got=masks.dtype)
             none = np.asarray(locate(self.images, [], grid))
             expect(not none.any(), "locate of no label", expected="no patch", got=f"{int(none.sum())} patches")
 

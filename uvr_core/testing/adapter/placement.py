@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ...tokens import TokenSpans
 from ..example import Example, Size
 from ..given import Edit, Given, regulated
 from ..suite import CheckFailed, expect
@@ -56,8 +57,7 @@ class Placement(Subject):
         probe = example.arguments(size, references=references)
         layout = self._read_layout(example, probe)
         rows = self._joint_calls(example, probe, size, layout, only=path)[0].query.shape[2]
-        start = 0 if self.adapter.image_at == "start" else rows - layout.image
-        start += 0 if self.adapter.output_first else layout.image - layout.output
+        start = TokenSpans.of(self.adapter, layout, rows).output.start
         arguments = example.arguments(size, rows, references=references)
         moved = moved_patches(example, self.adapter.taps(example.model)[path], arguments, size, rows)
         why = "none: the block has no effect in this example; are its weights zero?"

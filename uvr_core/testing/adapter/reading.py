@@ -7,6 +7,7 @@ import torch
 from ...adapter import Layout
 from ...errors import UnsupportedRuntime
 from ...regulator import attach
+from ...tokens import Role, TokenSpans
 from ..suite import expect
 from .record import record
 from .subject import BATCHES, Subject
@@ -85,7 +86,7 @@ class Reading(Subject):
             arguments = example.arguments(size, batch, references=references)
             layout = self._read_layout(example, arguments)
             for call in self._joint_calls(example, arguments, size, layout):
-                text = call.key.shape[2] - layout.image
+                text = TokenSpans.of(self.adapter, layout, call.key.shape[2]).count(Role.TEXT)
                 lengths[(size, references, call.path)] = text
                 together.add(call.query.shape[2] == call.key.shape[2])
         each = {(path, text) for (_, _, path), text in lengths.items()}

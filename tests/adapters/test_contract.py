@@ -1,0 +1,32 @@
+"""Every built-in adapter keeps the contract on a tiny model of its class, and on the real pipeline around it."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+from conformance import built_in, get
+from tiny import example
+
+from uvr_core.testing import Status, check_adapter
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+EXAMPLES = {
+    "flux": "flux",
+    "flux-kontext": "flux",
+    "sd3": "sd3",
+    "qwen-image": "qwen-image",
+    "qwen-image-edit": "qwen-image",
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_built_in_adapters(name: str) -> None:
+    report = check_adapter(get("adapter", EXAMPLES[name]), functools.partial(example, name))
+    skipped = {o.name for o in report.outcomes if o.status is not Status.PASSED}
+    assert skipped == {"published-size"}
+
+
+def test_every_built_in_adapter_has_an_example() -> None:
+    assert set(EXAMPLES.values()) == set(built_in("adapter"))

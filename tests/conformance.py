@@ -1,0 +1,61 @@
+"""What tests of the conformance kit share: what is built in, runs that must fail, and faults put into the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from uvr_core import plugins
+from uvr_core.adapter import Layout
+from uvr_core.errors import ConformanceError
+from uvr_core.seam import AttentionCall
+from uvr_core.session import Session
+from uvr_core.testing import Conformance
+
+BUILT_IN = ("builtin-adapters", "builtin-plugins")
+
+
+def built_in(kind: str) -> list[str]:
+    return sorted(name for name, (_, origin) in plugins.registry().names(kind).items() if origin in BUILT_IN)
+
+
+def get(kind: str, name: str) -> Any:
+    found = plugins.registry().get(kind, name)
+    return found() if isinstance(found, type) else found
+
+
+def failed(check: Callable[..., Conformance], *arguments: Any, **options: Any) -> dict[str, str]:
+    """{check: message} of a run that must not pass."""
+    with pytest.raises(ConformanceError) as caught:
+        check(*arguments, **options)
+    report = caught.value.report
+    assert isinstance(report, Conformance)
+    for outcome in report.failures:
+        assert f"{outcome.name}: {outcome.message}" in str(caught.value)
+    return {outcome.name: outcome.message for outcome in report.failures}
+
+
+def shift_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine takes every output row for the one before it."""
+
+    def shifted(self: Session, tokens: int, layout: Layout, stock: Any = Session._output_span) -> slice:
+        span = stock(self, tokens, layout)
+        return slice(span.start - 1, span.stop - 1)
+
+    monkeypatch.setattr(Session, "_output_span", shifted)
+
+
+def nudge_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine changes a little what no policy edits."""
+
+    def nudged(self: Session, call: AttentionCall, stock: Any = Session.on_call) -> torch.Tensor | None:
+        edited = stock(self, call)
+        return call.output * (1 + 1e-6) if edited is None else edited
+
+    monkeypatch.setattr(Session, "on_call", nudged)
+
+
+FLUX, SD3, QWEN = (get("adapter", name) for name in ("flux", "sd3", "qwen-image"))

@@ -1,0 +1,82 @@
+"""uvr doctor: what it prints, and with which exit code it ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import attrs
+import pluggy
+import pytest
+from click.testing import CliRunner
+from doctoring import doctor
+
+from uvr_core import plugins
+from uvr_core.cli import main
+from uvr_core.doctor.compatibility import SITUATIONS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_the_checks_of_a_known_class() -> None:
+    shown = doctor("SD3Transformer2DModel", code=0).stdout
+    assert "adapter sd3: 2 joint attention blocks" in shown
+    assert "transformer_blocks.1.attn" in shown
+    data = json.loads(doctor("SD3Transformer2DModel", "--json", code=0).stdout)
+    assert data["adapter"] == "sd3"
+    assert {check["name"]: check["status"] for check in data["checks"]} | {"published-size": "passed"} == {
+        check["name"]: "passed" for check in data["checks"]
+    }
+
+
+@pytest.fixture
+def broken() -> Iterator[None]:
+    """An adapter "upside-down" for SD3, registered."""
+
+    right = plugins.registry().get("adapter", "sd3")
+    plugin = type("Plugin", (), {"uvr_adapters": pluggy.HookimplMarker("uvr")(
+        lambda: {"upside-down": attrs.evolve(right, name="upside-down", image_at="end")}
+    )})  # fmt: skip
+    plugins.registry().manager.register(plugin, "for-a-test")
+    yield
+    plugins.registry().manager.unregister(plugin)
+
+
+def test_a_check_that_fails_ends_with_1(broken: None) -> None:
+    arguments = ("SD3Transformer2DModel", "--adapter", "upside-down")
+    data = json.loads(doctor(*arguments, "--json", code=1).stdout)
+    wrong = {check["name"]: check["message"] for check in data["checks"] if check["status"] == "failed"}
+    assert {"last-block", "edit-lands"} <= set(wrong)
+    assert "patch 0 lies at row 0" in wrong["last-block"]
+    assert "upside-down" in doctor(*arguments, code=1).stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("SD3Transformer2DModl", "did you mean 'SD3Transformer2DModel'"),
+     ("StableDiffusion3Pipeline", "no model class 'StableDiffusion3Pipeline'"),
+     ("SanaTransformer2DModel", "no module was found in which text and picture attend to each other"),
+     ("ZImageTransformer2DModel", "forward requires x, cap_feats, which UVR cannot make up"),
+     ("HunyuanDiT2DModel", "no small version of HunyuanDiT2DModel runs")],
+)  # fmt: skip
+def test_bad_input(name: str, message: str) -> None:
+    result = doctor(name, code=2)
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_doctor_prints_the_matrix(as_json: bool) -> None:
+    result = CliRunner().invoke(main, ["doctor", "--matrix", *["--json"] * as_json], env={"COLUMNS": "400"})
+    assert result.exit_code == 0, result.output
+    if as_json:
+        assert json.loads(result.stdout)["situations"] == [json.loads(json.dumps(attrs.asdict(s))) for s in SITUATIONS]
+    else:
+        lines = result.stdout.splitlines()
+        for s in SITUATIONS:
+            assert any(line.startswith(s.name) and s.outcome in line and s.note in line for line in lines), s.name
+
+
+def test_doctor_still_wants_a_model() -> None:
+    assert CliRunner().invoke(main, ["doctor"]).exit_code == 2

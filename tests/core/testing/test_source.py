@@ -1,0 +1,31 @@
+"""What the source text of pipelines says."""
+
+from __future__ import annotations
+
+import diffusers
+import pytest
+
+from uvr_core.testing.source import pipelines_of
+
+
+@pytest.mark.parametrize(
+    ("name", "guidance", "clean"),
+    [("SD3Transformer2DModel", "batched:uc", False), ("FluxTransformer2DModel", "two_pass", False),
+     ("QwenImageTransformer2DModel", "two_pass", False), ("ErnieImageTransformer2DModel", "batched:uc", False),
+     ("ChromaTransformer2DModel", "two_pass", False), ("Lumina2Transformer2DModel", "two_pass", True),
+     ("ZImageTransformer2DModel", "two_pass", True), ("NoSuchModel", "", False)],
+)  # fmt: skip
+def test_what_pipelines_say(name: str, guidance: str, clean: bool) -> None:
+    if name != "NoSuchModel" and not hasattr(diffusers, name):
+        pytest.skip(f"diffusers {diffusers.__version__} has no {name}")
+    found = pipelines_of(name)
+    assert found.clean == clean
+    if name != "ZImageTransformer2DModel":  # its halves are lists: not read
+        assert found.guidance == guidance
+
+
+def test_the_plain_pipeline_comes_first() -> None:
+    names = pipelines_of("FluxTransformer2DModel").names
+    assert names[0] == "FluxPipeline"
+    assert "FluxKontextPipeline" in names
+    assert not any("ControlNet" in name for name in names)
