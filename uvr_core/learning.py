@@ -345,7 +345,7 @@ class ScoredRuns:
     masks: Mask | None  # (images, H, W)
 
     def gathered(self, memory: float) -> ScoredRuns:
-        """With the scores gathered over steps; see uvr_core.masks.Evidence."""
+        """With the scores gathered over steps; see uvr_core.ops.evidence.Evidence."""
         return attrs.evolve(self, scores={path: Evidence.over(scores, memory) for path, scores in self.scores.items()})
 
 
