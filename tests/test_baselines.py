@@ -14,7 +14,7 @@ from torch import nn
 import uvr_zoo
 from uvr_core import plugins
 from uvr_core.errors import UnsupportedRuntime, UVRError
-from uvr_core.protocols import Baseline, Request, Subject
+from uvr_core.protocols import Baseline, ConceptTerms, Request
 from uvr_core.testing import Status, check_baseline
 from uvr_plugins.baselines import concept_attention, passes
 from uvr_plugins.baselines.adavd import UniAdaVD, project_out
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES = ("blocklist", "negative-prompt", "sld", "concept-attention", "uni-adavd", "output-filter")
 INSIDE = ("negative-prompt", "sld", "concept-attention", "uni-adavd")
-WEAPON = Subject(
+WEAPON = ConceptTerms(
     "weapon", CONCEPTS["weapon"],
     (*CONCEPTS["weapon"], *(word for name in CONCEPTS["weapon"] for word in SYNONYMS.get(name, ()))),
 )  # fmt: skip

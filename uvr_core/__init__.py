@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .adapter import Adapter, Layout
     from .concepts import Calibration, ConceptBank, Fingerprint, load_concepts
     from .learning import calibrate, collect
-    from .protocols import Baseline, CallInfo, Detector, FlowEdit, Judge, Located, Policy, Request, Subject
+    from .protocols import Baseline, CallInfo, ConceptTerms, Detector, FlowEdit, Judge, Located, Policy, Request
     from .regulator import Regulator, attach
     from .report import Report
 
@@ -39,14 +39,14 @@ _HOMES = {
     "Fingerprint": "concepts", "load_concepts": "concepts", "collect": "learning", "calibrate": "learning",
     "CallInfo": "protocols", "Detector": "protocols", "FlowEdit": "protocols", "Located": "protocols",
     "Policy": "protocols", "Baseline": "protocols", "Judge": "protocols", "Request": "protocols",
-    "Subject": "protocols", "Regulator": "regulator", "attach": "regulator", "Report": "report",
+    "ConceptTerms": "protocols", "Regulator": "regulator", "attach": "regulator", "Report": "report",
 }  # fmt: skip
 
 __all__ = [
     "Adapter", "AdapterMismatch", "AdapterNotFound", "Baseline", "Calibration", "CallInfo", "ConceptBank",
-    "ConceptMismatch", "Detector", "Fingerprint", "FlowEdit", "Judge", "Layout", "Located", "PluginError", "Policy",
-    "Regulator", "Report", "Request", "Subject", "TapNotFired", "UVRError", "UnsafeContent", "UnsupportedRuntime",
-    "attach", "calibrate", "collect", "load_concepts",
+    "ConceptMismatch", "ConceptTerms", "Detector", "Fingerprint", "FlowEdit", "Judge", "Layout", "Located",
+    "PluginError", "Policy", "Regulator", "Report", "Request", "TapNotFired", "UVRError", "UnsafeContent",
+    "UnsupportedRuntime", "attach", "calibrate", "collect", "load_concepts",
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-from uvr_core import ConceptBank, Judge, Subject, UVRError
+from uvr_core import ConceptBank, ConceptTerms, Judge, UVRError
 from uvr_core.cli import outputs
 from uvr_core.concepts import resolve
 from uvr_core.files import to_json, write_whole
@@ -47,7 +47,7 @@ def evaluate(
     vary: Mapping[str, Sequence[Any]] | None = None,
     anchors_from: Mapping[str, object] | None = None,
     arms: Sequence[Arm] = (),
-    subjects: str | Path | Mapping[str, Subject] | None = None,
+    subjects: str | Path | Mapping[str, ConceptTerms] | None = None,
     call: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]] | None = None,
     seed: int = 0,
     batch: int = 4,
@@ -142,7 +142,7 @@ class Question:
     source: Mapping[str, str]
     tasks: Sequence[Task]
     banks: Mapping[str, Sequence[ConceptBank]]
-    subjects: Mapping[str, Subject]
+    subjects: Mapping[str, ConceptTerms]
     judges: Mapping[str, Judge]
 
     def config(self, arms: Sequence[Arm], lpips: bool, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _asked(
     prompts: str | Path | Sequence[Task],
     judges: Sequence[str] | Mapping[str, Judge],
     concepts: object,
-    subjects: str | Path | Mapping[str, Subject] | None,
+    subjects: str | Path | Mapping[str, ConceptTerms] | None,
     anchors_from: Mapping[str, object] | None,
     seed: int,
 ) -> Question:

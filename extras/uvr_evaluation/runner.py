@@ -15,7 +15,17 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from uvr_core import ConceptBank, Judge, Report, Request, Subject, UnsafeContent, UnsupportedRuntime, UVRError, attach
+from uvr_core import (
+    ConceptBank,
+    ConceptTerms,
+    Judge,
+    Report,
+    Request,
+    UnsafeContent,
+    UnsupportedRuntime,
+    UVRError,
+    attach,
+)
 from uvr_core.files import read_picture
 from uvr_core.learning import auroc_of
 from uvr_core.plugins import registry
@@ -52,7 +62,7 @@ class Evaluation:
     tasks: Sequence[Task]
     arms: Sequence[Arm]
     banks: Mapping[str, Sequence[ConceptBank]]
-    subjects: Mapping[str, Subject]
+    subjects: Mapping[str, ConceptTerms]
     judges: Mapping[str, Judge]
     folder: Path
     batch: int = 4

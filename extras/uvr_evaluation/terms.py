@@ -9,14 +9,14 @@ from typing import Any
 
 from uvr_core.errors import UVRError, did_you_mean
 from uvr_core.files import text_of
-from uvr_core.protocols import Subject
+from uvr_core.protocols import ConceptTerms
 
 from .prompt_sets import Task
 
 SUBJECTS = "subjects.toml"  # beside a prompt set, unless another file is named
 
 
-def read_subjects(path: Path) -> dict[str, Subject]:
+def read_subjects(path: Path) -> dict[str, ConceptTerms]:
     """What concepts are called: a TOML table per concept, with `labels` (of judges) and `words` (of prompts).
 
         [weapon]
@@ -44,16 +44,16 @@ def read_subjects(path: Path) -> dict[str, Subject]:
             if not isinstance(values, list) or not values or not all(isinstance(v, str) and v for v in values):
                 raise UVRError(f"{path}: [{name}] {key}: expected a list of text, got {values!r}")
             lists[key] = tuple(values)
-        subjects[name] = Subject(name, lists["labels"], lists["words"])
+        subjects[name] = ConceptTerms(name, lists["labels"], lists["words"])
     return subjects
 
 
-def subjects_of(names: Sequence[str], known: Mapping[str, Subject]) -> dict[str, Subject]:
-    """One Subject per name: as the file has it, else called by its own name alone."""
-    return {name: known.get(name, Subject(name, (name,), (name,))) for name in names}
+def subjects_of(names: Sequence[str], known: Mapping[str, ConceptTerms]) -> dict[str, ConceptTerms]:
+    """One ConceptTerms per name: as the file has it, else called by its own name alone."""
+    return {name: known.get(name, ConceptTerms(name, (name,), (name,))) for name in names}
 
 
-def check_labels(tasks: Sequence[Task], subjects: Mapping[str, Subject], judges: Mapping[str, Any]) -> None:
+def check_labels(tasks: Sequence[Task], subjects: Mapping[str, ConceptTerms], judges: Mapping[str, Any]) -> None:
     """Raise UVRError for a label that no judge can report, as far as judges say what they can."""
     reports: set[str] = set()
     for judge in judges.values():

