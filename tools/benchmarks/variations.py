@@ -20,7 +20,7 @@ from outcomes import (
     unseen,
 )
 
-from uvr_core import Subject
+from uvr_core import ConceptTerms
 from uvr_evaluation import Task as Entry
 from uvr_evaluation import evaluate
 from uvr_evaluation.rows import read_rows
@@ -149,7 +149,7 @@ def compare(name: str, groups: Groups, out: Any, plan: Plan) -> dict[str, Any]:
         judges={"zoo": judge()},
         concepts=shipped(name),
         policies=("selective",),
-        subjects={concept: Subject(concept, CONCEPTS[concept], CONCEPTS[concept]) for concept in ASKED},
+        subjects={concept: ConceptTerms(concept, CONCEPTS[concept], CONCEPTS[concept]) for concept in ASKED},
         call=settings(name),
         batch=16,
         overwrite=plan.again,
