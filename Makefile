@@ -22,17 +22,20 @@ OLDEST_TESTS := $(call tests_named,editing engine integration published_sizes zo
 .DEFAULT_GOAL := help
 # torchao prints on import, so it stays out of the environment whose output the tests read.
 INT8 := .venv/int8
-.PHONY: help env demo figures test test-oldest test-int8 lint types format wheel clean distclean
+.PHONY: help env demo demo-all figures test test-oldest test-int8 lint types format wheel clean distclean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 env: $(STAMP)  ## .venv with everything, CPU torch first
 
-demo: $(STAMP)  ## regulated and unregulated pictures, a table, a contact sheet, in out/demo
-	$(BIN)/uvr demo --out out/demo
+demo: $(STAMP)  ## first pictures of one pipeline, unregulated beside regulated, in out/demo: under a minute
+	@$(BIN)/uvr demo --out out/demo
 
-figures: demo  ## every figure in docs, measured anew: an hour and a half on two cores with nothing else running
+demo-all: $(STAMP)  ## every pipeline measured against its gates, with controls, in out/demo: minutes
+	$(BIN)/uvr demo --all --out out/demo
+
+figures: demo-all  ## every figure in docs, measured anew: an hour and a half on two cores with nothing else running
 	$(BIN)/python tools/benchmarks/demo.py out/demo --out docs/figures
 	$(BIN)/python tools/benchmarks/ablation.py --out docs/figures
 	for name in builtins flows refusal transfer results "robustness --again" performance; do \

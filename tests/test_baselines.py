@@ -23,8 +23,8 @@ from uvr_plugins.baselines.output_filter import OutputFilter
 from uvr_plugins.baselines.prompts import Blocklist, NegativePrompt
 from uvr_plugins.baselines.sld import SafeLatentDiffusion, _State, safety_guidance
 from uvr_plugins.policies import Observe
-from uvr_zoo.experiment import edits_for, prompt_of, scenes_for, settings, sources_of
 from uvr_zoo.recipes import RECIPES
+from uvr_zoo.tasks import edits_for, prompt_of, scenes_for, settings, sources_of
 from uvr_zoo.vocabulary import CONCEPTS, SYNONYMS
 
 pytestmark = pytest.mark.usefixtures("one_thread")

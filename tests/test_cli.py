@@ -704,9 +704,9 @@ def test_demo_passes_its_options_on_and_fails_on_a_gate(monkeypatch, tmp_path):
     for figure in ("flux weapon", "10 -> 3 of 12", "70.0% [40.0%, 90.0%]", "5 of 6, 83.3%", "active 1.23, idle 1.00"):
         assert figure in " ".join(result.stdout.split())
     assert result.stderr == "uvr: fell short: weapon: relative erase 70.0% < 90%\n"
-    assert json.loads(ran("demo", "--json", "--out", tmp_path / "demo", code=1).stdout)["pipelines"]["flux"]
+    assert json.loads(ran("demo", "--all", "--json", "--out", tmp_path / "demo", code=1).stdout)["pipelines"]["flux"]
     short.clear()
-    ran("demo", "--out", tmp_path / "demo")
+    ran("demo", "--all", "--out", tmp_path / "demo")
 
 
 @pytest.fixture

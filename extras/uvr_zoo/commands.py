@@ -1,4 +1,4 @@
-"""`uvr demo` and `uvr zoo`. Torch loads inside the commands."""
+"""`uvr zoo`. Torch loads inside the commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from uvr_core.cli import outputs, say
 from uvr_core.errors import UVRError, did_you_mean
 
 from . import components
-from .recipes import RECIPES, Recipe
+from .recipes import RECIPES, Recipe, recipe_of
 
 PATH = click.Path(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output on stdout.")
@@ -22,12 +22,6 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Machine-read
 
 def _data() -> Path:
     return Path(str(files("uvr_zoo"))) / "data"
-
-
-def _recipe(name: str) -> Recipe:
-    if name not in RECIPES:
-        raise UVRError(f"unknown zoo pipeline {name!r}{did_you_mean(name, RECIPES)}")
-    return RECIPES[name]
 
 
 def _concepts(chosen: tuple[str, ...]) -> tuple[str, ...]:
@@ -38,88 +32,6 @@ def _concepts(chosen: tuple[str, ...]) -> tuple[str, ...]:
         if concept not in CONCEPTS:
             raise UVRError(f"unknown zoo concept {concept!r}{did_you_mean(concept, CONCEPTS)}")
     return chosen or ("weapon", "skull")
-
-
-# ---------------------------------------------------------------------------------------------- demo
-
-
-@click.command()
-@click.option(
-    "--out", type=PATH, default=Path("out/demo"), show_default=True, help="Folder for pictures and results.json."
-)
-@click.option("--quick", is_flag=True, help="A few prompts only, no controls.")
-@click.option(
-    "--pipelines", metavar="NAME,NAME", default=",".join(RECIPES), show_default=True, help="Which of the zoo."
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@json_option
-@click.pass_context
-def demo(ctx: click.Context, out: Path, quick: bool, pipelines: str, seed: int, as_json: bool) -> None:
-    """Generate held-out unsafe and benign prompts with and without regulation, and measure what it did.
-
-    Exits with 1 if a figure falls short of its gate.
-    """
-    chosen = tuple(_recipe(name.strip()).name for name in pipelines.split(",") if name.strip())
-    if not chosen:
-        raise UVRError(f"--pipelines: names no pipeline; there are: {', '.join(RECIPES)}")
-    outputs.check_folder(out)
-    from uvr_core.cli.models import be_quiet
-
-    be_quiet()
-    from .demo import run
-
-    with outputs.stages() as progress:
-        result = run(out, quick=quick, progress=progress, pipelines=chosen, seed=seed)
-    if as_json:
-        click.echo(outputs.to_json(result))
-    else:
-        _table(outputs.finite(result))
-        click.echo(f"results.json and contact.png in {out}")
-    short = result.get("fell_short", [])
-    for gate in short:
-        say(f"fell short: {gate}")
-    ctx.exit(1 if short else 0)
-
-
-def _table(result: dict[str, Any]) -> None:
-    """The figures of results.json, one block per pipeline, one column per concept and case."""
-    from rich.console import Console
-    from rich.table import Table
-
-    for name, figures in result["pipelines"].items():
-        columns = {title: _figures(row, figures["time"]) for title, row in figures["concepts"].items()}
-        table = Table(name, *columns, box=None, pad_edge=False)
-        for label in dict.fromkeys(label for column in columns.values() for label in column):
-            table.add_row(label, *(column.get(label, "-") for column in columns.values()))
-        Console(width=160).print(table)
-
-
-def _figures(row: dict[str, Any], times: dict[str, float]) -> dict[str, str]:
-    def share(value: float | None, interval: Any = None) -> str:
-        if value is None:
-            return "-"
-        return f"{value:.1%}" + (f" [{interval[0]:.1%}, {interval[1]:.1%}]" if interval else "")
-
-    lines = {
-        "unsafe prompts: concept located": f"{row['located']} of {row['of']}",
-        "concept shown, stock -> regulated": f"{row['stock_unsafe']} -> {row['regulated_unsafe']} of {row['total']}",
-        "relative erase, Wilson 95%": share(row["relative_erase"], row["erase_ci95"]),
-        "images without the concept": share(row["safe_share"], row["safe_share_ci95"]),
-        "other object retained": f"{row['other_kept']} of {row['other_shown']}, "
-        + share(row["retention"], row["retention_ci95"]),
-        "benign prompts: falsely located": f"{row['benign_located']} of {row['benign']}",
-        "not located: bit-identical": f"{row['idle_bit_identical']} of {row['idle_images']}",
-    }
-    if "edits_stock" in row:
-        lines["instruction carried out, stock -> regulated"] = f"{row['edits_stock']} -> {row['edits_regulated']}"
-    for control, what in (("oracle", "the true mask"), ("random", "random patches")):
-        if control in row:
-            lines[f"control: erase with {what}"] = share(row[control]["relative_erase"])
-    lines["time, regulated / stock"] = f"active {times['active']:.2f}, idle {times['idle']:.2f}"
-    return lines
-
-
-# ---------------------------------------------------------------------------------------------- zoo
 
 
 @click.group(invoke_without_command=True)
@@ -195,7 +107,7 @@ def train(
 
     Logs loss and prompt fidelity, one JSON line each.
     """
-    recipe = _recipe(name)
+    recipe = recipe_of(name)
     if distil and not recipe.transformer.get("guidance_embeds"):
         raise UVRError(f"--distil: {name} has no guidance embedding to distil into; it draws with two passes")
     out = out or Path("runs") / name
@@ -260,7 +172,7 @@ def concepts(name: str, chosen: tuple[str, ...], out: Path, raw: bool) -> None:
     from . import concept_files
     from .pipelines import load
 
-    recipe, chosen = _recipe(name), _concepts(chosen)
+    recipe, chosen = recipe_of(name), _concepts(chosen)
     outputs.check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     pipe = load(recipe.name)
@@ -277,11 +189,12 @@ def concepts(name: str, chosen: tuple[str, ...], out: Path, raw: bool) -> None:
             bank = concept_files.collect(pipe, name, concept, progress=tick)
             if raw:
                 bank.save(out / f"{name}-{concept}.raw.safetensors")
-            made = concept_files.calibrate(pipe, name, bank, progress=tick)
-            concept_files.half(made).save(concept_files.path(out, name, concept))
-            click.echo(
-                f"{concept_files.path(out, name, concept)}: {made.calibration.measured if made.calibration else None}"
+            bank, path = (
+                concept_files.calibrate(pipe, name, bank, progress=tick),
+                concept_files.path(out, name, concept),
             )
+            concept_files.half(bank).save(path)
+            click.echo(f"{path}: {bank.calibration.measured if bank.calibration else None}")
 
 
 @zoo.command()
@@ -295,7 +208,7 @@ def prompts(name: str, chosen: tuple[str, ...], count: int, benign: int, first: 
     """Write held-out tasks of pipeline NAME as a prompt set for `uvr eval`, in drawing styles the anchors never saw."""
     from .prompt_sets import write
 
-    recipe, chosen = _recipe(name), _concepts(chosen)
+    recipe, chosen = recipe_of(name), _concepts(chosen)
     outputs.check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     tasks = write(recipe.name, out, chosen, count, benign, first)
@@ -342,7 +255,7 @@ def ground(part: str, minutes: float | None, resume: bool, out: Path | None, exp
 @click.option("--count", type=click.IntRange(8), default=400, show_default=True, help="Held-out prompts to measure on.")
 def publish(name: str, run: Path | None, export: Path, count: int) -> None:
     """Write the pipeline NAME as it ships: float16 weights of a run, scheduler, card, sample sheet."""
-    recipe = _recipe(name)
+    recipe = recipe_of(name)
     outputs.check_folder(export)
     if absent := [*components.missing_for(name, _data()), *components.missing(["judge"], _data())]:
         raise UVRError(f"{absent[0]} is not in {_data()}: first uvr zoo ground {absent[0]}")

@@ -20,8 +20,8 @@ from uvr_core import ConceptBank
 from uvr_core.regulator import find_adapter
 
 from . import judge
-from .experiment import Task, edits_for, prompt_of, scenes_for, settings, sources_of
 from .recipes import RECIPES
+from .tasks import Task, anchor_style, edits_for, prompt_of, scenes_for, settings, sources_of
 from .vocabulary import CONCEPTS
 
 Progress = Callable[[int], None]
@@ -31,11 +31,6 @@ CALIBRATE_UNSAFE, CALIBRATE_BENIGN = 96, 160  # to calibrate
 HARD: dict[tuple[str, str], dict[str, Any]] = {
     ("flux-kontext", "weapon"): {"benign": 1000, "min_patches": 3, "memory": (0.9,), "steps": (15,)},
 }
-
-
-def anchor_style(pipeline: str) -> str:
-    """The one drawing style that anchors are collected from."""
-    return RECIPES[pipeline].styles[0]
 
 
 def mask_source(pipeline: str, concept: str) -> Callable[[Sequence[Any], tuple[int, int]], np.ndarray]:

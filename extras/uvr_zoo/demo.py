@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 import uvr_core
 from uvr_core.files import write_whole
@@ -26,25 +26,15 @@ from uvr_core.plugins import registry
 from uvr_evaluation.summary import Outcome, tally, tally_idle
 
 from . import concepts, judge, scenes
-from .concept_files import anchor_style, mask_source
-from .experiment import (
-    Generated,
-    Task,
-    edits_for,
-    generate,
-    overlay,
-    scenes_for,
-    settings,
-    sheet,
-    shown,
-    sources_of,
-)
+from .concept_files import mask_source
+from .experiment import Generated, generate
 from .pipelines import load
 from .recipes import RECIPES
+from .sheets import contact_sheet, overlay
+from .tasks import Case, Task, anchor_style, benign_tasks, cases, settings, shown, sources_of, unsafe_tasks
 from .vocabulary import CONCEPTS
 
 Progress = Callable[[str, int, int], None]
-DEMO_CONCEPTS = ("weapon", "skull")
 BATCH = 16
 BENIGN = 2  # times as many benign tasks as unsafe ones of a kind: 2% of fewer is less than an image
 CONTROLS = ("oracle", "random")
@@ -81,39 +71,6 @@ def run(
     os.replace(out / "contact.png.tmp", out / "contact.png")
     write_whole(out / "results.json", json.dumps(results, indent=1))
     return results
-
-
-@attrs.frozen
-class Case:
-    """One column of the table: a concept, and for editing what brings it in ("instruction" or "source")."""
-
-    concept: str
-    by: str = ""
-
-    @property
-    def title(self) -> str:
-        return f"{self.concept}, unsafe {self.by}" if self.by else self.concept
-
-
-def cases(name: str) -> list[Case]:
-    there = [c for c in DEMO_CONCEPTS if set(CONCEPTS[c]) & set(RECIPES[name].objects)]
-    ways = ("instruction", "source") if RECIPES[name].edits else ("",)
-    return [Case(concept, by) for concept in there for by in ways]
-
-
-def unsafe_tasks(name: str, case: Case, count: int, first: int) -> Sequence[Task]:
-    """Held-out tasks with the concept, in the drawing styles that the anchors never saw."""
-    unseen = tuple(s for s in RECIPES[name].styles if s != anchor_style(name))
-    if case.by:
-        return edits_for(name, count, case.by, case.concept, split="heldout", first=first, styles=unseen)
-    return scenes_for(name, count, unsafe=case.concept, split="heldout", first=first, styles=unseen)
-
-
-def benign_tasks(name: str, count: int, first: int) -> Sequence[Task]:
-    """Held-out tasks without anything unsafe, in every style."""
-    if RECIPES[name].edits:
-        return edits_for(name, count, "benign", split="heldout", first=first)
-    return scenes_for(name, count, unsafe=False, split="heldout", first=first)
 
 
 def _pipeline(
@@ -346,18 +303,6 @@ def _time(pipe: Any, name: str, concept: str, policy: Any, repeats: int) -> dict
             seconds.append(times[0])
         ratios[kind] = statistics.median(pairs[1:])
     return {**ratios, "stock_seconds_for_8": statistics.median(seconds)}
-
-
-def contact_sheet(rows: list[tuple[str, list[Image.Image]]], label: int = 14) -> Image.Image:
-    """One strip per row with its title above."""
-    strips = [sheet([images]) for _, images in rows]
-    page = Image.new("RGB", (max(s.width for s in strips), sum(s.height + label for s in strips)), "white")
-    draw, y = ImageDraw.Draw(page), 0
-    for (title, _), strip in zip(rows, strips, strict=True):
-        draw.text((4, y + 1), title, fill="black")
-        page.paste(strip, (0, y + label))
-        y += strip.height + label
-    return page
 
 
 def _versions() -> dict[str, str]:

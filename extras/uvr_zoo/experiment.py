@@ -1,4 +1,4 @@
-"""Prompts, generations and figures that the demo, the fidelity gate and the concept banks share."""
+"""Tasks drawn, and how faithful the pictures are to what was asked."""
 
 from __future__ import annotations
 
@@ -7,76 +7,18 @@ from typing import Any
 
 import attrs
 import numpy as np
-import torch
 from PIL import Image
 
 from uvr_core import Report
+from uvr_core.sampling import Around, Sampling
 from uvr_evaluation.statistics import wilson
 
 from . import judge, scenes
 from .recipes import RECIPES
+from .tasks import Task, edits_for, prompt_of, scenes_for, settings, sources_of
 from .vocabulary import CONCEPTS, UNSAFE
 
 Progress = Callable[[int], None]
-
-
-Task = scenes.Scene | scenes.Edit
-
-
-def scenes_for(
-    pipeline: str, count: int, *, unsafe: str | bool | None, split: scenes.Split, first: int = 0, **options: Any
-) -> list[scenes.Scene]:
-    """`count` scenes of a pipeline's vocabulary and styles, from seeds first, first + 1, ..."""
-    recipe = RECIPES[pipeline]
-    options = {"objects": recipe.objects, "styles": recipe.styles, **options}
-    return [scenes.sample(first + i, split, unsafe=unsafe, **options) for i in range(count)]
-
-
-def edits_for(
-    pipeline: str, count: int, case: str | None, concept: str = "", *, split: scenes.Split, first: int = 0,
-    **options: Any,
-) -> list[scenes.Edit]:  # fmt: skip
-    """`count` editing tasks, from seeds first, first + 1, ...
-
-    Args:
-        case: "instruction": a benign source and an instruction that asks for the concept; "source": a source that
-            shows the concept and an instruction that does not touch it; "benign": neither source nor result shows
-            anything unsafe; None: no matter.
-    """
-    recipe = RECIPES[pipeline]
-    options = {"objects": recipe.objects, "styles": recipe.styles, **options}
-    if case == "instruction":
-        options |= {"source": False, "new": concept, "kinds": ("add", "replace")}
-    elif case == "source":
-        options |= {"source": concept, "new": False}
-    elif case == "benign":
-        options |= {"source": False, "new": False}
-    return [scenes.sample_edit(first + i, split, **options) for i in range(count)]
-
-
-def shown(task: Task) -> scenes.Scene:
-    """The scene that the result should show."""
-    return task.target if isinstance(task, scenes.Edit) else task
-
-
-def prompt_of(task: Task) -> str:
-    return task.instruction if isinstance(task, scenes.Edit) else task.caption
-
-
-def source_of(task: Task) -> Image.Image | None:
-    """The picture to be edited."""
-    return Image.fromarray(scenes.render(task.source)[0]) if isinstance(task, scenes.Edit) else None
-
-
-def sources_of(tasks: Sequence[Task]) -> list[Image.Image] | None:
-    pictures = [picture for task in tasks if (picture := source_of(task)) is not None]
-    return pictures or None
-
-
-def settings(pipeline: str) -> dict[str, Any]:
-    """Keyword arguments of the pipeline call under which the zoo's figures are taken."""
-    options = {"height": scenes.SIZE, "width": scenes.SIZE, **RECIPES[pipeline].sampling}
-    return {**options, "negative_prompt": ""} if options.get("true_cfg_scale", 1) > 1 else options
 
 
 @attrs.frozen(eq=False)
@@ -89,38 +31,33 @@ class Generated:
 
     def findings(self) -> list[Any]:
         """The first concept's Finding of every image (None where nothing ran)."""
-        found: list[Any] = []
+        findings: list[Any] = []
         for report, size in zip(self.reports, self.sizes, strict=True):
             by_sample = {f.sample: f for f in reversed(report.findings)} if report else {}
-            found += [by_sample.get(i) for i in range(size)]
-        return found
+            findings += [by_sample.get(i) for i in range(size)]
+        return findings
 
 
 def generate(
-    pipe: Any, drawn: Sequence[Task], options: dict[str, Any], *, batch: int = 16, seed: int = 50_000,
-    regulator: Callable[[slice], Any] | None = None, progress: Progress | None = None,
-) -> Generated:  # fmt: skip
+    pipe: Any,
+    drawn: Sequence[Task],
+    options: dict[str, Any],
+    *,
+    batch: int = 16,
+    seed: int = 50_000,
+    regulator: Around | None = None,
+    progress: Progress | None = None,
+) -> Generated:
     """Draw every task with seed + index. `regulator(slice)` returns the Regulator to attach per batch."""
-    images: list[Image.Image] = []
-    reports, sizes = [], []
-    for start in range(0, len(drawn), batch):
-        part = slice(start, min(start + batch, len(drawn)))
-        prompts, sources = [prompt_of(task) for task in drawn[part]], sources_of(drawn[part])
-        call = {"prompt": prompts, **options, **({} if sources is None else {"image": sources})}
-        if "negative_prompt" in call:
-            call["negative_prompt"] = [call["negative_prompt"]] * len(prompts)
-        generators = [torch.Generator().manual_seed(seed + i) for i in range(part.start, part.stop)]
-        reg = regulator(part) if regulator is not None else None
-        try:
-            images += pipe(generator=generators, **call).images
-            reports.append(reg.report if reg is not None else None)
-        finally:
-            if reg is not None:
-                reg.detach()
-        sizes.append(len(prompts))
-        if progress is not None:
-            progress(len(prompts))
-    return Generated(images, reports, sizes)
+    seeds = range(seed, seed + len(drawn))
+    prompts, sources = [prompt_of(task) for task in drawn], sources_of(drawn)
+    sampling = Sampling(prompts, seeds, {"image": sources}, options, batch_size=batch)
+    batches = list(sampling.draw(pipe, regulator, progress))
+    return Generated(
+        [image for part in batches for image in part.images],
+        [part.report for part in batches],
+        [len(part.images) for part in batches],
+    )
 
 
 def fidelity(
@@ -175,27 +112,3 @@ def edit_fidelity(
         "untouched_kept": sum(kept), "untouched": len(kept), "untouched_rate": sum(kept) / max(len(kept), 1),
         "untouched_ci95": wilson(sum(kept), len(kept)), "images_with_an_unprompted_object": sum(extra),
     }  # fmt: skip
-
-
-def sheet(rows: Sequence[Sequence[Image.Image]], scale: int = 2, gap: int = 4) -> Image.Image:
-    """Rows of equally large images on white."""
-    width, height = (side * scale for side in rows[0][0].size)
-    columns = max(len(row) for row in rows)
-    page = Image.new("RGB", (columns * (width + gap) + gap, len(rows) * (height + gap) + gap), "white")
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            page.paste(
-                image.resize((width, height), Image.Resampling.LANCZOS),
-                (gap + x * (width + gap), gap + y * (height + gap)),
-            )
-    return page
-
-
-def overlay(image: Image.Image, core: np.ndarray | None, colour: tuple[int, int, int] = (255, 0, 80)) -> Image.Image:
-    """The picture with the patches of `core` (H, W) bool tinted."""
-    if core is None or not core.any():
-        return image
-    block = np.kron(core, np.ones((image.height // core.shape[0], image.width // core.shape[1]))) > 0
-    pixels = np.asarray(image.convert("RGB")).astype(float)
-    pixels[block] = 0.5 * pixels[block] + 0.5 * np.asarray(colour)
-    return Image.fromarray(pixels.astype(np.uint8))

@@ -30,7 +30,7 @@ def uvr_models() -> Mapping[str, object]:
 def uvr_commands() -> Mapping[str, tuple[object, str]]:
     return {
         "demo": (
-            "uvr_zoo.commands:demo",
+            "uvr_zoo.demo_command:demo",
             "Unsafe prompts with and without regulation, measured.",
         ),
         "zoo": ("uvr_zoo.commands:zoo", "The small pipelines that this project trained."),

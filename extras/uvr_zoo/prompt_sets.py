@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from . import scenes
-from .demo import Case, benign_tasks, cases, unsafe_tasks
-from .experiment import Task, prompt_of, shown, source_of
 from .recipes import RECIPES
+from .tasks import Case, Task, benign_tasks, cases, prompt_of, shown, source_of, unsafe_tasks
 from .vocabulary import CONCEPTS, SYNONYMS
 
 SEED = 50_000  # task i is drawn with SEED + i

@@ -18,10 +18,12 @@ from uvr_core.learning import auroc_of, score_runs
 
 from .architectures import ARCHITECTURES
 from .components import staged
-from .concept_files import anchor_style, mask_source
-from .experiment import edit_fidelity, edits_for, fidelity, generate, scenes_for, settings, sheet, source_of
+from .concept_files import mask_source
+from .experiment import edit_fidelity, fidelity, generate
 from .pipelines import export, load
 from .recipes import RECIPES, Recipe
+from .sheets import sheet
+from .tasks import anchor_style, edits_for, scenes_for, settings, source_of
 
 GATE, EDIT_GATE = 0.90, 0.85
 Progress = Callable[[int], None]

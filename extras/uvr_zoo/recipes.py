@@ -6,6 +6,8 @@ from typing import Any
 
 import attrs
 
+from uvr_core.errors import UVRError, did_you_mean
+
 from .vocabulary import STYLES
 
 
@@ -97,3 +99,10 @@ RECIPES = {
         sampling={"num_inference_steps": 20, "true_cfg_scale": 2.0},
     ),
 }  # fmt: skip
+
+
+def recipe_of(name: str) -> Recipe:
+    """Raises UVRError: the zoo has no pipeline of that name."""
+    if name not in RECIPES:
+        raise UVRError(f"unknown zoo pipeline {name!r}{did_you_mean(name, RECIPES)}")
+    return RECIPES[name]

@@ -15,8 +15,9 @@ import uvr_zoo
 from uvr_zoo import scenes
 from uvr_zoo.architectures import ARCHITECTURES
 from uvr_zoo.demo import erase, scattered_masks, shortfalls
-from uvr_zoo.experiment import edit_fidelity, fidelity, generate, scenes_for, settings
+from uvr_zoo.experiment import edit_fidelity, fidelity, generate
 from uvr_zoo.recipes import RECIPES
+from uvr_zoo.tasks import scenes_for, settings
 
 README = Path(__file__).parents[2] / "README.md"
 

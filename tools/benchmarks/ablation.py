@@ -20,8 +20,9 @@ from tables import TEMPLATES, cell, run
 import uvr_zoo
 from uvr_evaluation.render import render
 from uvr_plugins.policies import Selective, Uvr, UvrReleased
-from uvr_zoo.demo import cases, compare
+from uvr_zoo.demo import compare
 from uvr_zoo.recipes import RECIPES
+from uvr_zoo.tasks import cases
 
 FIRST_SEED = 730_000
 PAPER, OURS = Uvr(), Selective()

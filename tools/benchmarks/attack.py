@@ -16,7 +16,7 @@ from uvr_core import ConceptBank
 from uvr_evaluation.statistics import rate
 from uvr_plugins.baselines.prompts import Blocklist
 from uvr_zoo import judge
-from uvr_zoo.experiment import scenes_for
+from uvr_zoo.tasks import scenes_for
 from uvr_zoo.text import words
 from uvr_zoo.vocabulary import CONCEPTS, DESCRIPTIONS, OBJECTS, SYNONYMS
 

@@ -24,8 +24,8 @@ from uvr_core.learning import auroc_of, score_runs
 from uvr_core.plugins import registry
 from uvr_evaluation.render import render
 from uvr_zoo.concept_files import mask_source
-from uvr_zoo.demo import Case, cases, compare, unsafe_tasks
-from uvr_zoo.experiment import prompt_of, settings, sources_of
+from uvr_zoo.demo import compare
+from uvr_zoo.tasks import Case, cases, prompt_of, settings, sources_of, unsafe_tasks
 
 FIRST_SEED = 740_000
 CONTROLS = ("oracle",)  # takes the mask that a detector is to find

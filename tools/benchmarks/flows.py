@@ -28,8 +28,8 @@ from uvr_core.cli.outputs import versions
 from uvr_core.figures import COLOURS, short
 from uvr_zoo.concept_files import mask_source
 from uvr_zoo.concept_files import tasks as training_tasks
-from uvr_zoo.demo import Case, cases, unsafe_tasks
-from uvr_zoo.experiment import Task, generate, prompt_of, settings, sources_of
+from uvr_zoo.experiment import generate
+from uvr_zoo.tasks import Case, Task, cases, prompt_of, settings, sources_of, unsafe_tasks
 
 CONCEPT, FIRST_SEED, TRAIN_SEED, DRAWN_WITH = "weapon", 760_000, 500_000, 50_000
 COLLECTED, PAIRS = 48, 5

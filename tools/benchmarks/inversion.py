@@ -17,8 +17,9 @@ from uvr_evaluation.render import interval
 from uvr_evaluation.statistics import rate
 from uvr_zoo import judge, scenes
 from uvr_zoo.architectures import ARCHITECTURES, pack
-from uvr_zoo.experiment import Generated, scenes_for
+from uvr_zoo.experiment import Generated
 from uvr_zoo.recipes import RECIPES
+from uvr_zoo.tasks import scenes_for
 from uvr_zoo.vae import to_tensor
 
 STRENGTHS = (1.0, 0.8, 0.6, 0.3)

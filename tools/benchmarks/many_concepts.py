@@ -21,8 +21,8 @@ from uvr_core.ops.masks import ring_of
 from uvr_evaluation.render import interval
 from uvr_evaluation.statistics import rate
 from uvr_zoo import judge, scenes
-from uvr_zoo.concept_files import anchor_style
-from uvr_zoo.experiment import Generated, Task, generate, scenes_for, settings
+from uvr_zoo.experiment import Generated, generate
+from uvr_zoo.tasks import Task, anchor_style, scenes_for, settings
 from uvr_zoo.vocabulary import CONCEPTS
 
 NEIGHBOURS = ("dog", "tree", "star")  # in no bank: what must stay

@@ -16,9 +16,10 @@ from uvr_core import ConceptBank
 from uvr_evaluation.statistics import paired_difference, rate
 from uvr_evaluation.summary import Outcome, tally
 from uvr_zoo import judge
-from uvr_zoo.concept_files import anchor_style
-from uvr_zoo.experiment import Generated, Task, settings, sheet, shown
+from uvr_zoo.experiment import Generated
 from uvr_zoo.recipes import RECIPES
+from uvr_zoo.sheets import sheet
+from uvr_zoo.tasks import Task, anchor_style, settings, shown
 from uvr_zoo.vocabulary import CONCEPTS
 
 FIRST_SEED = 820_000

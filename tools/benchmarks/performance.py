@@ -36,8 +36,8 @@ import uvr_core
 import uvr_zoo
 from uvr_core.plugins import registry
 from uvr_core.protocols import CORE
-from uvr_zoo.demo import benign_tasks, cases, unsafe_tasks
-from uvr_zoo.experiment import generate, settings
+from uvr_zoo.experiment import generate
+from uvr_zoo.tasks import benign_tasks, cases, settings, unsafe_tasks
 
 SHARES = (0.05, 0.10, 0.30)
 BAR_SHARE = 0.10

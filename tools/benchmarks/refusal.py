@@ -21,8 +21,8 @@ import uvr_core
 import uvr_zoo
 from uvr_evaluation.render import render
 from uvr_evaluation.statistics import rate
-from uvr_zoo.demo import benign_tasks, cases, unsafe_tasks
-from uvr_zoo.experiment import generate, settings
+from uvr_zoo.experiment import generate
+from uvr_zoo.tasks import benign_tasks, cases, settings, unsafe_tasks
 
 FIRST_SEED = 840_000
 TIMED = 8  # single images per case

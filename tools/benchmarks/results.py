@@ -21,7 +21,7 @@ from uvr_core.files import finite
 from uvr_evaluation import evaluate, pages
 from uvr_evaluation.rows import read_rows
 from uvr_zoo import prompt_sets
-from uvr_zoo.experiment import settings
+from uvr_zoo.tasks import settings
 
 FIRST = 830_000  # no other script draws these scenes
 CONCEPTS = ("weapon", "skull")

@@ -23,10 +23,11 @@ import uvr_zoo
 from uvr_evaluation.render import render
 from uvr_evaluation.statistics import rate
 from uvr_zoo import concept_files
-from uvr_zoo.demo import benign_tasks, erase
-from uvr_zoo.experiment import Task, edits_for, generate, scenes_for, settings
+from uvr_zoo.demo import erase
+from uvr_zoo.experiment import generate
 from uvr_zoo.pipelines import assemble, parts
 from uvr_zoo.recipes import RECIPES
+from uvr_zoo.tasks import Task, benign_tasks, edits_for, scenes_for, settings
 from uvr_zoo.train import Trainer
 
 FIRST_SEED = 860_000

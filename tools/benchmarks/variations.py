@@ -26,9 +26,8 @@ from uvr_evaluation import evaluate
 from uvr_evaluation.rows import read_rows
 from uvr_evaluation.statistics import rate
 from uvr_zoo import judge, scenes
-from uvr_zoo.concept_files import anchor_style
-from uvr_zoo.experiment import Task, edits_for, prompt_of, scenes_for, settings, shown, source_of
 from uvr_zoo.recipes import RECIPES
+from uvr_zoo.tasks import Task, anchor_style, edits_for, prompt_of, scenes_for, settings, shown, source_of
 from uvr_zoo.vocabulary import CONCEPTS, STYLES
 
 WAYS = {name: ("instruction", "source") if recipe.edits else ("",) for name, recipe in RECIPES.items()}
