@@ -78,6 +78,3 @@ def _checks(adapter: Adapter, small: TinyInputs) -> Checks:
             raise
         report = error.report
     return [{"name": o.name, "status": str(o.status), "message": o.message} for o in report.outcomes]
-
-
-__all__ = ["check_up", "draft_for", "failed"]

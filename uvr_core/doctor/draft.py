@@ -64,16 +64,16 @@ def draft(findings: Findings, inputs: TinyInputs) -> str:
     scale = "" if findings.scale == 1 else f" / {findings.scale:g}"
     turned = "1 - " if findings.clean else ""
     fields = [
-        f"name={_quoted(name)},",
-        f"model={_quoted(findings.model)},",
+        f"name={json.dumps(name)},",
+        f"model={json.dumps(findings.model)},",
         f"attention={_tuple(findings.attention)},{todo('attention')}",
         "layout=layout,",
         "time=sigma,",
-        f"image_at={_quoted(findings.image_at)},{todo('image_at')}",
+        f"image_at={json.dumps(findings.image_at)},{todo('image_at')}",
         *([] if findings.output_first else ["output_first=False,"]),
         *([] if findings.text_output else ["text_output=False,"]),
         *([f"# TODO text_output: {findings.unsure['text_output']}"] if "text_output" in findings.unsure else []),
-        f"guidance={_quoted(findings.guidance)},{todo('guidance')}",
+        f"guidance={json.dumps(findings.guidance)},{todo('guidance')}",
         *([f"pipelines={_tuple(findings.pipelines)},"] if findings.pipelines else []),
     ]
     body = "\n".join(f"    {field}" for field in fields)
@@ -100,7 +100,7 @@ def sigma(arguments: Arguments) -> torch.Tensor:
 '''
 
 
-def load_draft(source: str) -> Any:
+def load_draft(source: str) -> Adapter:
     """The Adapter in a draft's source.
 
     Raises:
@@ -114,17 +114,9 @@ def load_draft(source: str) -> Any:
     raise UVRError("the draft's source holds no Adapter")
 
 
-def _quoted(text: str) -> str:
-    """A string's source, in double quotes."""
-    return json.dumps(text)
-
-
 def _tuple(parts: Sequence[str]) -> str:
     """A tuple's source, over several lines where one would be long."""
-    inner = ", ".join(map(_quoted, parts))
+    inner = ", ".join(map(json.dumps, parts))
     if len(inner) > 90:
-        return "(\n" + "".join(f"        {_quoted(part)},\n" for part in parts) + "    )"
+        return "(\n" + "".join(f"        {json.dumps(part)},\n" for part in parts) + "    )"
     return f"({inner},)" if len(parts) == 1 else f"({inner})"
-
-
-__all__ = ["adapter_name", "draft", "load_draft"]

@@ -210,6 +210,3 @@ def _text_first(example: Example, tap: Mapping[str, nn.Module], size: Size) -> b
     changed = (one - two).abs().amax((0, 1, 3))
     half = len(changed) // 2
     return bool(changed[:half].sum() > changed[half:].sum())
-
-
-__all__ = ["Findings", "examine"]

@@ -196,6 +196,3 @@ def _same(old: Any, new: Any) -> bool:
     if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor):
         return torch.equal(old, new)
     return bool(old == new)
-
-
-__all__ = ["check_baseline"]

@@ -146,6 +146,3 @@ def _close(got: torch.Tensor, expected: torch.Tensor, where: str) -> None:
     error = float((got - expected).abs().nan_to_num(0.0).max())
     scale = float(expected.abs().nan_to_num(0.0, 0.0, 0.0).max()) or 1.0
     expect(error <= 1e-4 * scale, where, expected="the same", got=f"a difference of {error:.3g}")
-
-
-__all__ = ["check_detector", "random_bank"]

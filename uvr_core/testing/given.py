@@ -60,13 +60,10 @@ class Edit:
         if self.nothing or self.only not in (None, call.path):
             return None
         rows = row_classes(located)
-        ones: dict[str, Any] = {}
-        if self.tokens:
-            ones = {
-                "text_factor": torch.ones(len(rows), call.text, device=rows.device),
-                "reference_factor": torch.ones(len(rows), call.reference, device=rows.device),
-            }
-        return FlowEdit(rows, alpha=self.alpha, **ones)
+        if not self.tokens:
+            return FlowEdit(rows, alpha=self.alpha)
+        text, reference = (torch.ones(len(rows), count, device=rows.device) for count in (call.text, call.reference))
+        return FlowEdit(rows, alpha=self.alpha, text_factor=text, reference_factor=reference)
 
 
 @contextmanager
@@ -74,9 +71,7 @@ def regulated(model: Any, adapter: Adapter | None, detector: Given, policy: Poli
     """Attach with a concept that `detector` locates at the first block, at every noise level."""
     transformer = getattr(model, "transformer", model)
     taps = find_adapter(transformer, adapter).taps(transformer)
-    bank = ConceptBank(
-        "conformance", fingerprint(transformer, taps), {},
-        Calibration(detector.name, next(iter(taps)), (1.0, 0.0), detector.threshold),
-    )  # fmt: skip
+    calibration = Calibration(detector.name, next(iter(taps)), (1.0, 0.0), detector.threshold)
+    bank = ConceptBank("conformance", fingerprint(transformer, taps), {}, calibration)
     with attach(model, adapter, concepts=bank, detector=detector, policy=policy) as reg:
         yield reg

@@ -181,6 +181,3 @@ def time_scale(inputs: TinyInputs) -> float:
     pairs = zip(early.seen, late.seen, strict=True)
     steps = [float((b - a).abs().max()) / 0.5 for a, b in pairs if a.shape == b.shape and a.numel()]
     return max(steps, default=0.0)
-
-
-__all__ = ["TEXT", "Kind", "TinyInputs", "rotary_axes", "time_scale"]

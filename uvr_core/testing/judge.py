@@ -141,6 +141,3 @@ class _Suite:
 def _same(got: Mapping[str, float], expected: Mapping[str, float], where: str) -> None:
     close = got.keys() == expected.keys() and all(abs(got[k] - expected[k]) <= 1e-3 for k in got)
     expect(close, where, expected=dict(expected), got=dict(got))
-
-
-__all__ = ["check_judge", "pictures"]

@@ -56,6 +56,3 @@ def _guidance(source: str) -> str:
     if "cache_context(" in source or len(re.findall(r"= self\.transformer\(", source)) > 1:
         return "two_pass"
     return "single"
-
-
-__all__ = ["Pipelines", "pipelines_of"]

@@ -152,6 +152,3 @@ def _takes_references(inputs: TinyInputs) -> bool:
     except Exception:  # whatever the class makes of more image tokens
         return False
     return True
-
-
-__all__ = ["example_of", "model_class", "shrink", "small_model", "tiny_example"]

@@ -47,6 +47,3 @@ def check_adapter(
     with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
         torch.manual_seed(0)
         return run_checks(f"adapter {adapter.name!r} on {adapter.model}", checks, expected_failures)
-
-
-__all__ = ["check_adapter"]

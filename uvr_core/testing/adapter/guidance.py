@@ -111,6 +111,3 @@ class _Passes:
             model: Any = self.transformer
             with model.cache_context(name) if self.named else nullcontext():
                 model(**arguments)
-
-
-__all__ = ["Guidance"]

@@ -80,6 +80,3 @@ def _expect_rows(moved: list[list[int]], wanted: list[list[int]], where: str, fi
     singles = {patches[0]: i + first for i, patches in enumerate(moved) if len(patches) == 1}
     span = f"; patch 0 lies at row {singles[0]}" if 0 in singles else ""
     raise CheckFailed(f"{where}: output patches moved by rows of the attention output: {shown}{more}{span}")
-
-
-__all__ = ["Placement"]

@@ -50,6 +50,3 @@ def _moved_to_meta(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-__all__ = ["PublishedSize"]

@@ -96,6 +96,3 @@ class Reading(Subject):
         expect(min(lengths.values()) > 0, "text tokens", expected="at least 1", got=min(lengths.values()))
         declared = self.adapter.text_output
         expect(together == {declared}, "queries include the text", expected=declared, got=sorted(together))
-
-
-__all__ = ["Reading"]

@@ -58,6 +58,3 @@ def moved_patches(
     stock = example.run(arguments, size)
     changed = run_with(change_rows, example, {"": module}, arguments, size)
     return (changed - stock).abs().amax(-1)
-
-
-__all__ = ["moved_patches", "record", "run_with"]

@@ -53,6 +53,3 @@ class Subject:
         if not joint:
             raise TapNotFired(f"no attention call holds the {layout.image} image tokens that the adapter reads")
         return joint
-
-
-__all__ = ["BATCHES", "Subject"]

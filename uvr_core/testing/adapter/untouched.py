@@ -71,6 +71,3 @@ def _state(model: nn.Module) -> dict[str, object]:
         "attributes": {p: sorted(m.__dict__) for p, m in modules.items()},
         "class": type(model),
     }
-
-
-__all__ = ["Untouched"]

@@ -45,14 +45,14 @@ def inputs(grid: tuple[int, int], text: int = TEXT, t: float = 1000.0, batch: in
     }
 
 
-def predict(model: CogView4Transformer2DModel, **given: Any) -> torch.Tensor:
+def predict(model: CogView4Transformer2DModel, **arguments: Any) -> torch.Tensor:
     """(B, C, H, W)"""
     with torch.no_grad():
-        return model(**given).sample
+        return model(**arguments).sample
 
 
-class Chosen:
-    """A detector that finds the concept in one given patch of each image."""
+class OnePatch:
+    """A detector that finds the concept in one patch of each image, as told."""
 
     threshold = 0.5
 
@@ -95,29 +95,25 @@ def test_it_is_recognised_and_every_tap_fires(model: CogView4Transformer2DModel)
 def test_the_image_span_by_perturbation(model: CogView4Transformer2DModel, patches: tuple[int, int], text: int) -> None:
     """Behind the last block's attention no token sees another: the patch whose row is replaced moves, and no other."""
     height, width = 4, 6
-    given = inputs((height, width), text)
-    stock = predict(model, **given)
-    with uvr_core.attach(model, concepts=bank(LAYERS - 1), detector=Chosen(patches), policy=Noise()):
-        moved = (predict(model, **given) - stock).abs().amax(1)  # (B, H, W)
+    arguments = inputs((height, width), text)
+    stock = predict(model, **arguments)
+    with uvr_core.attach(model, concepts=bank(LAYERS - 1), detector=OnePatch(patches), policy=Noise()):
+        moved = (predict(model, **arguments) - stock).abs().amax(1)  # (B, H, W)
     per_patch = moved.unflatten(1, (height, 2)).unflatten(3, (width, 2)).amax((2, 4)).flatten(1)
     for sample, patch in enumerate(patches):
         assert per_patch[sample].nonzero().flatten().tolist() == [patch]
 
 
 def test_layout_and_time(model: CogView4Transformer2DModel) -> None:
-    found = layout({"self": model, **inputs((4, 6))})
-    assert (found.grid, found.image, found.output, found.references) == ((4, 6), 24, 24, ())
+    assert layout({"self": model, **inputs((4, 6))}) == uvr_core.Layout(24, 24, (4, 6))
     assert sigma({"timestep": torch.tensor([1000.0, 250.0, 0.0])}).tolist() == [1.0, 0.25, 0.0]
 
 
 def test_arguments_given_by_position_are_read_too(model: CogView4Transformer2DModel) -> None:
-    given = inputs((4, 6))
-    with uvr_core.attach(model, concepts=bank(0), detector=Chosen((0, 1)), policy="block") as reg, torch.no_grad():
-        model(*given.values())
+    arguments = inputs((4, 6))
+    with uvr_core.attach(model, concepts=bank(0), detector=OnePatch((0, 1)), policy="block") as reg, torch.no_grad():
+        model(*arguments.values())
         assert reg.report.fired == LAYERS
-
-
-# ------------------------------------------------------------------------------------ the pipeline
 
 
 def pipeline_of(model: CogView4Transformer2DModel) -> CogView4Pipeline:
@@ -172,7 +168,7 @@ def test_only_the_conditional_pass_is_regulated(pipe: CogView4Pipeline, model: C
     draw(pipe, 3.0)
     stock = seen[:]
     seen.clear()
-    with uvr_core.attach(pipe, concepts=bank(0), detector=Chosen((0, 1)), policy="block"):
+    with uvr_core.attach(pipe, concepts=bank(0), detector=OnePatch((0, 1)), policy="block"):
         draw(pipe, 3.0)
     hook.remove()
     assert not torch.equal(seen[0], stock[0])
@@ -182,7 +178,7 @@ def test_only_the_conditional_pass_is_regulated(pipe: CogView4Pipeline, model: C
 def test_detach_leaves_the_stock_model_bitwise(pipe: CogView4Pipeline, model: CogView4Transformer2DModel) -> None:
     stock, keys = draw(pipe, 3.0), list(model.state_dict())
     processors = [block.attn1.processor for block in model.transformer_blocks]
-    reg = uvr_core.attach(pipe, concepts=bank(0), detector=Chosen((0, 1)), policy="block")
+    reg = uvr_core.attach(pipe, concepts=bank(0), detector=OnePatch((0, 1)), policy="block")
     assert not torch.equal(draw(pipe, 3.0), stock)
     reg.detach()
     reg.detach()
@@ -193,9 +189,6 @@ def test_detach_leaves_the_stock_model_bitwise(pipe: CogView4Pipeline, model: Co
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-# ------------------------------------------------------------------------------------ the contract
-
-
 @pytest.mark.parametrize("real", [False, True])
 def test_the_contract(real: bool) -> None:
     """uvr-core's own checks; guidance on passes as the adapter declares them, and on the real pipeline."""
@@ -204,9 +197,9 @@ def test_the_contract(real: bool) -> None:
         model = tiny()
 
         def arguments(height: int, width: int, batch: int = 1, sigma: float = 0.5) -> dict[str, Any]:
-            given = inputs((height, width), t=1000 * sigma, batch=batch)
+            fixed = inputs((height, width), t=1000 * sigma, batch=batch)
             drawn = ("hidden_states", "encoder_hidden_states")
-            return given | {name: torch.randn_like(given[name]) for name in drawn}
+            return fixed | {name: torch.randn_like(fixed[name]) for name in drawn}
 
         if not real:
             return Example(model, arguments, guidance="two_pass")
