@@ -38,7 +38,7 @@ def check_up(
         checks = [{"name": "small-version", "status": "failed", "message": str(error)}]
     else:
         checks = _checks(adapter, small)
-    shown = transformer if transformer is not None else small and small.model
+    shown = transformer if transformer is not None or small is None else small.model
     return {**(_facts(adapter, shown) if shown is not None else {}), "checks": checks}
 
 
