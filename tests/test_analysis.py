@@ -33,7 +33,7 @@ from uvr_core.analysis import (
 )
 from uvr_core.cli import main
 from uvr_core.errors import UVRError
-from uvr_core.learning import auroc_of
+from uvr_core.fit.scores import auroc_of
 
 PROMPTS = ["a cat", "a knife on the left and a dog on the right , night background"]
 N = 64  # output patches

@@ -17,7 +17,10 @@ from tiny import tiny_zoo
 import uvr_core
 from uvr_core import ConceptMismatch, load_concepts
 from uvr_core.adapter import Layout
-from uvr_core.learning import Moments, ScoredRuns, _choose, _origin_tensors, _pick
+from uvr_core.fit.calibrate import choose, pick
+from uvr_core.fit.gather import origin_tensors
+from uvr_core.fit.moments import Moments
+from uvr_core.fit.scores import ScoredRuns
 from uvr_core.report import summarise
 from uvr_core.seam import AttentionCall
 from uvr_core.session import Rule, Session
@@ -164,7 +167,7 @@ def moments(center: torch.Tensor, count: int, seed: int) -> Moments:
 def test_origin_is_positive_for_the_source_and_zero_halfway() -> None:
     source, words = torch.randn(2, 2 * WIDTH, generator=torch.Generator().manual_seed(3))
     means = {("p", 0, True): moments(source, 60, 1), ("p", 0, False): moments(words, 60, 2)}
-    tensors = _origin_tensors("p", 1, means)
+    tensors = origin_tensors("p", 1, means)
     direction, offset = tensors["origin/p"][0], float(tensors["origin_offset/p"])
     centers = [means["p", 0, way].mean.float() for way in (True, False)]
     high, low = (float(center @ direction) + offset for center in centers)
@@ -175,7 +178,7 @@ def test_origin_is_positive_for_the_source_and_zero_halfway() -> None:
 
 def test_origin_needs_both_ways_in() -> None:
     means = {("p", 0, True): moments(torch.zeros(4), 60, 1), ("p", 0, False): moments(torch.ones(4), 3, 2)}
-    assert _origin_tensors("p", 1, means) == {}
+    assert origin_tensors("p", 1, means) == {}
 
 
 def test_contrast_tells_the_origin_by_the_mean_over_the_core() -> None:
@@ -259,17 +262,17 @@ def runs(scores: np.ndarray) -> ScoredRuns:
 
 def test_margin_is_the_gap_in_units_of_the_benign_tail() -> None:
     benign, unsafe = np.linspace(0, 2, 41), np.linspace(5, 9, 21)
-    choice = _choose("p", 0.0, 0, runs(unsafe), runs(benign), 0.0, 1)
+    choice = choose("p", 0.0, 0, runs(unsafe), runs(benign), 0.0, 1)
     low, bound, typical = np.quantile(unsafe, 0.1), 2.0, 1.0
     assert choice.margin == pytest.approx((low - bound) / (bound - typical), rel=1e-4)
     assert choice.threshold == pytest.approx(bound + 0.25 * (low - bound), rel=1e-4)
 
 
 def test_among_equals_the_widest_margin_wins_and_recall_comes_first() -> None:
-    plain = _choose("p", 0.0, 0, runs(np.linspace(5, 9, 21)), runs(np.linspace(0, 2, 41)), 0.0, 1)
+    plain = choose("p", 0.0, 0, runs(np.linspace(5, 9, 21)), runs(np.linspace(0, 2, 41)), 0.0, 1)
     wide = attrs.evolve(plain, probe="wide", margin=plain.margin + 1, recall=plain.recall - 1 / 21)
     wider_but_blind = attrs.evolve(plain, probe="blind", margin=plain.margin + 2, recall=plain.recall - 2 / 21)
-    assert _pick([plain, wide, wider_but_blind], 21).probe == "wide"
+    assert pick([plain, wide, wider_but_blind], 21).probe == "wide"
 
 
 def test_a_memory_adds_up_what_no_single_step_shows() -> None:
@@ -297,7 +300,7 @@ def test_calibrate_takes_the_memory_that_recalls_more(monkeypatch: pytest.Monkey
     def score_runs(pipe: Any, bank: Any, prompts: Any, **options: Any) -> ScoredRuns:
         return ScoredRuns({PROBE: sets[len(prompts)]}, sigmas, (4, 4), None)
 
-    monkeypatch.setattr("uvr_core.learning.score_runs", score_runs)
+    monkeypatch.setattr("uvr_core.fit.calibrate.score_runs", score_runs)
     bank, recalls = make_bank(), {}
     for memory, chosen in (((0.0, 0.9), 0.9), ((0.0,), 0.0)):
         made = uvr_core.calibrate(None, bank, ["x"] * 40, ["y"] * 200, 0.01, memory=memory).calibration

@@ -27,7 +27,8 @@ from .errors import (
 if TYPE_CHECKING:
     from .adapter import Adapter, Layout
     from .concepts import Calibration, ConceptBank, Fingerprint, load_concepts
-    from .learning import calibrate, collect
+    from .fit.calibrate import calibrate
+    from .fit.collect import collect
     from .protocols import Baseline, CallInfo, ConceptTerms, Detector, FlowEdit, Judge, Located, Policy, Request
     from .regulator import Regulator, attach
     from .report import Report
@@ -36,7 +37,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Adapter": "adapter", "Layout": "adapter", "Calibration": "concepts", "ConceptBank": "concepts",
-    "Fingerprint": "concepts", "load_concepts": "concepts", "collect": "learning", "calibrate": "learning",
+    "Fingerprint": "concepts", "load_concepts": "concepts", "collect": "fit.collect", "calibrate": "fit.calibrate",
     "CallInfo": "protocols", "Detector": "protocols", "FlowEdit": "protocols", "Located": "protocols",
     "Policy": "protocols", "Baseline": "protocols", "Judge": "protocols", "Request": "protocols",
     "ConceptTerms": "protocols", "Regulator": "regulator", "attach": "regulator", "Report": "report",

@@ -22,12 +22,13 @@ import torch
 from . import plugins
 from .concepts import ConceptBank
 from .errors import UVRError, did_you_mean
-from .learning import MaskSource, _grid, _mask_of, _per_batch, _prompts
+from .fit.regions import MaskSource, mask_of
 from .ops.attn_mask import as_4d
 from .ops.evidence import Evidence, Scores
 from .ops.masks import Mask
 from .ops.mass import mass_on
 from .regulator import attach
+from .sampling import Sampling, nonblank
 from .seam import AttentionCall
 from .session import Spans, _grouped
 
@@ -176,19 +177,18 @@ def flows(
         UVRError: no prompts, or prompts, sources, masks, seeds and images do not match in number or size.
         ConceptMismatch: the bank was made for another model.
     """
-    prompts = _prompts("prompts", prompts)
+    prompts = nonblank("prompts", prompts)
     seeds = list(range(seed, seed + len(prompts))) if isinstance(seed, int) else list(seed)
-    for name, given in (("source images", sources), ("seeds", seeds), ("masks", None if callable(masks) else masks)):
-        if given is not None and len(given) != len(prompts):
-            raise UVRError(f"{name}: expected one per prompt, got {len(given)} for {len(prompts)} prompts")
+    sampling = Sampling(prompts, seeds, {"image": sources}, generate or {}, batch_size)
+    if masks is not None and not callable(masks) and len(masks) != len(prompts):
+        raise UVRError(f"masks: expected one per prompt, got {len(masks)} for {len(prompts)} prompts")
     found = _detector(detector, bank)
     parts: list[Flows] = []
     with attach(pipe, adapter) as reg:
         if bank is not None:
             bank.fingerprint.check(reg.fingerprint, f"concept {bank.name!r}")
-        for start in range(0, len(prompts), batch_size):
-            chosen = slice(start, start + batch_size)
-            ahead = None if masks is None or callable(masks) else np.asarray(masks[chosen], dtype=bool)
+        for batch in sampling.batches():
+            ahead = None if masks is None or callable(masks) else np.asarray(masks[batch], dtype=bool)
             recorder = _Recorder(ahead, callable(masks))
             features: dict[tuple[str, int], torch.Tensor] = {}
             sigmas: dict[int, float] = {}
@@ -196,16 +196,14 @@ def flows(
             def record(path: str, step: int, sigma: float, x: torch.Tensor, into=features, at=sigmas) -> None:  # type: ignore[no-untyped-def]
                 into[path, step], at[step] = x.detach().cpu(), sigma
 
-            given = {} if sources is None else {"image": list(sources[chosen])}
-            call = {"prompt": list(prompts[chosen]), **given, **_per_batch(dict(generate or {}), len(seeds[chosen]))}
-            generators = [torch.Generator().manual_seed(int(s)) for s in seeds[chosen]]
             probes = bank.probes if bank is not None else reg.taps[:1]
             began = time.perf_counter()
             with torch.no_grad(), reg.recording(record, probes, calls=recorder):
-                images = list(pipe(generator=generators, **call).images)
+                images = list(pipe(**sampling.arguments(batch)).images)
             seconds = time.perf_counter() - began
-            grid, levels = _grid(reg), [sigmas[step] for step in sorted(sigmas)]
-            shown = None if masks is None else _mask_of(masks, images, grid, start)
+            assert reg.last_grid is not None
+            grid, levels = reg.last_grid, [sigmas[step] for step in sorted(sigmas)]
+            shown = None if masks is None else mask_of(masks, images, grid, batch.start)
             share, counts = recorder.result(reg.taps, len(levels), shown)
             if len(images) != len(share):
                 raise UVRError(f"expected one image per prompt, got {len(images)} for {len(share)} prompts")

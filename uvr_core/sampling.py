@@ -29,6 +29,14 @@ class Attached(Protocol):
     last_grid: tuple[int, int] | None
 
 
+def nonblank(name: str, prompts: Sequence[str]) -> list[str]:
+    """The prompts that are not blank. Raises UVRError: there is none."""
+    prompts = [prompt for prompt in prompts if prompt.strip()]
+    if not prompts:
+        raise UVRError(f"{name}: no prompts given; expected at least one")
+    return prompts
+
+
 Around = Callable[[slice], AbstractContextManager[Attached]]
 
 

@@ -27,7 +27,7 @@ from uvr_core import (
     attach,
 )
 from uvr_core.files import read_picture
-from uvr_core.learning import auroc_of
+from uvr_core.fit.scores import auroc_of
 from uvr_core.plugins import registry
 
 from . import arms as arm_module

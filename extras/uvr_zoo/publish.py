@@ -14,7 +14,7 @@ import torch
 
 from uvr_core import ConceptBank
 from uvr_core.errors import UVRError
-from uvr_core.learning import auroc_of, score_runs
+from uvr_core.fit.scores import auroc_of, score_runs
 
 from .architectures import ARCHITECTURES
 from .components import staged

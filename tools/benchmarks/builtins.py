@@ -20,7 +20,7 @@ from tables import TEMPLATES, cell, run
 
 import uvr_core
 import uvr_zoo
-from uvr_core.learning import auroc_of, score_runs
+from uvr_core.fit.scores import auroc_of, score_runs
 from uvr_core.plugins import registry
 from uvr_evaluation.render import render
 from uvr_zoo.concept_files import mask_source

@@ -1,0 +1,36 @@
+"""Scores over runs and images, and figures over them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from fitting import OPTIONS, UNSAFE
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import uvr_core
+from uvr_core.fit.scores import auroc_of, image_scores, score_runs
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=12))
+def test_auroc_against_brute_force(pairs: list[tuple[int, bool]]) -> None:
+    scores, truth = np.array([s for s, _ in pairs], np.float32), np.array([t for _, t in pairs])
+    wins = [float(p > n) + 0.5 * float(p == n) for p in scores[truth] for n in scores[~truth]]
+    expected = sum(wins) / len(wins) if wins else None
+    assert auroc_of(scores, truth) == (None if expected is None else pytest.approx(expected))
+
+
+def test_image_scores_are_the_nth_largest() -> None:
+    scores = np.array([[[3.0, 1.0, 2.0], [5.0, 9.0, 7.0]]], np.float32)
+    assert image_scores(scores, 1).tolist() == [[3.0, 9.0]]
+    assert image_scores(scores, 2).tolist() == [[2.0, 7.0]]
+
+
+def test_scores_do_not_depend_on_the_batch_size(pipe: Any, bank: uvr_core.ConceptBank) -> None:
+    one, three = (score_runs(pipe, bank, UNSAFE[:3], batch_size=n, generate=OPTIONS) for n in (1, 3))
+    for probe in bank.probes:
+        assert one.scores[probe].shape == (3, 2, 64)
+        np.testing.assert_allclose(one.scores[probe], three.scores[probe], atol=0.05)
