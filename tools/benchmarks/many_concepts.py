@@ -16,7 +16,8 @@ from PIL import Image
 
 import uvr_core
 from uvr_core import Calibration, ConceptBank
-from uvr_core.learning import Moments, best_threshold, whitened_direction
+from uvr_core.fit.moments import Moments, whitened_direction
+from uvr_core.fit.scores import best_threshold
 from uvr_core.ops.masks import ring_of
 from uvr_evaluation.render import interval
 from uvr_evaluation.statistics import rate
