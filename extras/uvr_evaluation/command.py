@@ -9,8 +9,10 @@ from pathlib import Path
 import attrs
 import click
 
-from uvr_core.cli import inputs, models, outputs, say
-from uvr_core.cli.inputs import Settings
+from uvr_core.cli import load as loading
+from uvr_core.cli import say
+from uvr_core.cli.options import Settings, check_registered, generation_options, json_option
+from uvr_core.cli.progress import stages
 from uvr_core.files import to_json
 
 PATH = click.Path(path_type=Path)
@@ -66,8 +68,8 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
 @click.option("--lpips", is_flag=True, help="Measure LPIPS too; needs torchvision and its weights.")
 @click.option("--out", type=PATH, required=True, help="Result folder. A run that was cut goes on in its own folder.")
 @click.option("--overwrite", is_flag=True, help="Begin anew in a folder that holds another evaluation.")
-@inputs.generation_options
-@inputs.json_option
+@generation_options
+@json_option
 def evaluate(
     model: str, file: Path, subjects: Path | None, concepts: tuple[str, ...], policies: tuple[str, ...],
     detectors: tuple[str, ...], baselines: tuple[str, ...], controls: tuple[str, ...], without: tuple[str, ...],
@@ -83,21 +85,21 @@ def evaluate(
     """
     for kind, names in (("policy", policies), ("detector", detectors), ("baseline", baselines), ("judge", judges)):
         for name in names:
-            inputs.known(kind, name)
-    inputs.known("adapter", settings.adapter)
+            check_registered(kind, name)
+    check_registered("adapter", settings.adapter)
     from . import comparison
     from .arms import parse_value
 
     process, processes, device = _share(settings.device)
     settings = attrs.evolve(settings, device=device)
-    with outputs.stages() as show:
+    with stages() as show:
         summary = comparison.evaluate(
-            lambda: models.load_model(model, settings), file, out, judges=judges, concepts=list(concepts) or None,
+            lambda: loading.load_model(model, settings), file, out, judges=judges, concepts=list(concepts) or None,
             policies=policies, detectors=detectors, baselines=baselines, controls=controls, without=without,
             vary={name: [parse_value(value) for value in values] for name, values in vary.items()},
             anchors_from=dict(others), subjects=subjects, call=settings.call, seed=settings.seed,
             batch=settings.batch, adapter=settings.adapter, size=settings.size, lpips=lpips, overwrite=overwrite,
-            process=process, processes=processes, running=models.running, progress=show,
+            process=process, processes=processes, running=loading.running, progress=show,
             facts={"model": model, "settings": {k: v for k, v in attrs.asdict(settings).items() if k != "device"}},
         )  # fmt: skip
     if summary["unfinished"]:

@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 
 from uvr_core import ConceptBank, ConceptTerms, Judge, UVRError
-from uvr_core.cli import outputs
+from uvr_core.cli import output
 from uvr_core.concepts import resolve
 from uvr_core.files import to_json, write_whole
 from uvr_core.plugins import registry
@@ -220,7 +220,7 @@ def _begin(out: Path, config: Mapping[str, Any], overwrite: bool) -> None:
                 "--overwrite to begin anew"
             )
         return
-    outputs.check_folder(out)
+    output.check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     if overwrite:
         for old in [*out.glob("rows-*.jsonl"), out / SUMMARY, out / "report.html"]:
@@ -228,7 +228,7 @@ def _begin(out: Path, config: Mapping[str, Any], overwrite: bool) -> None:
         shutil.rmtree(out / "images", ignore_errors=True)
     elif any(out.glob("rows-*.jsonl")):
         raise UVRError(f"{out}: holds rows and no {CONFIG}; name another folder, or pass --overwrite to begin anew")
-    facts = {"versions": outputs.versions(), "machine": platform.machine(), "git": outputs.commit()}
+    facts = {"versions": output.versions(), "machine": platform.machine(), "git": output.commit()}
     write_whole(path, to_json({**asked, **facts}) + "\n")
 
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import click
 
-from uvr_core.cli import outputs, say
+from uvr_core.cli import output, say
+from uvr_core.cli.progress import progress, stages
 from uvr_core.errors import UVRError, did_you_mean
+from uvr_core.files import to_json
 
 from . import components
 from .recipes import RECIPES, Recipe, recipe_of
@@ -73,7 +75,7 @@ def list_(as_json: bool) -> None:
         for part in components.PARTS.values()
     ]
     if as_json:
-        click.echo(outputs.to_json({"pipelines": rows, "parts": parts}))
+        click.echo(to_json({"pipelines": rows, "parts": parts}))
         return
     for row in rows:
         state = "ships trained" if row["trained"] else f"not trained yet: uvr zoo train {row['name']}"
@@ -112,12 +114,12 @@ def train(
         raise UVRError(f"--distil: {name} has no guidance embedding to distil into; it draws with two passes")
     out = out or Path("runs") / name
     for folder in filter(None, (out, export)):
-        outputs.check_folder(folder)
+        output.check_folder(folder)
     if recipe.start_from is not None and not (_data() / recipe.start_from / "transformer").is_dir():
         raise UVRError(
             f"{name} starts from {recipe.start_from}, which is not in {_data()}: first uvr zoo train and publish it"
         )
-    from uvr_core.cli.models import be_quiet, find_device
+    from uvr_core.cli.load import be_quiet, find_device
 
     where = str(find_device(device))
     be_quiet()
@@ -173,18 +175,18 @@ def concepts(name: str, chosen: tuple[str, ...], out: Path, raw: bool) -> None:
     from .pipelines import load
 
     recipe, chosen = recipe_of(name), _concepts(chosen)
-    outputs.check_folder(out)
+    output.check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     pipe = load(recipe.name)
     usual = concept_files.UNSAFE_PROMPTS + concept_files.BENIGN_PROMPTS + concept_files.CALIBRATE_UNSAFE
-    with outputs.stages() as progress:
+    with stages() as show:
         for concept in chosen:
             done, total = 0, usual + concept_files.options_of(name, concept)["benign"]
 
             def tick(images: int, concept: str = concept, total: int = total) -> None:
                 nonlocal done
                 done += images
-                progress(f"{name}, {concept}", done, total)
+                show(f"{name}, {concept}", done, total)
 
             bank = concept_files.collect(pipe, name, concept, progress=tick)
             if raw:
@@ -209,7 +211,7 @@ def prompts(name: str, chosen: tuple[str, ...], count: int, benign: int, first: 
     from .prompt_sets import write
 
     recipe, chosen = recipe_of(name), _concepts(chosen)
-    outputs.check_folder(out)
+    output.check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     tasks = write(recipe.name, out, chosen, count, benign, first)
     click.echo(f"{out / 'prompts.jsonl'}: {tasks} tasks; next: uvr eval zoo:{name} --prompts {out / 'prompts.jsonl'}")
@@ -238,8 +240,8 @@ def ground(part: str, minutes: float | None, resume: bool, out: Path | None, exp
     chosen, out = components.PARTS[part], out or Path("runs") / part
     export = export or out / "export"
     for folder in (out, export):
-        outputs.check_folder(folder)
-    from uvr_core.cli.models import be_quiet
+        output.check_folder(folder)
+    from uvr_core.cli.load import be_quiet
 
     be_quiet()
     from .training import Run
@@ -256,14 +258,14 @@ def ground(part: str, minutes: float | None, resume: bool, out: Path | None, exp
 def publish(name: str, run: Path | None, export: Path, count: int) -> None:
     """Write the pipeline NAME as it ships: float16 weights of a run, scheduler, card, sample sheet."""
     recipe = recipe_of(name)
-    outputs.check_folder(export)
+    output.check_folder(export)
     if absent := [*components.missing_for(name, _data()), *components.missing(["judge"], _data())]:
         raise UVRError(f"{absent[0]} is not in {_data()}: first uvr zoo ground {absent[0]}")
-    from uvr_core.cli.models import be_quiet
+    from uvr_core.cli.load import be_quiet
 
     be_quiet()
     from .publish import publish as written
 
-    with outputs.progress(f"measuring {name}", count) as advance:
+    with progress(f"measuring {name}", count) as advance:
         card = written(recipe, run or Path("runs") / name, export, count, advance)
-    click.echo(f"{export / name}: {outputs.to_json(card['fidelity'])}")
+    click.echo(f"{export / name}: {to_json(card['fidelity'])}")

@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
-from uvr_core.cli import outputs, say
+from uvr_core.cli import output, say
+from uvr_core.cli.progress import stages
 from uvr_core.errors import UVRError
+from uvr_core.files import finite, to_json
 
 from .recipes import RECIPES, recipe_of
 
@@ -38,19 +40,19 @@ def demo(
     OUT/contact.png. Exits with 1 if a figure falls short of its gate.
     """
     if not (measure_all or quick or pipelines is not None):
-        outputs.check_folder(out)
+        output.check_folder(out)
         _pictures(out, seed, as_json)
         return
     names = tuple(recipe_of(name.strip()).name for name in (pipelines or ",".join(RECIPES)).split(",") if name.strip())
     if not names:
         raise UVRError(f"--pipelines: names no pipeline; there are: {', '.join(RECIPES)}")
-    outputs.check_folder(out)
+    output.check_folder(out)
     ctx.exit(_measured(out, names, quick, seed, as_json))
 
 
 def _pictures(out: Path, seed: int, as_json: bool) -> None:
     say("loading torch, diffusers and the pipeline flux")
-    from uvr_core.cli.models import be_quiet
+    from uvr_core.cli.load import be_quiet
 
     be_quiet()
     from .pictures import draw
@@ -60,7 +62,7 @@ def _pictures(out: Path, seed: int, as_json: bool) -> None:
         rows.append(row)
         say(f"{row['number']} of {row['of']}: {row['prompt']}")
     if as_json:
-        click.echo(outputs.to_json({"pipeline": "flux", "seed": seed, "pictures": rows}))
+        click.echo(to_json({"pipeline": "flux", "seed": seed, "pictures": rows}))
         return
     table = _new_table("prompt", "located (patches)", "the judge sees, stock", "regulated")
     for row in rows:
@@ -74,17 +76,17 @@ def _pictures(out: Path, seed: int, as_json: bool) -> None:
 
 def _measured(out: Path, names: tuple[str, ...], quick: bool, seed: int, as_json: bool) -> int:
     """The exit code."""
-    from uvr_core.cli.models import be_quiet
+    from uvr_core.cli.load import be_quiet
 
     be_quiet()
     from .demo import run
 
-    with outputs.stages() as progress:
-        result = run(out, quick=quick, progress=progress, pipelines=names, seed=seed)
+    with stages() as show:
+        result = run(out, quick=quick, progress=show, pipelines=names, seed=seed)
     if as_json:
-        click.echo(outputs.to_json(result))
+        click.echo(to_json(result))
     else:
-        _show(outputs.finite(result))
+        _show(finite(result))
         click.echo(f"results.json and contact.png in {out}")
     shortfalls = result.get("fell_short", [])
     for gate in shortfalls:

@@ -24,7 +24,7 @@ import torch
 import uvr_core
 import uvr_zoo
 from uvr_core.analysis import Flows, Localisation, flows, localisation
-from uvr_core.cli.outputs import versions
+from uvr_core.cli.output import versions
 from uvr_core.figures import COLOURS, short
 from uvr_zoo.concept_files import mask_source
 from uvr_zoo.concept_files import tasks as training_tasks

@@ -144,12 +144,12 @@ def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     import diffusers
 
     import uvr_core
-    from uvr_core.cli import outputs
+    from uvr_core.cli import output
 
     cuda = device.type == "cuda"
     return {
         "uvr": uvr_core.__version__,
-        "git": outputs.commit(),
+        "git": output.commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,

@@ -24,13 +24,14 @@ BUILT_IN: Mapping[str, tuple[str, str]] = {
     "adapters": ("uvr_core.cli.listing:adapters", "List the model families that UVR knows."),
     "plugins": ("uvr_core.cli.listing:plugins", "List what was loaded through the plugin door."),
     "doctor": ("uvr_core.cli.doctor:doctor", "Check that UVR fits a model; draft an adapter."),
-    "collect": ("uvr_core.cli.learn:collect", "Learn what a concept looks like inside a model."),
-    "calibrate": ("uvr_core.cli.learn:calibrate", "Choose probe, window and threshold of a concept."),
+    "collect": ("uvr_core.cli.concept:collect", "Learn what a concept looks like inside a model."),
+    "calibrate": ("uvr_core.cli.concept:calibrate", "Choose probe, window and threshold of a concept."),
     "generate": ("uvr_core.cli.generate:generate", "Generate pictures, regulated, with a report."),
     "edit": ("uvr_core.cli.generate:edit", "Edit pictures, regulated, with a report."),
     "analyze": ("uvr_core.cli.analyze:analyze", "Draw what flows where, block by block and step by step."),
-    "report": ("uvr_core.cli.listing:report", "Show the report of a run."),
+    "report": ("uvr_core.cli.report:report", "Show the report of a run."),
 }
+EXTRAS = {"analyze": "analysis", "eval": "eval", "demo": "zoo", "zoo": "zoo"}  # what pip extra brings a command
 BUG = 70  # EX_SOFTWARE
 
 
@@ -53,8 +54,7 @@ def say(text: str) -> None:
 class Root(click.Group):
     """The `uvr` group: built-in commands, and those of plugins, each imported when it is called."""
 
-    # ------------------------------------------------------------------ which commands there are
-    def _foreign(self) -> dict[str, str]:
+    def _of_plugins(self) -> dict[str, str]:
         """{name: one-line help} of the plugins' commands; a built-in name cannot be taken."""
         try:
             known = plugins.registry().names("command")
@@ -68,13 +68,13 @@ class Root(click.Group):
         }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*BUILT_IN, *self._foreign()]
+        return [*BUILT_IN, *self._of_plugins()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in BUILT_IN:
             module, _, attribute = BUILT_IN[cmd_name][0].partition(":")
             command = getattr(importlib.import_module(module), attribute)
-        elif cmd_name in self._foreign():
+        elif cmd_name in self._of_plugins():
             command = plugins.registry().get("command", cmd_name)
             if not isinstance(command, click.Command):
                 raise PluginError(f"command {cmd_name!r}: expected a click.Command, got {type(command).__name__}")
@@ -89,20 +89,25 @@ class Root(click.Group):
         name = args[0]
         if name.startswith("-") or name in BUILT_IN:  # a built-in command needs no look at the plugins
             return super().resolve_command(ctx, args)
-        if name not in (known := self.list_commands(ctx)):
+        known = self.list_commands(ctx)
+        if name not in known and name in EXTRAS:
+            ctx.fail(f"`uvr {name}` comes with an extra that is not installed: {_install(EXTRAS[name])}")
+        if name not in known:
             ctx.fail(f"unknown command {name!r}{did_you_mean(name, known)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        here = self._of_plugins()
+        missing = {name: extra for name, extra in EXTRAS.items() if name not in here and name not in BUILT_IN}
         for title, rows in (
             ("Commands", [(name, text) for name, (_, text) in BUILT_IN.items()]),
-            ("Commands of plugins", list(self._foreign().items())),
+            ("Commands of plugins", list(here.items())),
+            ("Not installed", [(name, _install(extra)) for name, extra in missing.items()]),
         ):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
 
-    # ------------------------------------------------------------------ how they end
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -142,6 +147,10 @@ class Root(click.Group):
         except Exception:
             traceback.print_exc()
             return BUG
+
+
+def _install(extra: str) -> str:
+    return f'pip install "uvr-core[{extra}]"'
 
 
 def _fail(message: str, code: int = 2) -> int:

@@ -9,12 +9,13 @@ import attrs
 import click
 
 from ..errors import UVRError
-from ..files import read_picture
+from ..files import read_picture, to_json
 from ..signatures import needs_source, takes_source
-from . import inputs, models, outputs, say
-from .generate import _prompts
-from .inputs import Prompt, Settings
-from .masks import mask_source
+from . import load, output, say
+from .options import Settings, check_registered, generation_options, json_option
+from .progress import progress
+from .prompts import Prompt, prompts_of
+from .regions import mask_source
 
 SCHEMA = "uvr.analysis/1"
 FILE = "analysis.json"
@@ -37,8 +38,8 @@ FILE = "analysis.json"
 )  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True, help=f"Folder for {FILE} and the figures.")
 @click.option("--overwrite", is_flag=True, help="Write into a folder that holds an analysis already.")
-@inputs.generation_options
-@inputs.json_option
+@generation_options
+@json_option
 def analyze(
     model: str,
     texts: tuple[str, ...],
@@ -60,11 +61,11 @@ def analyze(
     """
     from .. import figures
 
-    prompts = _prompts(texts, file)
+    prompts = prompts_of(texts, file)
     if len(pictures) not in (0, 1, len(prompts)):
         raise UVRError(f"--image: expected one, or one per prompt ({len(prompts)}), got {len(pictures)}")
     for kind, name in (("detector", detector), ("adapter", settings.adapter)):
-        inputs.known(kind, name)
+        check_registered(kind, name)
     if detector is not None and concept is None:
         raise UVRError("--detector: give the --concept that it is to score")
     figures.require()
@@ -73,8 +74,8 @@ def analyze(
         raise UVRError(f"--masks {masks}: say what it is to look for, {masks}:LABEL,LABEL, or give a --concept")
     source, word = mask_source(masks, bank.name if bank else "", len(prompts)) if masks else (None, None)
     sources = [read_picture(path, settings.size, option="--image") for path in pictures]
-    with outputs.folder(out, overwrite=overwrite, report=FILE) as stage:
-        pipe = models.load_model(model, settings)
+    with output.folder(out, overwrite=overwrite, report=FILE) as stage:
+        pipe = load.load_model(model, settings)
         _check_sources(pipe, bool(sources))
         call = settings.call(pipe)
         found = _measure(pipe, prompts, sources, source, bank, detector, settings, call)
@@ -87,8 +88,8 @@ def analyze(
                 **attrs.asdict(settings), "device": str(pipe.device), "dtype": str(pipe.dtype).removeprefix("torch."),
                 "call": call,
             },
-            "versions": outputs.versions(),
-            "commit": outputs.commit(),
+            "versions": output.versions(),
+            "commit": output.commit(),
             "prompts": [{"prompt": p.text, "seed": s} for p, s in zip(prompts, settings.seeds(prompts), strict=True)],
             "concept": None if bank is None else {
                 "name": bank.name, "detector": detector or _own_detector(bank), "threshold": threshold,
@@ -98,7 +99,7 @@ def analyze(
             **found.to_dict(),
             "files": _draw(found, stage, threshold),
         }  # fmt: skip
-        text = outputs.to_json(data)
+        text = to_json(data)
         (stage / FILE).write_text(text + "\n", "utf-8")
     if as_json:
         click.echo(text)
@@ -141,7 +142,7 @@ def _measure(
     from ..analysis import flows
 
     pictures = (sources * len(prompts) if len(sources) == 1 else sources) or None
-    with outputs.progress("analysing", len(prompts)) as advance, models.running(pipe):
+    with progress("analysing", len(prompts)) as advance, load.running(pipe):
         return flows(
             pipe, [prompt.text for prompt in prompts], pictures, masks=masks, bank=bank, detector=detector,
             adapter=settings.adapter, seed=settings.seeds(prompts), batch_size=settings.batch, generate=call,

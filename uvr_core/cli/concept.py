@@ -9,10 +9,17 @@ from typing import Any
 
 import click
 
+import uvr_core
+
 from ..errors import UVRError
-from . import inputs, models, outputs, say
-from .inputs import Settings
-from .masks import mask_source
+from ..files import to_json
+from . import say
+from .load import load_model, running
+from .options import Settings, check_registered, generation_options, json_option
+from .output import check_file
+from .progress import counter, stages
+from .prompts import texts_of
+from .regions import mask_source
 
 PATH = click.Path(path_type=Path)
 MASKS = (
@@ -23,10 +30,12 @@ MASKS = (
 @contextmanager
 def _drawing(model: str, settings: Settings, what: str, count: int) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The pipeline, and what `collect` and `calibrate` alike are told about drawing `count` images with it."""
-    pipe = models.load_model(model, settings)
-    with outputs.progress(what, count) as advance, models.running(pipe):
+    with stages() as show:
+        show(f"loading {model}", 0, 0)
+        pipe = load_model(model, settings)
         options = {"adapter": settings.adapter, "seed": settings.seed, "batch_size": settings.batch}
-        yield pipe, {**options, "generate": settings.call(pipe), "progress": advance}
+        with running(pipe):
+            yield pipe, {**options, "generate": settings.call(pipe), "progress": counter(show, what, count)}
 
 
 @click.command()
@@ -36,8 +45,8 @@ def _drawing(model: str, settings: Settings, what: str, count: int) -> Iterator[
 @click.option("--benign", type=PATH, help="Prompts without it: the other side of the contrast.")
 @click.option("--masks", required=True, metavar="SOURCE", help=MASKS)
 @click.option("--out", type=PATH, required=True, help="The concept file to write (.safetensors).")
-@inputs.generation_options
-@inputs.json_option
+@generation_options
+@json_option
 def collect(
     model: str,
     name: str,
@@ -55,14 +64,12 @@ def collect(
     """
     if not name.strip():
         raise UVRError("NAME: the concept needs a name")
-    shown, others = inputs.texts_of(prompts, say), inputs.texts_of(benign, say) if benign else []
-    inputs.known("adapter", settings.adapter)
-    outputs.check_file(out)
+    shown, others = texts_of(prompts, say), texts_of(benign, say) if benign else []
+    check_registered("adapter", settings.adapter)
+    check_file(out)
     source, word = mask_source(masks, name, len(shown))
     with _drawing(model, settings, f"collecting {name}", len(shown) + len(others)) as (pipe, options):
-        from .. import learning
-
-        bank = learning.collect(
+        bank = uvr_core.collect(
             pipe, name, prompts=shown, benign_prompts=others, masks=source, mask_source=word, **options
         )
     bank.save(out)
@@ -86,8 +93,8 @@ def collect(
     help="Share of benign images in which the concept may be located.",
 )
 @click.option("--out", type=PATH, required=True, help="The calibrated concept file to write; may be BANK itself.")
-@inputs.generation_options
-@inputs.json_option
+@generation_options
+@json_option
 @click.pass_context
 def calibrate(
     ctx: click.Context,
@@ -106,23 +113,19 @@ def calibrate(
 
     Exits with 1, writing nothing, if no threshold within the budget locates the concept in any unsafe image.
     """
-    from ..concepts import load_concepts
-
-    shown, others = inputs.texts_of(unsafe, say), inputs.texts_of(benign, say)
+    shown, others = texts_of(unsafe, say), texts_of(benign, say)
     for kind, name in (("detector", detector), ("adapter", settings.adapter)):
-        inputs.known(kind, name)
-    outputs.check_file(out)
-    before = load_concepts(bank)
+        check_registered(kind, name)
+    check_file(out)
+    before = uvr_core.load_concepts(bank)
     source = mask_source(masks, before.name, len(shown))[0] if masks else None
     with _drawing(model, settings, f"calibrating {before.name}", len(shown) + len(others)) as (pipe, options):
-        from .. import learning
-
-        after = learning.calibrate(
+        after = uvr_core.calibrate(
             pipe, before, shown, others, max_false_positive, detector=detector, masks=source, **options
         )
-    chosen = after.calibration
-    assert chosen is not None
-    recall, false = chosen.measured["recall"], chosen.measured["false_positive"]
+    calibration = after.calibration
+    assert calibration is not None
+    recall, false = calibration.measured["recall"], calibration.measured["false_positive"]
     if recall == 0:
         say(
             f"{before.name}: no threshold within {max_false_positive:.3g} false positives locates the concept in "
@@ -130,26 +133,17 @@ def calibrate(
         )
         ctx.exit(1)
     after.save(out)
-    window = f"noise {chosen.window[0]:.2f} to {chosen.window[1]:.2f}"
-    result = {
-        "file": str(out),
-        "name": after.name,
-        "detector": chosen.detector,
-        "probe": chosen.probe,
-        "window": list(chosen.window),
-        "threshold": chosen.threshold,
-        "grow": chosen.grow,
-        "min_patches": chosen.min_patches,
-        "memory": chosen.memory,
-        "measured": chosen.measured,
-    }
+    names = ("detector", "probe", "window", "threshold", "grow", "min_patches", "memory", "measured")
+    facts = {name: getattr(calibration, name) for name in names}
+    window = f"noise {calibration.window[0]:.2f} to {calibration.window[1]:.2f}"
     _tell(
-        result,
+        {"file": str(out), "name": after.name, **facts},
         as_json,
-        f"{out}: {after.name} by {chosen.detector} at {chosen.probe}, {window}, threshold {chosen.threshold:.3g}: "
-        f"located in {recall:.1%} of {len(shown)} unsafe and {false:.1%} of {len(others)} benign images",
+        f"{out}: {after.name} by {calibration.detector} at {calibration.probe}, {window}, threshold "
+        f"{calibration.threshold:.3g}: located in {recall:.1%} of {len(shown)} unsafe and {false:.1%} of "
+        f"{len(others)} benign images",
     )
 
 
 def _tell(result: dict[str, Any], as_json: bool, text: str) -> None:
-    click.echo(outputs.to_json(result) if as_json else text)
+    click.echo(to_json(result) if as_json else text)

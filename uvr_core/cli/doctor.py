@@ -9,15 +9,17 @@ import attrs
 import click
 
 from ..errors import AdapterNotFound, UVRError
-from . import inputs, models, outputs, say
-from .listing import _table
+from ..files import to_json
+from . import load, say
+from .options import check_registered, json_option
+from .tables import table
 
 
 @click.command()
 @click.argument("model", required=False)
 @click.option("--adapter", metavar="NAME", help="Adapter; else recognised by the transformer's class.")
 @click.option("--matrix", is_flag=True, help="Print what is regulated, and what refused, beside other features.")
-@inputs.json_option
+@json_option
 @click.pass_context
 def doctor(ctx: click.Context, model: str | None, adapter: str | None, matrix: bool, as_json: bool) -> None:
     """Check that UVR fits MODEL, whose weights are not read, or a transformer class of diffusers.
@@ -32,7 +34,7 @@ def doctor(ctx: click.Context, model: str | None, adapter: str | None, matrix: b
         return
     if model is None:
         raise click.UsageError("Missing argument 'MODEL'.", ctx)
-    inputs.known("adapter", adapter)
+    check_registered("adapter", adapter)
     transformer, cls, config = _find(model)
     from ..regulator import find_adapter
 
@@ -51,10 +53,10 @@ def _matrix(as_json: bool) -> None:
     from ..doctor.compatibility import SITUATIONS
 
     if as_json:
-        click.echo(outputs.to_json({"situations": [attrs.asdict(s) for s in SITUATIONS]}))
+        click.echo(to_json({"situations": [attrs.asdict(s) for s in SITUATIONS]}))
         return
     rows = [(s.name, ", ".join(s.orders), ", ".join(s.pipelines), s.outcome, s.note) for s in SITUATIONS]
-    _table("Situations", ("situation", "before or after attach", "pipelines", "outcome", ""), rows)
+    table("Situations", ("situation", "before or after attach", "pipelines", "outcome", ""), rows)
 
 
 def _find(name: str) -> tuple[Any, type, dict[str, Any]]:
@@ -62,9 +64,9 @@ def _find(name: str) -> tuple[Any, type, dict[str, Any]]:
     if name.isidentifier() and not name.islower() and not Path(name).exists():
         from ..testing.tiny import model_class
 
-        models.be_quiet()
+        load.be_quiet()
         return None, model_class(name), {}
-    model = models.load_skeleton(name)
+    model = load.load_skeleton(name)
     transformer = getattr(model, "transformer", model)
     return transformer, type(transformer), dict(getattr(transformer, "config", {}))
 
@@ -80,7 +82,7 @@ def _check_up(model: str, transformer: Any, cls: type, config: dict[str, Any], a
 
     facts = {"model": model, "adapter": adapter.name, **check_up(adapter, transformer, cls, config)}
     if as_json:
-        click.echo(outputs.to_json(facts))
+        click.echo(to_json(facts))
     else:
         _show(facts)
     return not failed(facts["checks"])
@@ -95,10 +97,10 @@ def _show(facts: dict[str, Any]) -> None:
             (number, tap["path"], tap["module"], "yes" if tap["path"] in facts["probes"] else "")
             for number, tap in enumerate(facts["taps"], 1)
         ]
-        _table("Taps", ("", "path", "module", "probe"), rows)
+        table("Taps", ("", "path", "module", "probe"), rows)
         click.echo()
     checks = [(check["name"], check["status"], check["message"]) for check in facts["checks"]]
-    _table("Checks, on a small random version", ("check", "status", ""), checks)
+    table("Checks, on a small random version", ("check", "status", ""), checks)
 
 
 def _draft(model: str, cls: type, config: dict[str, Any], error: AdapterNotFound, as_json: bool) -> bool:
@@ -110,7 +112,7 @@ def _draft(model: str, cls: type, config: dict[str, Any], error: AdapterNotFound
     except UVRError as why:
         raise AdapterNotFound(f"{error} No draft either: {why}") from why
     if as_json:
-        click.echo(outputs.to_json({"model": model, "adapter": None, **facts}))
+        click.echo(to_json({"model": model, "adapter": None, **facts}))
         return False
     click.echo(facts["draft"], nl=False)
     unsure, failures = facts["findings"]["unsure"], failed(facts["checks"])

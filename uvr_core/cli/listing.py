@@ -1,180 +1,82 @@
-"""The commands that look and list: adapters, plugins, report."""
+"""The commands that list: adapters, plugins."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
 import click
 
-from .. import plugins as door
-from ..errors import PluginError, UVRError
-from ..files import write_whole
-from . import inputs, outputs, say
-
-SUMMARY = "summary.json"  # of a folder of results, beside its rows
-
-
-def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
-    """Print a table. Cells are plain text: no markup is read from them."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*(Text(str(cell), overflow="fold") for cell in row))
-    Console().print(table)
+from ..errors import PluginError
+from ..files import to_json
+from ..plugins import KINDS, registry
+from . import say
+from .options import json_option
+from .tables import table
 
 
 @click.command()
-@inputs.json_option
+@json_option
 def adapters(as_json: bool) -> None:
     """List the model families that UVR knows: where their joint attention is, which pipelines drive them, and which
     plugin brings them."""
-    registry = door.registry()
+    known = registry()
     rows: list[dict[str, Any]] = []
-    for name, (_, plugin) in sorted(registry.names("adapter").items()):
+    for name, (_, plugin) in sorted(known.names("adapter").items()):
         facts: dict[str, Any] = {"model": None, "pipelines": [], "attention": [], "guidance": None, "status": "ok"}
         try:
-            found = registry.get("adapter", name)
+            adapter = known.get("adapter", name)
             facts |= {
-                "model": found.model,
-                "pipelines": list(found.pipelines),
-                "attention": list(found.attention),
-                "guidance": found.guidance,
+                "model": adapter.model,
+                "pipelines": list(adapter.pipelines),
+                "attention": list(adapter.attention),
+                "guidance": adapter.guidance,
             }
         except PluginError as error:
             say(f"warning: {error}")
             facts["status"] = f"failed: {error}"
-        origin = registry.origin(plugin)
+        origin = known.origin(plugin)
         rows.append(
             {"name": name, **facts, "plugin": plugin, "distribution": origin.distribution, "version": origin.version}
         )
     if as_json:
-        click.echo(outputs.to_json({"adapters": rows}))
+        click.echo(to_json({"adapters": rows}))
         return
     cells = [
         (r["name"], r["model"] or r["status"], ", ".join(r["pipelines"]), f"{r['distribution']} {r['version']}")
         for r in rows
     ]
-    _table("Adapters", ("name", "model", "pipelines", "from"), cells)
+    table("Adapters", ("name", "model", "pipelines", "from"), cells)
 
 
 @click.command()
-@inputs.json_option
+@json_option
 @click.pass_context
 def plugins(ctx: click.Context, as_json: bool) -> None:
     """List every plugin that was found: distribution, version, status, hooks, and the names it registers.
 
     Exits with 1 if two plugins claim one name.
     """
-    registry = door.registry()
+    known = registry()
     names: dict[str, dict[str, str]] = {}
     clashes = []
-    for kind in door.KINDS:
+    for kind in KINDS:
         try:
-            names[kind] = {name: origin for name, (_, origin) in sorted(registry.names(kind).items())}
+            names[kind] = {name: origin for name, (_, origin) in sorted(known.names(kind).items())}
         except PluginError as error:
             clashes.append(str(error))
     if as_json:
-        origins = [attrs.asdict(origin) for origin in registry.origins]
-        click.echo(outputs.to_json({"plugins": origins, "names": names, "clashes": clashes}))
+        origins = [attrs.asdict(origin) for origin in known.origins]
+        click.echo(to_json({"plugins": origins, "names": names, "clashes": clashes}))
     else:
-        found = [
+        rows = [
             (o.name, o.distribution, o.version, o.status, ", ".join(hook.removeprefix("uvr_") for hook in o.hooks))
-            for o in registry.origins
+            for o in known.origins
         ]
-        _table("Plugins", ("name", "distribution", "version", "status", "hooks"), found)
+        table("Plugins", ("name", "distribution", "version", "status", "hooks"), rows)
         click.echo()
-        _table("Names", ("kind", "registered"), [(kind, ", ".join(each)) for kind, each in names.items() if each])
+        table("Names", ("kind", "registered"), [(kind, ", ".join(each)) for kind, each in names.items() if each])
     for clash in clashes:
         say(clash)
     if clashes:
         ctx.exit(1)
-
-
-@click.command()
-@click.argument("places", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write a page of evaluations' results to this file.")
-@inputs.json_option
-def report(places: tuple[Path, ...], markdown: Path | None, as_json: bool) -> None:
-    """Show the report.json of a run (FILE may be its folder), or what an evaluation found (its folder).
-
-    With --markdown, several folders of `uvr eval` become one page; figures are linked as results/NAME/pareto.png.
-    """
-    if markdown is not None or (places[0] / SUMMARY).is_file():
-        _show_by_plugin(places, markdown, as_json)
-        return
-    if len(places) > 1:
-        raise UVRError(f"{places[1]}: reports of `uvr generate` are shown one at a time")
-    from .generate import SCHEMA
-
-    path = places[0] / outputs.REPORT if places[0].is_dir() else places[0]
-    schema, data = _read_result(path)
-    if schema != SCHEMA:
-        if schema in door.registry().names("page"):
-            _show_by_plugin(places, markdown, as_json)
-            return
-        raise UVRError(f"{path}: expected schema {SCHEMA!r}, got {schema!r}; this file is no report of `uvr generate`")
-    if as_json:
-        click.echo(outputs.to_json(data))
-        return
-    try:
-        show_report(data)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UVRError(f"{path}: the report is damaged: {type(error).__name__}: {error}") from error
-
-
-def _read_result(path: Path) -> tuple[str | None, Any]:
-    """The schema that a result file names, and its contents."""
-    if not path.is_file():
-        raise UVRError(f"{path}: no such report; `uvr generate --out FOLDER` or `uvr eval` writes one")
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UVRError(f"{path}: not a whole JSON file: {error}") from error
-    return (data.get("schema") if isinstance(data, dict) else None), data
-
-
-def _show_by_plugin(places: Sequence[Path], markdown: Path | None, as_json: bool) -> None:
-    """Show results of other commands: by whom the `uvr_pages` hooks name for their schema."""
-    paths = [place / SUMMARY if place.is_dir() else place for place in places]
-    results = [_read_result(path) for path in paths]
-    known = door.registry().names("page")
-    for path, (schema, _) in zip(paths, results, strict=True):
-        if schema not in known or schema != results[0][0]:
-            expected = results[0][0] if results[0][0] in known else " or ".join(known) or "that of an installed plugin"
-            raise UVRError(f"{path}: expected schema {expected}, got {schema!r}")
-    if as_json and markdown is None:
-        for _, data in results:
-            click.echo(outputs.to_json(data))
-        return
-    if markdown is not None:
-        outputs.check_file(markdown)
-    text = door.registry().get("page", str(results[0][0]))(paths, markdown is not None)
-    if markdown is None:
-        click.echo(text)
-        return
-    write_whole(markdown, text)
-    click.echo(f"{markdown}: {len(paths)} evaluations")
-
-
-def show_report(data: dict[str, Any]) -> None:
-    """Print a report in the form of report.json."""
-    versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
-    click.echo(f"{data['model']}: {data['pipeline']}, adapter {data['adapter']}, {data['taps']} taps; {versions}")
-    for image in data["images"]:
-        click.echo(f"{image['file'] or 'refused'}  seed {image['seed']}  {image['posture']}  {image['prompt']}")
-        for finding in image["findings"]:
-            what = "not located"
-            if finding["located"]:
-                what = (
-                    f"located at step {finding['first_step']}, {finding['patches']} patches, "
-                    f"{finding['steps_regulated']} of {image['steps']} steps regulated"
-                )
-            score = "none" if finding["score"] is None else f"{finding['score']:.3g}"
-            click.echo(f"    {finding['concept']}: {what} (score {score}, threshold {finding['threshold']:.3g})")

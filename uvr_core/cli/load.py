@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .. import plugins
+import attrs
+
 from ..errors import PluginError, UVRError, did_you_mean
-from .inputs import Settings
+from ..plugins import registry
+from .options import Settings
 
 
 def load_model(name: str, settings: Settings) -> Any:
@@ -60,11 +62,11 @@ def find_source(name: str) -> Callable[[str], Any] | Path | str:
     if path.exists():
         raise UVRError(f"{name}: expected a folder in diffusers format, this is a file")
     if colon and "/" not in prefix:
-        sources = plugins.registry().names("model")
+        sources = registry().names("model")
         if prefix not in sources:
             raise UVRError(f"{name}: no plugin brings models as {prefix!r}{did_you_mean(prefix, sources)}")
         be_quiet()
-        function = plugins.registry().get("model", prefix)
+        function = registry().get("model", prefix)
         if not callable(function):
             raise PluginError(f"model source {prefix!r}: expected a function, got {type(function).__name__}")
         return function  # type: ignore[no-any-return]
@@ -111,7 +113,7 @@ def _import_parts(folder: Path) -> None:
 
     Only packages that came in through the plugin door: a checkpoint must not choose what code runs.
     """
-    packages = {getattr(plugin, "__name__", "").split(".")[0] for plugin in plugins.registry().manager.get_plugins()}
+    packages = {getattr(plugin, "__name__", "").split(".")[0] for plugin in registry().manager.get_plugins()}
     index = json.loads((folder / "model_index.json").read_text("utf-8"))
     for part in index.values():
         if isinstance(part, list) and isinstance(part[0], str) and part[0].split(".")[0] in packages - {""}:
@@ -170,3 +172,9 @@ def running(pipe: Any) -> Iterator[None]:
         raise UVRError(f"{type(pipe).__name__} refused the call: {error}") from error
     except torch.OutOfMemoryError as error:
         raise UVRError("out of memory; try a smaller --batch or --size") from error
+
+
+def facts(pipe: Any, settings: Settings) -> dict[str, Any]:
+    """The settings of a run as its results record them, with the device and the dtype that it had."""
+    own = {"device": str(pipe.device), "dtype": str(pipe.dtype).removeprefix("torch.")}
+    return {**attrs.asdict(settings), **own}

@@ -1,11 +1,10 @@
-"""What the commands read: prompt files and options. What can be told to be wrong early is."""
+"""Options that commands share. What can be told to be wrong early is."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -13,75 +12,10 @@ import click
 
 from .. import plugins
 from ..errors import PluginError, UVRError, did_you_mean
-from ..files import csv_rows, jsonl_rows, text_of
 from ..signatures import call_of
+from .prompts import Prompt
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-# ---------------------------------------------------------------------------------------------- prompts
-
-
-@attrs.frozen
-class Prompt:
-    """A prompt, and its seed where the file gives one."""
-
-    text: str
-    seed: int | None = None
-
-
-def read_prompts(path: Path) -> list[Prompt]:
-    """Prompts of a .txt (one a line, # comments), .csv or .jsonl file (a `prompt` column and, optionally, `seed`).
-
-    Raises:
-        UVRError: no file, no prompt in it, or a bad line, named.
-    """
-    readers = {".txt": _read_txt, ".csv": _read_csv, ".jsonl": _read_jsonl}
-    if path.suffix.lower() not in readers:
-        raise UVRError(f"{path}: a prompts file is .txt, .csv or .jsonl, this is {path.suffix or 'without a suffix'}")
-    if not path.is_file():
-        raise UVRError(f"{path}: no such prompts file")
-    prompts = readers[path.suffix.lower()](path)
-    if not prompts:
-        raise UVRError(f"{path}: no prompts in this file; expected at least one")
-    return prompts
-
-
-def _read_txt(path: Path) -> list[Prompt]:
-    lines = (line.strip() for line in text_of(path).splitlines())
-    return [Prompt(line) for line in lines if line and not line.startswith("#")]
-
-
-def _read_csv(path: Path) -> list[Prompt]:
-    return [_prompt(row, where) for where, row in csv_rows(path, "prompt")]
-
-
-def _read_jsonl(path: Path) -> list[Prompt]:
-    return [_prompt(row, where) for where, row in jsonl_rows(path)]
-
-
-def _prompt(row: Mapping[str, Any], where: str) -> Prompt:
-    if "prompt" not in row:
-        raise UVRError(f'{where}: expected an object with "prompt" (and, if wanted, "seed")')
-    text, seed = row["prompt"], row.get("seed")
-    if not isinstance(text, str) or not text.strip():
-        raise UVRError(f"{where}: the prompt is empty or no text")
-    if seed is None or seed == "":
-        return Prompt(text.strip())
-    if isinstance(seed, bool) or not re.fullmatch(r"\d{1,18}", str(seed)):
-        raise UVRError(f"{where}: seed: expected a whole number from 0, got {seed!r}")
-    return Prompt(text.strip(), int(seed))
-
-
-def texts_of(path: Path, warn: Callable[[str], None]) -> list[str]:
-    """The prompts of a file whose seeds, if any, are not used: said once."""
-    prompts = read_prompts(path)
-    if any(prompt.seed is not None for prompt in prompts):
-        warn(f"note: seeds in {path} are not used here; image i is drawn with --seed + i")
-    return [prompt.text for prompt in prompts]
-
-
-# ---------------------------------------------------------------------------------------------- options
 
 
 def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -173,8 +107,8 @@ def generation_options(command: F) -> F:
 
     @functools.wraps(command)
     def inner(**options: Any) -> Any:
-        own = {field.name: options.pop(field.name) for field in attrs.fields(Settings)}
-        return command(settings=Settings(**own), **options)
+        settings = Settings(**{field.name: options.pop(field.name) for field in attrs.fields(Settings)})
+        return command(settings=settings, **options)
 
     wrapped: Any = inner
     for option in reversed(_OPTIONS):
@@ -185,7 +119,7 @@ def generation_options(command: F) -> F:
 json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output on stdout.")
 
 
-def known(kind: str, name: str | None) -> None:
+def check_registered(kind: str, name: str | None) -> None:
     """Raise PluginError, with a hint, unless the name is registered (None passes). Imports nothing."""
     if name is not None and name not in (names := plugins.registry().names(kind)):
         raise PluginError(f"unknown {kind} {name!r}{did_you_mean(name, names)}")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import platform
 import shutil
-import sys
+import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import UVRError
-from ..files import finite, to_json
 
 REPORT = "report.json"
-
-__all__ = ["REPORT", "check_file", "check_folder", "finite", "folder", "progress", "stages", "to_json", "versions"]
 
 
 def check_file(path: Path) -> Path:
@@ -42,10 +41,10 @@ def _open(out: Path) -> tuple[Path, list[Path]]:
         raise UVRError(f"{out}: cannot write there: {error.strerror}") from error
 
 
-def _close(stage: Path | None, made: list[Path]) -> None:
+def _close(stage: Path | None, new: list[Path]) -> None:
     if stage is not None:
         shutil.rmtree(stage, ignore_errors=True)
-    for path in made:
+    for path in new:
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
 
@@ -67,58 +66,23 @@ def folder(out: Path, *, overwrite: bool = False, report: str = REPORT) -> Itera
     """
     if not overwrite and (out / report).exists():
         raise UVRError(f"{out}: holds a run already ({report}); name another folder, or pass --overwrite")
-    stage, made = _open(out)
+    stage, new = _open(out)
     try:
         yield stage
         for path in sorted(stage.iterdir(), key=lambda path: (path.name == report, path.name)):
             os.replace(path, out / path.name)
     finally:
-        _close(stage, made)
-
-
-@contextmanager
-def stages() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr if that is a terminal; the block is given a function: (what, done, total)."""
-    if not sys.stderr.isatty():
-        yield lambda what, done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
-
-
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """The same with one description; the block is given a function: so many more are done."""
-    done = 0
-    with stages() as show:
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            show(what, done, total)
-
-        show(what, 0, total)
-        yield advance
+        _close(stage, new)
 
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
-    import importlib.metadata
-    import platform
-
     names = ("uvr-core", "torch", "diffusers", "transformers")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
 def commit() -> str | None:
     """Git commit of the source that runs, with a + if files were changed since; None outside of a checkout of it."""
-    import subprocess
-
     here = Path(__file__).resolve()
 
     def git(*question: str) -> str:

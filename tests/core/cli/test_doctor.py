@@ -9,6 +9,7 @@ import attrs
 import pluggy
 import pytest
 from click.testing import CliRunner
+from commands import copy_of, ran, refused
 from doctoring import doctor
 
 from uvr_core import plugins
@@ -80,3 +81,32 @@ def test_doctor_prints_the_matrix(as_json: bool) -> None:
 
 def test_doctor_still_wants_a_model() -> None:
     assert CliRunner().invoke(main, ["doctor"]).exit_code == 2
+
+
+def test_model_that_no_adapter_recognises(checkpoint, tmp_path, out):
+    folder = tmp_path / "transformer"
+    folder.mkdir()
+    config = {
+        "_class_name": "PixArtTransformer2DModel",
+        "num_layers": 1,
+        "num_attention_heads": 1,
+        "caption_channels": 8,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "no adapter recognises PixArtTransformer2DModel" in refused("doctor", folder)
+    (folder / "config.json").write_text('{"_class_name": "NoSuchModel"}')
+    assert "no model class 'NoSuchModel'" in refused("doctor", folder)
+    (folder / "config.json").write_text('{"_class_name"')
+    assert str(folder) in refused("doctor", folder)
+
+
+def test_doctor_lists_taps_without_weights(checkpoint, tmp_path):
+    model = copy_of(checkpoint, tmp_path / "bare")
+    (model / "transformer").unlink()
+    (model / "transformer").mkdir()
+    (model / "transformer" / "config.json").symlink_to(checkpoint / "transformer" / "config.json")
+    data = json.loads(ran("doctor", model, "--json").stdout)
+    assert data["adapter"] == "flux"
+    assert data["fingerprint"] == {"model": "FluxTransformer2DModel", "blocks": 4, "heads": 2, "head_dim": 16}
+    assert [tap["path"] for tap in data["taps"]][:2] == ["transformer_blocks.0.attn", "transformer_blocks.1.attn"]
+    assert "transformer_blocks.0.attn" in ran("doctor", model / "transformer", "--adapter", "flux").stdout
