@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import pytest
 import torch
 
 from uvr_core import plugins
-from uvr_core.adapter import Layout
+from uvr_core.adapter import Adapter, Layout
+from uvr_core.engine.regulation import Regulation
 from uvr_core.errors import ConformanceError
-from uvr_core.seam import AttentionCall
-from uvr_core.session import Session
+from uvr_core.intercept.calls import JointCall
 from uvr_core.testing import Conformance
+from uvr_core.tokens import TokenSpans
 
 BUILT_IN = ("builtin-adapters", "builtin-plugins")
 
@@ -41,21 +43,23 @@ def failed(check: Callable[..., Conformance], *arguments: Any, **options: Any) -
 def shift_output(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine takes every output row for the one before it."""
 
-    def shifted(self: Session, tokens: int, layout: Layout, stock: Any = Session._output_span) -> slice:
-        span = stock(self, tokens, layout)
-        return slice(span.start - 1, span.stop - 1)
+    stock = TokenSpans.of
 
-    monkeypatch.setattr(Session, "_output_span", shifted)
+    def shifted(cls: type, adapter: Adapter, layout: Layout, tokens: int) -> TokenSpans:
+        spans = stock(adapter, layout, tokens)
+        return attrs.evolve(spans, output=slice(spans.output.start - 1, spans.output.stop - 1))
+
+    monkeypatch.setattr(TokenSpans, "of", classmethod(shifted))
 
 
 def nudge_output(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine changes a little what no policy edits."""
 
-    def nudged(self: Session, call: AttentionCall, stock: Any = Session.on_call) -> torch.Tensor | None:
+    def nudged(self: Regulation, call: JointCall, stock: Any = Regulation.on_call) -> torch.Tensor | None:
         edited = stock(self, call)
         return call.output * (1 + 1e-6) if edited is None else edited
 
-    monkeypatch.setattr(Session, "on_call", nudged)
+    monkeypatch.setattr(Regulation, "on_call", nudged)
 
 
 FLUX, SD3, QWEN = (get("adapter", name) for name in ("flux", "sd3", "qwen-image"))

@@ -13,9 +13,9 @@ from PIL import Image
 from tiny import tiny_zoo
 
 import uvr_core
+from uvr_core.engine.lookup import find_adapter, fingerprint
+from uvr_core.intercept.hooks import Hook
 from uvr_core.protocols import CallInfo, FlowEdit, Located, row_classes
-from uvr_core.regulator import find_adapter, fingerprint
-from uvr_core.seam import Hook
 
 PIPELINES = ("flux", "flux-kontext", "qwen-image", "qwen-image-edit", "sd3")
 PROMPTS = ["a cat", "a knife on the left"]
@@ -107,7 +107,7 @@ def seen_through(rig: Rig) -> bool:
     """Whether anything of a regulator is left on the pipeline."""
     modules = list(getattr(rig.transformer, "_orig_mod", rig.transformer).modules())
     return (
-        any(hasattr(type(getattr(module, "processor", None)), "_uvr_seam") for module in modules)
+        any(hasattr(type(getattr(module, "processor", None)), "_uvr_taps") for module in modules)
         or any(
             isinstance(hook, Hook)
             for m in modules

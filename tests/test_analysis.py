@@ -90,15 +90,15 @@ def draw(pipe: Any, name: str, **call: Any) -> list[Image.Image]:
 def materialised(name: str, tokens: list[int] | None, masks: np.ndarray | None = None) -> np.ndarray:
     """`share`, from the whole attention matrix in float64. `tokens`: text tokens that are no padding, per image."""
     pipe, calls = pipeline(name), []
-    with uvr_core.attach(pipe) as reg, torch.no_grad(), reg.recording(calls=lambda *call: calls.append(call[:2])):
+    with uvr_core.attach(pipe) as reg, torch.no_grad(), reg.recording(calls.append):
         draw(pipe, name, **options(name))
     share = np.full((2, 2, len(reg.taps), 5, 5), np.nan)
-    for call, step in calls:
+    for call in calls:
         q, k = call.query.double(), call.key.double()
         logits = q @ k.mT * (q.shape[-1] ** -0.5 if call.scale is None else call.scale)
-        if call.attn_mask is not None:
-            assert call.attn_mask.dtype == torch.bool
-            logits = logits.masked_fill(~call.attn_mask, -torch.inf)
+        if call.mask is not None:
+            assert call.mask.dtype == torch.bool
+            logits = logits.masked_fill(~call.mask, -torch.inf)
         attention = logits.softmax(-1).mean(1).numpy()  # (B, Sq, Sk)
         for image, weights in enumerate(attention):
             text, output, reference = (np.arange(weights.shape[1])[span] for span in SPANS[name](weights.shape[1]))
@@ -109,7 +109,9 @@ def materialised(name: str, tokens: list[int] | None, masks: np.ndarray | None =
             for x, rows in enumerate(roles):
                 for y, columns in enumerate(roles):
                     if len(rows):
-                        share[image, step, reg.taps.index(call.path), x, y] = weights[rows][:, columns].sum(1).mean()
+                        share[image, call.forward.step, reg.taps.index(call.tap), x, y] = (
+                            weights[rows][:, columns].sum(1).mean()
+                        )
     return share
 
 

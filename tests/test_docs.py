@@ -27,8 +27,8 @@ from diffusers import Lumina2Transformer2DModel
 
 from uvr_core import plugins
 from uvr_core.adapter import Adapter, Arguments, Layout
+from uvr_core.engine.attach import attach
 from uvr_core.errors import AdapterMismatch, ConformanceError
-from uvr_core.regulator import attach
 from uvr_core.testing import Example, check_adapter
 
 ROOT = Path(__file__).parents[1]

@@ -10,6 +10,7 @@ import attrs
 import numpy as np
 import pytest
 import torch
+from driven import Driven, plan_of
 from PIL import Image
 from runner import PROBE, make_bank
 from tiny import tiny_zoo
@@ -17,13 +18,12 @@ from tiny import tiny_zoo
 import uvr_core
 from uvr_core import ConceptMismatch, load_concepts
 from uvr_core.adapter import Layout
+from uvr_core.engine.readings import features
 from uvr_core.fit.calibrate import choose, pick
 from uvr_core.fit.gather import origin_tensors
 from uvr_core.fit.moments import Moments
 from uvr_core.fit.scores import ScoredRuns
-from uvr_core.report import summarise
-from uvr_core.seam import AttentionCall
-from uvr_core.session import Rule, Session
+from uvr_core.intercept.calls import AttentionCall, JointCall
 from uvr_plugins.detectors import Anchor, Contrast
 from uvr_plugins.policies import Observe
 
@@ -55,22 +55,15 @@ class Script:
         return None if told is None else torch.tensor(told)
 
 
-def play(detector: Any, layout: Layout = LAYOUT, steps: int = 2, **options: Any) -> tuple[Session, list[torch.Tensor]]:
-    """Two images, one call per step through a session that observes; the outputs of the calls."""
-    rule = Rule(
-        make_bank(), detector, Observe(), "script", "observe", "a", (1.0, 0.0), 5.0, options.pop("grow", 5.0), **options
-    )
-    session = Session([rule], ("a",))
+def play(detector: Any, layout: Layout = LAYOUT, steps: int = 2, **options: Any) -> tuple[Driven, list[torch.Tensor]]:
+    """Two images, one call per step through a run that observes; the outputs of the calls."""
+    driven = Driven([plan_of(make_bank(), detector, Observe(), 5.0, **options)])
     generator, outputs = torch.Generator().manual_seed(0), []
     for step in range(steps):
         q, k, v = (torch.randn(2, 2, 3 + layout.image, 16, generator=generator) for _ in range(3))
         outputs.append(torch.nn.functional.scaled_dot_product_attention(q, k, v))
-        session.begin_forward(layout, torch.full((2,), 1 - step / steps))
-        session.enter("a")
-        session.on_call(AttentionCall("a", q, k, v, outputs[-1], None, None))
-        session.leave("a")
-        session.end_forward()
-    return session, outputs
+        driven.forward(AttentionCall("a", q, k, v, outputs[-1], None, None), 1 - step / steps, layout)
+    return driven, outputs
 
 
 def scored(*patches: dict[int, float]) -> np.ndarray:
@@ -109,19 +102,19 @@ def test_two_references_are_averaged() -> None:
 def test_where_a_concept_comes_from_is_told_once_when_it_is_located_first() -> None:
     """Later steps are regulated, so that they would mislead; an image is asked about in its own first step."""
     detector = Script([scored({1: 9.0}, {}), scored({1: 9.0}, {2: 9.0})], [[-1.0, 7.0], [5.0, 3.0]])
-    session, _ = play(detector)
-    assert [f.from_source for f in summarise(session).findings] == [False, True]
-    (located,) = [track.device for track in session._tracks]
+    driven, _ = play(detector)
+    assert [f.from_source for f in driven.report.findings] == [False, True]
+    (located,) = [state.located for state in driven.states]
     assert located is not None
     assert located.from_source is not None
     assert located.from_source.tolist() == [False, True]
-    assert "from the instruction" in str(summarise(session))
+    assert "from the instruction" in str(driven.report)
 
 
 @pytest.mark.parametrize("told", [None, [float("nan"), float("nan")]])
 def test_an_unknown_origin_counts_as_the_source(told: list[float] | None) -> None:
-    session, _ = play(Script([scored({1: 9.0}, {1: 9.0})], [told]), steps=1)
-    located = session._tracks[0].device
+    driven, _ = play(Script([scored({1: 9.0}, {1: 9.0})], [told]), steps=1)
+    located = driven.states[0].located
     assert located is not None
     assert located.from_source is not None
     assert located.from_source.tolist() == [True, True]
@@ -129,9 +122,9 @@ def test_an_unknown_origin_counts_as_the_source(told: list[float] | None) -> Non
 
 def test_without_references_nobody_is_asked() -> None:
     detector = Script([scored({1: 9.0}, {})], [[1.0, 1.0]])
-    session, _ = play(detector, Layout(PATCHES, PATCHES, GRID), steps=1)
+    driven, _ = play(detector, Layout(PATCHES, PATCHES, GRID), steps=1)
     assert detector.asked == 0
-    located = session._tracks[0].device
+    located = driven.states[0].located
     assert located is not None
     assert located.from_source is None
 
@@ -143,16 +136,16 @@ def test_without_references_nobody_is_asked() -> None:
 )
 def test_the_mask_is_made_by_the_patch_threshold(grow: float, patches: set[int]) -> None:
     scores = {1: 9.0, 2: 7.5, 3: 4.0, 11: 4.0}
-    session, _ = play(Script([scored(scores, {})], [None]), steps=1, grow=grow, min_patches=2)
-    assert set(np.flatnonzero(session._tracks[0].core[0]).tolist()) == patches
+    driven, _ = play(Script([scored(scores, {})], [None]), steps=1, grow=grow, min_patches=2)
+    assert set(np.flatnonzero(driven.states[0].core[0]).tolist()) == patches
 
 
 def test_a_high_patch_threshold_drops_weak_hits() -> None:
     scores = {1: 9.0, 2: 7.5, 11: 6.0}
     wide, _ = play(Script([scored(scores, {})], [None]), steps=1, min_patches=2)
     tight, _ = play(Script([scored(scores, {})], [None]), steps=1, grow=7.0, min_patches=2)
-    assert set(np.flatnonzero(wide._tracks[0].core[0]).tolist()) >= {1, 2, 11}
-    assert set(np.flatnonzero(tight._tracks[0].core[0]).tolist()) == {1, 2}
+    assert set(np.flatnonzero(wide.states[0].core[0]).tolist()) >= {1, 2, 11}
+    assert set(np.flatnonzero(tight.states[0].core[0]).tolist()) == {1, 2}
 
 
 # ---------------------------------------------------------------------------------------------- the bank
@@ -229,14 +222,15 @@ def test_collect_on_an_editing_pipeline_learns_the_origin(tmp_path: Path) -> Non
     loaded = load_concepts(bank.save(tmp_path / "x.safetensors"))
     found: list[torch.Tensor] = []
 
-    def record(path: str, step: int, sigma: float, features: torch.Tensor) -> None:
-        if step == 0:
-            core = torch.from_numpy(marked.reshape(1, -1)).expand(len(features), -1)
-            told = Contrast().origin(features, core, sigma, loaded, PROBE)
+    def read(call: JointCall) -> None:
+        if call.forward.step == 0:
+            tokens = features(call)
+            core = torch.from_numpy(marked.reshape(1, -1)).expand(len(tokens), -1)
+            told = Contrast().origin(tokens, core, call.forward.sigma, loaded, PROBE)
             assert told is not None
             found.append(told)
 
-    with uvr_core.attach(pipe) as reg, reg.recording(record, (PROBE,)):
+    with uvr_core.attach(pipe) as reg, reg.recording(read, (PROBE,)):
         pipe(
             prompt=["add a cat on the left"] * 2, image=[red, blue], **OPTIONS,
             generator=[torch.Generator().manual_seed(seed) for seed in (70, 71)],
@@ -279,9 +273,9 @@ def test_a_memory_adds_up_what_no_single_step_shows() -> None:
     """Threshold 5; 4 in each of two steps, in one image; a single 4 in the other, which fades."""
     steps = [scored({1: 4.0}, {2: 4.0}), scored({1: 4.0}, {}), scored({}, {})]
     forgetful, _ = play(Script(steps, [None] * 3), steps=3)
-    assert [f.located for f in summarise(forgetful).findings] == [False, False]
-    session, _ = play(Script(steps, [None] * 3), steps=3, memory=0.9)
-    found, other = summarise(session).findings
+    assert [f.located for f in forgetful.report.findings] == [False, False]
+    driven, _ = play(Script(steps, [None] * 3), steps=3, memory=0.9)
+    found, other = driven.report.findings
     assert (found.located, found.first_step, found.patches, other.located) == (True, 1, 1, False)
     assert found.score == pytest.approx(4 * 1.9 / (0.8 * 1.81 + 0.2 * 1.9**2) ** 0.5)
     assert found.heat.max() == found.score

@@ -10,14 +10,15 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+from driven import joint, spied
 from runner import PROBE, Runner, make_bank
 
 import uvr_core
 from uvr_core.adapter import Layout
+from uvr_core.engine.readings import Compared, contrast
+from uvr_core.intercept.calls import AttentionCall
 from uvr_core.ops.masks import ring_of
 from uvr_core.protocols import FlowEdit, row_classes
-from uvr_core.seam import AttentionCall
-from uvr_core.session import Session, _Compared
 from uvr_plugins.detectors import Oracle
 from uvr_plugins.policies import Uvr
 
@@ -113,7 +114,6 @@ def test_rows_outside_the_mask_are_bitwise_stock_inside_the_attention(
 
 def test_policy_table_is_what_flows(runner: Runner, bank: uvr_core.ConceptBank) -> None:
     """A located row with every weight cut but text equals attention over text alone, computed by hand."""
-    calls = []
 
     class TextOnly:
         name = "text-only"
@@ -123,17 +123,7 @@ def test_policy_table_is_what_flows(runner: Runner, bank: uvr_core.ConceptBank) 
             return FlowEdit(row_classes(located), ((1.0,) * 4, (1.0, 0.0, 0.0, 0.0), (1.0,) * 4))
 
     with uvr_core.attach(runner.pipe, concepts=bank, detector=Oracle(one_masked()), policy=TextOnly()) as reg:
-        original = reg._seam.observer
-
-        def spy(call):  # type: ignore[no-untyped-def]
-            edited = original(call)
-            calls.append((call, edited))
-            return edited
-
-        reg._seam.observer = spy
-        for path, module in reg._seam.taps.items():  # re-seat with the spy behind it
-            module.processor = reg._seam._originals.pop(path)
-            reg._seam._seat(path, module)
+        calls = spied(reg)
         runner.run(num_inference_steps=1)
     call, edited = next((c, e) for c, e in calls if e is not None and c.path == PROBE)
     text = call.key.shape[2] - 64
@@ -190,7 +180,7 @@ def test_an_unknown_processor_is_refused_by_name(runner: Runner) -> None:
     stock, attention.processor = attention.processor, Opaque()
     with pytest.raises(uvr_core.UnsupportedRuntime, match=r"transformer_blocks\.1\.attn.*Opaque"):
         uvr_core.attach(runner.pipe)
-    assert not hasattr(type(runner.pipe.transformer.transformer_blocks[0].attn.processor), "_uvr_seam")
+    assert not hasattr(type(runner.pipe.transformer.transformer_blocks[0].attn.processor), "_uvr_taps")
     attention.processor = stock
 
 
@@ -334,7 +324,7 @@ def test_every_concept_has_its_own_policy_and_threshold(runner: Runner) -> None:
     with uvr_core.attach(
         runner.pipe, concepts=[make_bank("a", threshold=1e6), make_bank("b")], threshold={"b": 7.0}
     ) as reg:
-        assert [rule.threshold for rule in reg.rules] == [1e6, 7.0]
+        assert [concept.threshold for concept in reg.plan] == [1e6, 7.0]
 
 
 def test_steps_in_which_nothing_changed_are_not_counted(runner: Runner, bank: uvr_core.ConceptBank) -> None:
@@ -402,8 +392,7 @@ def test_a_contrast_from_some_patches_is_that_of_all(side: int, error: float) ->
         query[sample, :, rows] += 0.5 * key[sample, :, [0]]
     ring = np.stack([ring_of(mask) for mask in core])
     call = AttentionCall("x", query, key, key, query, None, None)
-    session = Session((), ("x",))
-    got = session._contrast(call, _Compared.of(core, ring, key.device), slice(text, None), layout)[:, :text]
+    got = contrast(joint(call, layout), Compared.of(core, ring, key.device))[:, :text]
     weight = (query @ key.mT / 4).softmax(-1).mean(1)[:, text:, :text]
     inside, rest = (torch.from_numpy(m.reshape(2, -1)).float() for m in (core, ~(core | ring)))
     want = (inside[:, None] @ weight)[:, 0] / inside.sum(1, True) / ((rest[:, None] @ weight)[:, 0] / rest.sum(1, True))

@@ -17,8 +17,8 @@ import torch
 from rig import PIPELINES, STEPS, Rig, Second, TextOnly, reference, seen_through
 
 import uvr_core
+from uvr_core.intercept.hooks import Hook
 from uvr_core.protocols import CallInfo, ColumnScale, FlowEdit, Located, Projection
-from uvr_core.seam import Hook
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,7 +83,7 @@ def a_tap_loses_its_second_hook(rig: Rig, reg: Any) -> Undo:
 
 @fault("was entered and not left at step 1")
 def the_last_tap_loses_its_second_hook(rig: Rig, reg: Any) -> Undo:
-    return drop(reg._seam.taps[reg.taps[-1]]._forward_hooks)
+    return drop(reg._interceptor.taps.modules[reg.taps[-1]]._forward_hooks)
 
 
 @fault("ran outside a call of the transformer")
@@ -97,15 +97,15 @@ def the_transformer_loses_its_second_hook(rig: Rig, reg: Any) -> Undo:
 
 
 @fault("did not fire at step 1")
-def the_seam_is_taken_off(rig: Rig, reg: Any) -> Undo:
-    originals = dict(reg._seam._originals)
-    reg._seam.remove()
+def the_taps_are_taken_off(rig: Rig, reg: Any) -> Undo:
+    taps = reg._interceptor.taps
+    originals = dict(taps._originals)
+    taps.remove()
 
     def undo() -> None:
         reg.detach()
-        assert all(reg._seam is None and m.processor in originals.values() for m in taps)
+        assert all(module.processor in originals.values() for module in taps.modules.values())
 
-    taps = list(reg._seam.taps.values())
     return undo
 
 

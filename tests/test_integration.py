@@ -10,14 +10,18 @@ import attrs
 import numpy as np
 import pytest
 import torch
+from driven import spied
 from PIL import Image
 from tiny import tiny_zoo
 
 import uvr_core
 from uvr_core.adapter import Layout
 from uvr_core.concepts import ConceptBank
-from uvr_core.regulator import find_adapter, fingerprint
-from uvr_core.seam import AttentionCall, Seam
+from uvr_core.engine.lookup import find_adapter, fingerprint
+from uvr_core.engine.readings import features
+from uvr_core.intercept.calls import AttentionCall
+from uvr_core.intercept.ledger import Run
+from uvr_core.intercept.taps import Taps
 from uvr_plugins.detectors import Oracle
 from uvr_zoo.architectures import pack
 
@@ -419,27 +423,6 @@ def test_the_negative_pass_is_left_alone(tiny: Callable[[str], Tiny], name: str)
     assert same == [[True, False, True], [True, True, True]] * STEPS
 
 
-def spied(reg: uvr_core.Regulator) -> list[tuple[AttentionCall, torch.Tensor | None]]:
-    """All calls of the model's joint attention from now on, with what the engine made of them."""
-    calls: list[tuple[AttentionCall, torch.Tensor | None]] = []
-    seam = reg._seam
-    assert seam is not None
-    stock = seam.observer
-
-    def spy(call: AttentionCall) -> torch.Tensor | None:
-        before = call.output.clone()  # the engine may write into the output that it is shown
-        edited = stock(call)
-        after = call.output if edited is None else edited
-        calls.append((attrs.evolve(call, output=before), None if torch.equal(after, before) else after))
-        return edited
-
-    seam.observer = spy
-    for path, module in seam.taps.items():  # seat the processors anew, with the spy behind them
-        module.processor = seam._originals.pop(path)
-        seam._seat(path, module)
-    return calls
-
-
 def bias_of(call: AttentionCall, rows: slice) -> torch.Tensor:
     """(B, 1, N, keys) additive mask of a call's output rows, in float64."""
     keep = torch.ones((), dtype=torch.bool) if call.attn_mask is None else call.attn_mask
@@ -559,9 +542,9 @@ def test_a_pass_named_uncond_is_left_alone_even_when_it_comes_first(
     if attached_to == "transformer":
         with model.attach(masks_of(0, 1, 2), "block", to=transformer):
             given = both_passes()
-    else:  # inside a pipeline's session, which a pipeline with the opposite order of passes would open
+    else:  # inside a pipeline's run, which a pipeline with the opposite order of passes would open
         with model.attach(masks_of(0, 1, 2), "block") as reg:
-            reg._session.set(reg._new_session())
+            reg._interceptor._current.set(reg._begin(Run(reg.taps)))
             given = both_passes()
     assert identical(given["uncond"].numpy(), stock.numpy()) == [True, True, True]
     assert identical(given["cond"].numpy(), stock.numpy()) == [True, False, True]
@@ -570,9 +553,9 @@ def test_a_pass_named_uncond_is_left_alone_even_when_it_comes_first(
 # ---------------------------------------------------------------------------------------------- roles of tokens
 
 
-def tap_at(model: Tiny, path: str, observer: Callable[[AttentionCall], torch.Tensor | None]) -> Seam:
+def tap_at(model: Tiny, path: str, observer: Callable[[AttentionCall], torch.Tensor | None]) -> Taps:
     module = model.pipe.transformer.get_submodule(path)
-    return Seam({path: module}, observer, entered=lambda p: None, left=lambda p: None)
+    return Taps({path: module}, observer)
 
 
 def moved_tokens(model: Tiny, row: Callable[[int], int]) -> list[list[int]]:
@@ -587,11 +570,11 @@ def moved_tokens(model: Tiny, row: Callable[[int], int]) -> list[list[int]]:
         output[1, :, row(output.shape[2])] += 1.0
         return output
 
-    seam = tap_at(model, model.taps[-1], nudge)
+    taps = tap_at(model, model.taps[-1], nudge)
     try:
         nudged = model.forward()
     finally:
-        seam.remove()
+        taps.remove()
     return [np.flatnonzero(sample).tolist() for sample in (nudged != stock).any(-1)]
 
 
@@ -637,12 +620,12 @@ def test_the_engine_hands_out_and_writes_those_rows(tiny: Callable[[str], Tiny],
         (2 if name in EDITING else 1) * PATCHES, PATCHES, (8, 8), ((8, 8),) if name in EDITING else ()
     )
     calls: list[AttentionCall] = []
-    seam = tap_at(model, model.taps[-1], lambda call: calls.append(call))
+    taps = tap_at(model, model.taps[-1], lambda call: calls.append(call))
     model.forward()
-    seam.remove()
+    taps.remove()
     recorded: list[torch.Tensor] = []
     with uvr_core.attach(model.pipe.transformer) as reg:
-        with reg.recording(lambda path, step, sigma, rows: recorded.append(rows), [model.taps[-1]]):
+        with reg.recording(lambda call: recorded.append(features(call)), [model.taps[-1]]):
             model.forward()
     first = first_row(model, calls[0].output.shape[2])
     rows = calls[0].output[:, :, first : first + PATCHES].transpose(1, 2).flatten(2)

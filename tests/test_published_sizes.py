@@ -14,8 +14,9 @@ from torch import nn
 import uvr_core
 from uvr_core.adapter import Layout
 from uvr_core.errors import AdapterNotFound, TapNotFired
-from uvr_core.seam import AttentionCall
-from uvr_core.session import Session
+from uvr_core.intercept import forwards
+from uvr_core.intercept.calls import AttentionCall
+from uvr_core.tokens import TokenSpans
 
 each_model = pytest.mark.parametrize("published", PUBLISHED, ids=[p.source.rpartition("/")[2] for p in PUBLISHED])
 
@@ -47,15 +48,15 @@ def on_meta(transformer: nn.Module) -> Iterator[None]:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[AttentionCall]:
-    """Every attention call that reaches a session."""
+    """Every attention call of a tapped module in a run."""
     seen: list[AttentionCall] = []
-    stock = Session.on_call
+    stock = forwards.intervene
 
-    def spy(self: Session, call: AttentionCall) -> torch.Tensor | None:
+    def spy(call: AttentionCall, *run: Any) -> torch.Tensor | None:
         seen.append(call)
-        return stock(self, call)
+        return stock(call, *run)
 
-    monkeypatch.setattr(Session, "on_call", spy)
+    monkeypatch.setattr(forwards, "intervene", spy)
     return seen
 
 
@@ -99,29 +100,30 @@ def test_one_forward_at_the_published_size(published: Published, calls: list[Att
     assert [module for module in ran if any(module is tap for tap in tapped)] == tapped
     assert len(ran) == published.taps + published.side_attention
 
-    # What the session read off the arguments.
-    session = reg._session.get()
-    assert session is not None
-    assert session.sigmas == [SIGMA]
-    assert session.layout == Layout(published.image, PATCHES, (SIDE, SIDE), ((SIDE, SIDE),) * published.references)
-    assert session.image_at == published.image_at
+    # What was read off the arguments.
+    intervention = reg._interceptor.intervention
+    assert intervention is not None
+    assert intervention.run.sigmas == [SIGMA]
+    layout = Layout(published.image, PATCHES, (SIDE, SIDE), ((SIDE, SIDE),) * published.references)
+    assert intervention.run.layout == layout
+    assert reg.adapter.image_at == published.image_at
 
     # What is left of each call when the image is taken away is text, all of it.
     tokens = published.image + published.text
     output_start = 0 if published.image_at == "start" else published.text
     text_start = published.image if published.image_at == "start" else 0
+    spans = TokenSpans.of(reg.adapter, layout, tokens)
+    assert spans.output == slice(output_start, output_start + PATCHES)
+    assert spans.text == slice(text_start, text_start + published.text)
     for call in calls:
         assert call.query.shape == call.key.shape == call.output.shape == (1, heads, tokens, size), call.path
-        assert call.key.shape[2] - session.layout.image == published.text
-        assert session._output_span(tokens, session.layout) == slice(output_start, output_start + PATCHES)
-        assert session._text_span(tokens, session.layout) == slice(text_start, text_start + published.text)
         assert (call.attn_mask is not None) == bool(published.padding), call.path
         assert call.attn_mask is None or call.attn_mask.shape[-1] == tokens
 
-    assert all(hasattr(type(module.processor), "_uvr_seam") for module in tapped)
+    assert all(hasattr(type(module.processor), "_uvr_taps") for module in tapped)
     reg.detach()
     assert {path: module.processor for path, module in attentions(transformer).items()} == stock
-    assert not any(hasattr(type(module.processor), "_uvr_seam") for module in attentions(transformer).values())
+    assert not any(hasattr(type(module.processor), "_uvr_taps") for module in attentions(transformer).values())
     assert "cache_context" not in transformer.__dict__
     assert hooks(transformer) == before == len(counters)
 

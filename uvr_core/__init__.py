@@ -27,11 +27,12 @@ from .errors import (
 if TYPE_CHECKING:
     from .adapter import Adapter, Layout
     from .concepts import Calibration, ConceptBank, Fingerprint, load_concepts
+    from .engine.attach import attach
+    from .engine.regulator import Regulator
+    from .engine.report import Report
     from .fit.calibrate import calibrate
     from .fit.collect import collect
     from .protocols import Baseline, CallInfo, ConceptTerms, Detector, FlowEdit, Judge, Located, Policy, Request
-    from .regulator import Regulator, attach
-    from .report import Report
 
 __version__ = "0.1.0"
 
@@ -40,7 +41,7 @@ _HOMES = {
     "Fingerprint": "concepts", "load_concepts": "concepts", "collect": "fit.collect", "calibrate": "fit.calibrate",
     "CallInfo": "protocols", "Detector": "protocols", "FlowEdit": "protocols", "Located": "protocols",
     "Policy": "protocols", "Baseline": "protocols", "Judge": "protocols", "Request": "protocols",
-    "ConceptTerms": "protocols", "Regulator": "regulator", "attach": "regulator", "Report": "report",
+    "ConceptTerms": "protocols", "Regulator": "engine.regulator", "attach": "engine.attach", "Report": "engine.report",
 }  # fmt: skip
 
 __all__ = [

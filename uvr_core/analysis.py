@@ -21,16 +21,16 @@ import torch
 
 from . import plugins
 from .concepts import ConceptBank
+from .engine.attach import attach
+from .engine.readings import features as features_of
 from .errors import UVRError, did_you_mean
 from .fit.regions import MaskSource, mask_of
-from .ops.attn_mask import as_4d
+from .intercept.calls import JointCall
 from .ops.evidence import Evidence, Scores
 from .ops.masks import Mask
 from .ops.mass import mass_on
-from .regulator import attach
 from .sampling import Sampling, nonblank
-from .seam import AttentionCall
-from .session import Spans, _grouped
+from .tokens import Role
 
 Array = npt.NDArray[np.floating[Any]]
 ROLES = ("text", "output", "reference", "located", "rest")
@@ -187,18 +187,21 @@ def flows(
     with attach(pipe, adapter) as reg:
         if bank is not None:
             bank.fingerprint.check(reg.fingerprint, f"concept {bank.name!r}")
+        probes = bank.probes if bank is not None else reg.taps[:1]
         for batch in sampling.batches():
             ahead = None if masks is None or callable(masks) else np.asarray(masks[batch], dtype=bool)
             recorder = _Recorder(ahead, callable(masks))
             features: dict[tuple[str, int], torch.Tensor] = {}
             sigmas: dict[int, float] = {}
 
-            def record(path: str, step: int, sigma: float, x: torch.Tensor, into=features, at=sigmas) -> None:  # type: ignore[no-untyped-def]
-                into[path, step], at[step] = x.detach().cpu(), sigma
+            def read(call: JointCall, into=features, at=sigmas, masses=recorder) -> None:  # type: ignore[no-untyped-def]
+                if call.tap in probes:
+                    into[call.tap, call.forward.step] = features_of(call).detach().cpu()
+                    at[call.forward.step] = call.forward.sigma
+                masses(call)
 
-            probes = bank.probes if bank is not None else reg.taps[:1]
             began = time.perf_counter()
-            with torch.no_grad(), reg.recording(record, probes, calls=recorder):
+            with torch.no_grad(), reg.recording(read):
                 images = list(pipe(**sampling.arguments(batch)).images)
             seconds = time.perf_counter() - began
             assert reg.last_grid is not None
@@ -252,7 +255,7 @@ def _joined(parts: Sequence[Flows]) -> Flows:
 
 
 class _Recorder:
-    """Masses of one batch: a Session.call_recorder. `located` (B, H, W) are masks known ahead; `patches`: keep every
+    """Masses of one batch: a Reader. `located` (B, H, W) are masks known ahead; `patches`: keep every
     output patch's masses, for masks that come later."""
 
     def __init__(self, located: Mask | None, patches: bool):
@@ -263,38 +266,36 @@ class _Recorder:
         self._seen: torch.Tensor | None = None  # the mask that `_roles` was made for
         self._roles: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
-    def __call__(self, call: AttentionCall, step: int, queries: Spans, keys: Spans) -> None:
-        key, _ = _grouped(call)
-        if self._roles is None or call.attn_mask is not self._seen:
-            self._roles, self._seen = self._roles_of(call, key, queries, keys), call.attn_mask
+    def __call__(self, call: JointCall) -> None:
+        key, step = call.key, call.forward.step
+        if self._roles is None or call.mask is not self._seen:
+            self._roles, self._seen = self._roles_of(call), call.mask
         average, weight, _ = self._roles
-        mass = mass_on(call.query, key, weight, attn_mask=call.attn_mask, scale=call.scale)  # (B, H, Sq, M)
+        mass = mass_on(call.query, key, weight, attn_mask=call.mask, scale=call.scale)  # (B, H, Sq, M)
         mass = mass.mean(1, dtype=torch.float32)
-        self._means[call.path, step] = average @ mass
+        self._means[call.tap, step] = average @ mass
         if self._patches:
-            self._rows[call.path, step] = mass[:, queries[OUTPUT]].cpu()
+            self._rows[call.tap, step] = mass[:, call.queries.output].cpu()
 
-    def _roles_of(
-        self, call: AttentionCall, key: torch.Tensor, queries: Spans, keys: Spans
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _roles_of(self, call: JointCall) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Averages over query roles (B, 5, Sq), one-hot key roles (B, Sk, M), and tokens of each key role (B, 5)."""
-        batch, device = call.query.shape[0], call.query.device
+        batch, device, key, queries, keys = call.query.shape[0], call.query.device, call.key, call.queries, call.keys
         on_query = torch.zeros(batch, 5, call.query.shape[2], device=device)
         on_key = torch.zeros(batch, 5, key.shape[2], device=device)
-        for role in (TEXT, OUTPUT, REFERENCE):
+        for role in Role:
             on_query[:, role, queries[role]] = 1.0
             on_key[:, role, keys[role]] = 1.0
         if self._known is not None:
             inside = self._known.to(device)
-            if inside.shape != (batch, queries[OUTPUT].stop - queries[OUTPUT].start):
+            if inside.shape != (batch, queries.output.stop - queries.output.start):
                 raise UVRError(
-                    f"masks: expected one patch each for ({batch}, {queries[OUTPUT].stop - queries[OUTPUT].start}) "
+                    f"masks: expected one patch each for ({batch}, {queries.output.stop - queries.output.start}) "
                     f"output patches, got {tuple(inside.shape)}"
                 )
-            for on, span in ((on_query, queries[OUTPUT]), (on_key, keys[OUTPUT])):
+            for on, span in ((on_query, queries.output), (on_key, keys.output)):
                 on[:, LOCATED, span], on[:, REST, span] = inside.float(), (~inside).float()
-        if call.attn_mask is not None:
-            hidden = ~_seen_keys(call, key)
+        if call.mask is not None:
+            hidden = ~_seen_keys(call)
             on_key.masked_fill_(hidden[:, None], 0.0)
             if call.query.shape[2] == key.shape[2]:  # what nobody reads is no token, and does not count as a reader
                 on_query.masked_fill_(hidden[:, None], 0.0)
@@ -327,12 +328,12 @@ class _Recorder:
         return share, counts
 
 
-def _seen_keys(call: AttentionCall, key: torch.Tensor) -> torch.Tensor:
+def _seen_keys(call: JointCall) -> torch.Tensor:
     """(B, Sk) bool: the keys that some query may read."""
-    assert call.attn_mask is not None
-    mask = as_4d(call.attn_mask, call.query, key)
+    mask = call.mask
+    assert mask is not None
     seen = mask if mask.dtype == torch.bool else mask.float().exp() > 0
-    return seen.any(1).any(1).expand(call.query.shape[0], key.shape[2])
+    return seen.any(1).any(1).expand(call.query.shape[0], call.keys.tokens)
 
 
 def _role(name: str) -> int:

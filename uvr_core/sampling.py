@@ -17,7 +17,7 @@ from .errors import UnsafeContent, UVRError
 from .validators import count
 
 if TYPE_CHECKING:
-    from .report import Report
+    from .engine.report import Report
 
 
 class Attached(Protocol):

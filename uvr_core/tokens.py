@@ -51,3 +51,11 @@ class TokenSpans:
         """How many tokens have that role."""
         span = self[role]
         return int(span.stop - span.start)
+
+    def with_text(self, tokens: int) -> TokenSpans:
+        """The same axis with another number of text tokens."""
+        longer = tokens - self.count(Role.TEXT)
+        moved = 0 if self.text.start else longer  # image tokens before the text stay where they are
+        output, reference = (slice(s.start + moved, s.stop + moved) for s in (self.output, self.reference))
+        text = slice(self.text.start, self.text.start + tokens)
+        return TokenSpans(self.tokens + longer, text, output, reference)

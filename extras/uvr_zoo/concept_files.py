@@ -17,7 +17,7 @@ import torch
 
 import uvr_core
 from uvr_core import ConceptBank
-from uvr_core.regulator import find_adapter
+from uvr_core.engine.lookup import find_adapter
 
 from . import judge
 from .recipes import RECIPES

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 import uvr_core
+from uvr_core.engine.report import Finding
 from uvr_core.files import to_json, write_whole
-from uvr_core.report import Finding
 from uvr_core.sampling import Sampling
 
 from . import concepts, judge

@@ -10,8 +10,10 @@ import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from rig import MASK, PATCHES, PIPELINES, reference
 
-from uvr_core.seam import AttentionCall
-from uvr_core.session import Session
+from uvr_core.adapter import Adapter, Layout
+from uvr_core.intercept import forwards
+from uvr_core.intercept.calls import AttentionCall
+from uvr_core.intercept.intervention import Intervention
 
 
 @attrs.define
@@ -21,15 +23,16 @@ class Witness:
     edited: int = 0
     worst: float = 0.0
 
-    def check(self, session: Session, call: AttentionCall, stock: torch.Tensor, edited: torch.Tensor) -> None:
+    def check(
+        self, layout: Layout, adapter: Adapter, call: AttentionCall, stock: torch.Tensor, edited: torch.Tensor
+    ) -> None:
         if torch.equal(edited, stock):
             return
-        keys, queries, layout = call.key.shape[2], call.query.shape[2], session.layout
-        assert layout is not None
+        keys, queries = call.key.shape[2], call.query.shape[2]
         assert layout.output == PATCHES
-        assert session.output_first
-        text = slice(layout.image, keys) if session.image_at == "start" else slice(0, keys - layout.image)
-        first = 0 if session.image_at == "start" else queries - layout.image
+        assert adapter.output_first
+        text = slice(layout.image, keys) if adapter.image_at == "start" else slice(0, keys - layout.image)
+        first = 0 if adapter.image_at == "start" else queries - layout.image
         rows = first + MASK[1].flatten().nonzero().flatten()
         q, k, v = call.query[-1][:, rows].double(), call.key[-1][:, text].double(), call.value[-1][:, text].double()
         logits = q @ k.mT * (q.shape[-1] ** -0.5 if call.scale is None else call.scale)
@@ -48,17 +51,18 @@ class Witness:
 
 @pytest.fixture
 def witness(monkeypatch: pytest.MonkeyPatch) -> Witness:
-    """Sees what every session makes of every call."""
-    found, stock = Witness(), Session.on_call
+    """Sees what is made of every call of every run."""
+    witness, stock = Witness(), forwards.intervene
 
-    def on_call(self: Session, call: AttentionCall) -> torch.Tensor | None:
-        output = call.output.clone()
-        edited = stock(self, call)
-        found.check(self, call, output, call.output if edited is None else edited)
+    def intervene(call: AttentionCall, intervention: Intervention, adapter: Adapter) -> torch.Tensor | None:
+        output, forward = call.output.clone(), intervention.run.forward
+        edited = stock(call, intervention, adapter)
+        if forward is not None:
+            witness.check(forward.layout, adapter, call, output, call.output if edited is None else edited)
         return edited
 
-    monkeypatch.setattr(Session, "on_call", on_call)
-    return found
+    monkeypatch.setattr(forwards, "intervene", intervene)
+    return witness
 
 
 @pytest.fixture(autouse=True)

@@ -20,9 +20,9 @@ from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 import uvr_core
 from uvr_core import PluginError, plugins
 from uvr_core.cli import main
+from uvr_core.engine.lookup import find_adapter
 from uvr_core.hookspecs import hookimpl
 from uvr_core.plugins import Registry, discover
-from uvr_core.regulator import find_adapter
 
 
 def by_hand(kind: str, targets: Mapping[str, Any]) -> Registry:

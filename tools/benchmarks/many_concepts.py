@@ -16,8 +16,10 @@ from PIL import Image
 
 import uvr_core
 from uvr_core import Calibration, ConceptBank
+from uvr_core.engine.readings import features as features_of
 from uvr_core.fit.moments import Moments, whitened_direction
 from uvr_core.fit.scores import best_threshold
+from uvr_core.intercept.calls import JointCall
 from uvr_core.ops.masks import ring_of
 from uvr_evaluation.render import interval
 from uvr_evaluation.statistics import rate
@@ -61,12 +63,10 @@ def quick_banks(pipe: Any, pool: int, checks: int) -> dict[str, ConceptBank]:
     for _, prompts, seeds in in_batches(scenes_for("flux", pool, first=FIRST_SEED, styles=style, **options)):
         features: dict[int, torch.Tensor] = {}
 
-        def record(
-            path: str, step: int, sigma: float, x: torch.Tensor, into: dict[int, torch.Tensor] = features
-        ) -> None:
-            into[step], sigmas[step] = x.clone(), sigma
+        def read(call: JointCall, into: dict[int, torch.Tensor] = features) -> None:
+            into[call.forward.step], sigmas[call.forward.step] = features_of(call).clone(), call.forward.sigma
 
-        with uvr_core.attach(pipe) as reg, reg.recording(record, (PROBE,)):
+        with uvr_core.attach(pipe) as reg, reg.recording(read, (PROBE,)):
             images = draw(pipe, prompts, [IMAGE_SEED + s for s in seeds])
         for name, members in made.items():
             inside = judge().locate(images, members, (8, 8)).numpy()

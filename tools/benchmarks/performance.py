@@ -85,13 +85,13 @@ def attention(plan: Plan, length: int) -> dict[str, Any]:
     """{variant: ratio to the stock call, rows, peak bytes in units of q} of one attention call."""
     a = Attention.make(plan.size, plan.patches(length), plan.device, plan.dtype)
     mask = torch.from_numpy(blob(a.layout.grid, BAR_SHARE, 1)).flatten().to(plan.device)
-    works: dict[str, Any] = {"idle": a.session(policy("uvr"), None)[0]}
+    works: dict[str, Any] = {"idle": a.regulation(policy("uvr"), None)[0]}
     rows: dict[str, int] = {"idle": 0}
     longest = length == max(plan.lengths)
     for name in LONG if longest else sorted(set(registry().names("policy")) - set(FREE)):
         for share in SHARES if name == "uvr" or (name == "selective" and not longest) else (BAR_SHARE,):
             title = f"{name} {share:.0%}"
-            works[title], rows[title] = a.session(policy(name), share)
+            works[title], rows[title] = a.regulation(policy(name), share)
     variants = {"stock": plain(a.stock)}
     variants |= {t: plain(lambda s=s: a.edit(s, a.stock())) for t, s in works.items()}
     if _fits(plan, length):
@@ -127,7 +127,7 @@ def editing(plan: Plan) -> dict[str, Any]:
     patches = plan.patches(min(plan.lengths)) if plan.quick else 1024
     a = Attention.make(plan.size, patches, plan.device, plan.dtype, references=1)
     names = ("uvr", "selective", "uvr-released")
-    works = {f"{name} {BAR_SHARE:.0%}": a.session(policy(name), BAR_SHARE) for name in names}
+    works = {f"{name} {BAR_SHARE:.0%}": a.regulation(policy(name), BAR_SHARE) for name in names}
     variants = {"stock": plain(a.stock)}
     variants |= {t: plain(lambda s=s: a.edit(s, a.stock())) for t, (s, _) in works.items()}
     taken = interleaved(variants, plan.turns, plan.device)
@@ -235,17 +235,17 @@ def measure_growth(plan: Plan) -> dict[str, Any]:
         return {name: {"seconds": statistics.median(t), "range": [min(t), max(t)]} for name, t in taken.items()}
 
     uvr = policy("uvr")
-    result["concepts"] = probing((1, 5, 20), lambda n: a.session(uvr, None, concepts=n)[0])
-    result["anchors"] = probing((1, 100, 10_000), lambda n: a.session(uvr, None, anchors=n)[0])
+    result["concepts"] = probing((1, 5, 20), lambda n: a.regulation(uvr, None, concepts=n)[0])
+    result["anchors"] = probing((1, 100, 10_000), lambda n: a.regulation(uvr, None, anchors=n)[0])
     for kind in ("concepts", "anchors"):
         tell(f"  probe block, {kind}:", {n: f"{1e3 * row['seconds']:.2f} ms" for n, row in result[kind].items()})
     result["batch"] = {}
     for batch in (1, 2) if plan.quick else (1, 2, 4, 8):
         b = Attention.make(plan.size, plan.patches(min(plan.lengths)), plan.device, plan.dtype, batch=batch)
-        session, _ = b.session(uvr, BAR_SHARE)
-        variants = {"stock": plain(b.stock), "uvr": plain(lambda b=b, s=session: b.edit(s, b.stock()))}
+        regulation, _ = b.regulation(uvr, BAR_SHARE)
+        variants = {"stock": plain(b.stock), "uvr": plain(lambda b=b, s=regulation: b.edit(s, b.stock()))}
         row = ratio(interleaved(variants, 2 * plan.turns, plan.device), "uvr")
-        row["peak"] = peak_bytes(functools.partial(b.edit, session, b.stock()), plan.device) / b.unit
+        row["peak"] = peak_bytes(functools.partial(b.edit, regulation, b.stock()), plan.device) / b.unit
         result["batch"][str(batch)] = row
         show(f"batch {batch}, peak {row['peak']:.2f} q", row)
     return result

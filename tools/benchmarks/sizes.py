@@ -14,11 +14,19 @@ import torch.nn.functional as F
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
 import uvr_core
+from uvr_adapters.flux import FLUX
 from uvr_core.adapter import Layout
+from uvr_core.engine.lookup import masks_of
+from uvr_core.engine.plan import ConceptPlan
+from uvr_core.engine.regulation import Regulation
+from uvr_core.intercept.calls import AttentionCall
+from uvr_core.intercept.forwards import intervene
+from uvr_core.intercept.guidance import Part
+from uvr_core.intercept.ledger import Forward, Run
+from uvr_core.intercept.taps import rebind
+from uvr_core.ops.masks import ring_of
 from uvr_core.plugins import registry
 from uvr_core.protocols import CORE, RING
-from uvr_core.seam import AttentionCall, rebind
-from uvr_core.session import Rule, Session
 from uvr_plugins.detectors import Anchor, Oracle
 
 SIGMA = 0.9  # inside every policy's window
@@ -105,47 +113,58 @@ class Attention:
     def call(self, path: str, output: torch.Tensor) -> AttentionCall:
         return AttentionCall(path, self.query, self.key, self.value, output, None, None)
 
-    def session(
-        self, rule_policy: Any, share: float | None, *, concepts: int = 1, anchors: int = 4
-    ) -> tuple[Session, int]:
-        """A session that has seen its probe block and is about to see the block `next`; the rows it regulates.
+    def regulation(
+        self, policy: Any, share: float | None, *, concepts: int = 1, anchors: int = 4
+    ) -> tuple[Regulation, int]:
+        """A regulation that has seen its probe block and is about to see the block `next`; the rows it regulates.
 
         Args:
             share: of output patches, ring included; None: nothing is ever located (anchors, NEVER).
         """
         model = uvr_core.Fingerprint("FluxTransformer2DModel", 2, self.size.heads, self.size.head_dim)
-        ring, margin = getattr(rule_policy, "ring", 1), getattr(rule_policy, "margin", 0)
-        mask = blob(self.layout.grid, share or 0.0, ring)
-        masks = np.repeat(mask[None], len(self.query), 0)
-        detector = Anchor() if share is None else Oracle(masks)
+        masks = masks_of(policy)
+        mask = blob(self.layout.grid, share or 0.0, masks.ring)
+        detector = Anchor() if share is None else Oracle(np.repeat(mask[None], len(self.query), 0))
         more = {"anchors/next": torch.randn(1, self.size.width)}
-        rules = [
-            Rule(
-                bank(model, "probe", anchors, f"concept {number}", **more), detector, rule_policy, detector.name,
-                rule_policy.name, "probe", (1.0, 0.0), NEVER if share is None else 0.0,
-                NEVER if share is None else 0.0, ring=ring, margin=margin,
+        needs_uncond = bool(getattr(policy, "needs_unconditional", False))
+        plan = [
+            ConceptPlan(
+                bank(model, "probe", anchors, f"concept {number}", **more),
+                detector,
+                policy,
+                detector.name,
+                policy.name,
+                "probe",
+                (1.0, 0.0),
+                NEVER if share is None else 0.0,
+                NEVER if share is None else 0.0,
+                masks=masks,
+                exact=share is not None,
+                needs_uncond=needs_uncond,
             )
             for number in range(concepts)
-        ]  # fmt: skip
-        session = Session(rules, ("probe", "next"), every_pass=True)
+        ]
+        run = Run(("probe", "next"))
+        regulation = Regulation(run, FLUX, plan, lambda report, grid: None)
         output = self.stock()
-        branches = ("uncond", "cond") if getattr(rule_policy, "needs_unconditional", False) else (None,)
-        for branch in branches:
-            session.branch = branch
-            session.begin_forward(self.layout, torch.tensor([SIGMA]))
+        names: tuple[Any, ...] = ("uncond", "cond") if needs_uncond else ("all",)
+        for name in names:
+            step, number, sigma = run.next_forward(torch.tensor([SIGMA]), self.layout)
+            run.open(Forward(step, number, self.layout, sigma, len(self.query), (Part(name),)))
             for path in ("probe", "next"):
-                session.enter(path)
-                if path == "probe" or branch == "uncond":
-                    session.on_call(self.call(path, output.clone()))
-                    session.leave(path)
-            if branch == "uncond":
-                session.end_forward()
-        found = session._tracks[0].device if session._tracks else None
-        return session, 0 if found is None else int((found.core | found.ring)[0].sum())
+                run.enter(path)
+                if path == "probe" or name == "uncond":
+                    intervene(self.call(path, output.clone()), regulation, FLUX)
+                    run.leave()
+            if name == "uncond":
+                run.close()
+        finding = regulation.report().findings[0]
+        wide = ring_of(finding.core, masks.ring) | finding.core if finding.located else finding.core
+        return regulation, int(wide.sum())
 
-    def edit(self, session: Session, output: torch.Tensor) -> torch.Tensor:
-        """What the session makes of a stock output, which it may write into."""
-        edited = session.on_call(self.call("next", output))
+    def edit(self, regulation: Regulation, output: torch.Tensor) -> torch.Tensor:
+        """What the regulation makes of a stock output, which it may write into."""
+        edited = intervene(self.call("next", output), regulation, FLUX)
         return output if edited is None else edited
 
     def materialised(self, row_class: torch.Tensor) -> torch.Tensor:

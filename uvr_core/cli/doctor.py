@@ -36,7 +36,7 @@ def doctor(ctx: click.Context, model: str | None, adapter: str | None, matrix: b
         raise click.UsageError("Missing argument 'MODEL'.", ctx)
     check_registered("adapter", adapter)
     transformer, cls, config = _find(model)
-    from ..regulator import find_adapter
+    from ..engine.lookup import find_adapter
 
     try:
         known = find_adapter(transformer if transformer is not None else _blank(cls), adapter)

@@ -122,7 +122,7 @@ def _carry_out(task: _Task, prompts: Sequence[Prompt], sources: Sequence[Any] | 
         _check_kind(pipe, sources is not None)
         texts = [prompt.text for prompt in prompts]
         sampling = Sampling(texts, settings.seeds(prompts), {"image": sources}, call, settings.batch)
-        plan = {"policy": task.policy, "detector": task.detector, "threshold": task.threshold}
+        plan: dict[str, Any] = {"policy": task.policy, "detector": task.detector, "threshold": task.threshold}
         with uvr_core.attach(pipe, settings.adapter, concepts=banks, **plan) as reg:
             with load.running(pipe):
                 images = _draw(sampling, pipe, reg, stage, counter(show, "generating", len(prompts)))
@@ -182,7 +182,7 @@ def _report(
         "pipeline": type(pipe).__name__,
         "adapter": reg.adapter.name,
         "taps": len(reg.taps),
-        "concepts": [_describe(rule) for rule in reg.rules],
+        "concepts": [_describe(concept) for concept in reg.plan],
         "settings": {**load.facts(pipe, task.settings), "policy": task.policy, "call": call},
         "versions": output.versions(),
         "images": images,

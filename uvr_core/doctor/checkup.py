@@ -10,8 +10,8 @@ import attrs
 from torch import nn
 
 from ..adapter import Adapter
+from ..engine.attach import attach
 from ..errors import ConformanceError, UVRError
-from ..regulator import attach
 from ..testing import Conformance, check_adapter
 from ..testing.inputs import TinyInputs
 from ..testing.tiny import example_of, small_model

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import UnsupportedRuntime, UVRError
-from ..seam import AttentionCall
+from ..intercept.calls import AttentionCall
 from ..testing.adapter.record import moved_patches, record
 from ..testing.example import Example, Size
 from ..testing.inputs import TEXT, Kind, TinyInputs, time_scale

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from ..concepts import ConceptBank
+from ..engine.attach import attach
+from ..engine.regulator import Regulator
 from ..errors import UVRError
-from ..regulator import Regulator, attach
 from ..sampling import Sampling, nonblank
 from .gather import Gathered
 from .record import default_probes, recorded

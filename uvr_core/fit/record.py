@@ -10,8 +10,11 @@ import attrs
 import numpy as np
 import torch
 
-from ..regulator import Regulator
+from ..engine import readings
+from ..engine.regulator import Regulator
+from ..intercept.calls import JointCall
 from ..sampling import Sampling
+from ..tokens import Role
 
 MAX_PROBES = 6
 
@@ -25,7 +28,7 @@ class Recorded:
         images, grid: see Drawn.
         features: {(path, step): (B, N, C) or (B, N, 2C) float32}, see Detector.scores.
         sigmas: the steps' noise levels.
-        text: {(path, step): ((B, T, C), (B, N, T))}, see Session.text_recorder; empty unless asked for.
+        text: {(path, step): ((B, T, C), (B, N, T))}, see engine.readings.text_features; empty unless asked for.
     """
 
     first: int
@@ -49,17 +52,18 @@ def recorded(
     sigmas: dict[int, float] = {}
     text: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def record(path: str, step: int, sigma: float, x: torch.Tensor) -> None:
-        features[path, step], sigmas[step] = x.detach().cpu(), sigma
-
-    def record_text(path: str, step: int, rows: torch.Tensor, mass: torch.Tensor) -> None:
-        text[path, step] = rows.detach().cpu(), mass.detach().cpu()
+    def read(call: JointCall) -> None:
+        key, sigmas[call.forward.step] = (call.tap, call.forward.step), call.forward.sigma
+        features[key] = readings.features(call).detach().cpu()
+        if with_text and call.queries.count(Role.TEXT):
+            rows, mass = readings.text_features(call)
+            text[key] = rows.detach().cpu(), mass.detach().cpu()
 
     @contextmanager
     def recording(batch: slice) -> Iterator[Regulator]:
         for records in (features, sigmas, text):
             records.clear()
-        with reg.recording(record, probes, record_text if with_text else None):
+        with reg.recording(read, probes):
             yield reg
 
     for drawn in sampling.draw(pipe, recording, progress):

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from .. import plugins
 from ..concepts import ConceptBank
+from ..engine.attach import attach
 from ..ops.evidence import Evidence, Scores
 from ..ops.masks import Mask
-from ..regulator import attach
 from ..sampling import Sampling
 from .record import recorded
 from .regions import MaskSource, mask_of

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 import attrs
 import torch
@@ -12,9 +11,7 @@ from ..adapter import Adapter, Layout
 from ..ops.attn_mask import as_4d
 from ..tokens import TokenSpans
 from .guidance import Part
-
-if TYPE_CHECKING:
-    from .ledger import Forward
+from .ledger import Forward
 
 
 @attrs.define(eq=False)
@@ -110,4 +107,4 @@ def joint_call(call: AttentionCall, adapter: Adapter, forward: Forward, part: Pa
     whole = JointCall(
         call.path, forward, part, queries, keys, call.query, call.key, call.value, call.output, mask, call.scale
     )
-    return whole if part.rows == slice(0, call.query.shape[0]) else whole.of_rows(part.rows)
+    return whole if part.rows is None else whole.of_rows(part.rows)

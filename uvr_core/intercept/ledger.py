@@ -23,7 +23,7 @@ class Forward:
         number: which forward of that step it is, 0 first.
         layout: where its image tokens lie.
         sigma: noise level, 1 = pure noise, 0 = clean.
-        batch: rows of its latents.
+        batch: rows of its latents, None if its arguments do not say.
         parts: the rows under each guidance condition; those that follow the prompt last.
         taps: how often each joint call ran.
     """
@@ -32,7 +32,7 @@ class Forward:
     number: int
     layout: Layout
     sigma: float
-    batch: int
+    batch: int | None
     parts: tuple[Part, ...]
     taps: Counter[str] = attrs.field(factory=Counter)
 

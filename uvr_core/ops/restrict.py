@@ -186,7 +186,7 @@ def _attend_biased(
     bias = log_weight[:, None].to(torch.promote_types(picked.dtype, torch.float32))  # (B, 1, R|1, Sk)
     if mask is not None:
         bias = bias.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else bias + mask
-    if rows.padded and bias.shape[2] > 1:
+    if rows.padded and bias.shape[2] == rows.width:
         bias = torch.where(rows.valid[:, None, :, None], bias, 0.0)
     bias = bias.to(picked.dtype)
     cut = bias.amax(dim=-1, keepdim=True) == -math.inf  # (B, H|1, R, 1); padding rows are all 0

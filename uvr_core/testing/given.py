@@ -11,8 +11,10 @@ import torch
 
 from ..adapter import Adapter
 from ..concepts import Calibration, ConceptBank
+from ..engine.attach import attach
+from ..engine.lookup import find_adapter, fingerprint
+from ..engine.regulator import Regulator
 from ..protocols import CallInfo, FlowEdit, Located, Policy, row_classes
-from ..regulator import Regulator, attach, find_adapter, fingerprint
 from .example import Size
 
 

@@ -10,9 +10,9 @@ import attrs
 import torch
 
 from ..adapter import Adapter
+from ..engine.lookup import find_adapter
 from ..errors import UnsafeContent
 from ..protocols import CallInfo, Direction, FlowEdit, Located, Policy
-from ..regulator import find_adapter
 from .example import Example
 from .given import Given, regulated
 from .suite import Conformance, expect, run_checks, skip_unless

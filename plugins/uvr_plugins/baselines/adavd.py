@@ -9,8 +9,9 @@ import attrs
 import torch
 from torch.nn import functional as F
 
+from uvr_core.intercept.calls import AttentionCall
+from uvr_core.intercept.taps import Taps
 from uvr_core.protocols import Request
-from uvr_core.seam import AttentionCall, Seam
 
 from .passes import (
     Arguments,
@@ -94,12 +95,12 @@ class UniAdaVD:
         guidance = guidance_of(pipe, request.call, adapter)
         state = _State(self, pipe.transformer, guidance, tokens.text, adapter.image_at == "start", Steps(adapter))
         state.layout = adapter.layout
-        seam = Seam(adapter.taps(pipe.transformer), state.observe, entered=state.moved, left=state.moved)
+        taps = Taps(adapter.taps(pipe.transformer), state.observe)
         try:
             with watching(pipe.transformer, before=state.before):
                 return generate(request)
         finally:
-            seam.remove()
+            taps.remove()
 
 
 @attrs.define(eq=False)
@@ -116,9 +117,6 @@ class _State:
     mode: str = ""
     image: int = 0
     values: dict[str, torch.Tensor] = attrs.field(factory=dict)
-
-    def moved(self, path: str) -> None:
-        pass
 
     @torch.no_grad()
     def before(self, arguments: Arguments) -> None:

@@ -11,10 +11,15 @@ import torch
 
 from uvr_core.adapter import Adapter, Layout
 from uvr_core.concepts import ConceptBank
+from uvr_core.engine.lookup import fingerprint, masks_of
+from uvr_core.engine.plan import ConceptPlan
+from uvr_core.engine.regulation import Regulation
+from uvr_core.intercept.calls import AttentionCall
+from uvr_core.intercept.forwards import intervene
+from uvr_core.intercept.guidance import parts_of
+from uvr_core.intercept.ledger import Forward, Run
+from uvr_core.intercept.taps import Taps
 from uvr_core.protocols import Policy, Request
-from uvr_core.regulator import fingerprint
-from uvr_core.seam import AttentionCall, Seam
-from uvr_core.session import Rule, Session, shape_of
 from uvr_plugins.policies import Selective
 
 from .passes import (
@@ -126,14 +131,12 @@ class ConceptAttention:
         words = (*words_of(request.subjects), *self.others)
         tokens = word_tokens(request, adapter, words)
         state = _state(self, request, adapter, tokens, words)
-        seam = Seam(
-            adapter.taps(pipe.transformer), state.observe, entered=state.session.enter, left=state.session.leave
-        )
+        taps = Taps(adapter.taps(pipe.transformer), state.observe)
         try:
             with watching(pipe.transformer, before=state.before, after=state.after):
                 return generate(request)
         finally:
-            seam.remove()
+            taps.remove()
 
 
 def _state(
@@ -145,25 +148,23 @@ def _state(
     first = next(iter(taps))
     maps: list[list[torch.Tensor]] = [[] for _ in request.subjects]
     policy = method.policy
-    rules = [
-        Rule(
+    plan = [
+        ConceptPlan(
             ConceptBank(subject.name, model, {}), _Map(found), policy, "concept-attention",
             getattr(policy, "name", type(policy).__name__), first, (1.0, 0.0), method.threshold, method.threshold,
-            min_patches=method.min_patches, **shape_of(policy),
+            min_patches=method.min_patches, masks=masks_of(policy),
         )
         for subject, found in zip(request.subjects, maps, strict=True)
     ]  # fmt: skip
     given = request.call.get("generator")
     generators = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
-    session = Session(
-        rules, tuple(taps), adapter.image_at, adapter.output_first, adapter.text_output,
-        tuple(g.initial_seed() for g in generators) or (0,), guidance=adapter.guidance,
-    )  # fmt: skip
+    model_run = Run(tuple(taps), tuple(g.initial_seed() for g in generators) or (0,))
+    regulation = Regulation(model_run, adapter, plan, lambda report, grid: None)
     members = [tuple(words.index(word) for word in subject.words) for subject in request.subjects]
     used = tuple(taps)[-max(1, round(method.last * len(taps))) :]
     guidance = guidance_of(pipe, request.call, adapter)
     return _State(
-        method, pipe.transformer, adapter, guidance, tokens, members, maps, session, frozenset(used),
+        method, pipe.transformer, adapter, guidance, tokens, members, maps, regulation, frozenset(used),
         Steps(adapter),
     )  # fmt: skip
 
@@ -179,7 +180,7 @@ class _State:
     tokens: WordTokens
     members: list[tuple[int, ...]]
     maps: list[list[torch.Tensor]]
-    session: Session
+    regulation: Regulation
     used: frozenset[str]
     steps: Steps
     layout: Layout | None = None
@@ -199,12 +200,15 @@ class _State:
         self.keeping = conditional and low <= self.steps.sigma <= high
         mask = conditional_part(arguments, self.guidance).get("encoder_hidden_states_mask")
         self.counted = None if mask is None else mask.bool()
-        self.session.halves = self.guidance.kind if self.guidance.kind in ("uc", "cu") else ""
-        self.session.begin_forward(self.layout, self.adapter.time(whole))
+        run, batched = self.regulation.run, self.guidance.kind in ("uc", "cu")
+        step, number, level = run.next_forward(self.adapter.time(whole), self.layout)
+        batch = len(arguments["hidden_states"])
+        parts = parts_of(self.adapter.guidance, batch, None, number, False, batched)
+        run.open(Forward(step, number, self.layout, level, batch, parts))
 
     @torch.no_grad()
     def after(self, arguments: Arguments, output: Any) -> None:
-        self.session.end_forward()
+        self.regulation.on_forward_end(self.regulation.run.close())
         if not self.keeping:
             return
         self.reading = True
@@ -220,7 +224,7 @@ class _State:
     def observe(self, call: AttentionCall) -> torch.Tensor | None:
         assert self.layout is not None
         if not self.reading:
-            edited = self.session.on_call(call)
+            edited = intervene(call, self.regulation, self.adapter)
             if self.keeping and call.query.shape[2] > self.layout.image:
                 output = call.output if edited is None else edited
                 output = output[self.guidance.conditional(len(output))]

@@ -14,9 +14,9 @@ import attrs
 import torch
 
 from uvr_core.adapter import Adapter
+from uvr_core.engine.lookup import find_adapter
 from uvr_core.errors import UnsupportedRuntime
 from uvr_core.protocols import ConceptTerms, Request
-from uvr_core.regulator import find_adapter
 from uvr_core.signatures import default_of, forward_arguments, takes
 
 Arguments = dict[str, Any]

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from driven import spied
 from fitting import BENIGN, OPTIONS, UNSAFE, drawn_masks
 from runner import Runner
 
 import uvr_core
 from uvr_core import UVRError, collect, load_concepts
+from uvr_core.engine.readings import features
 from uvr_core.ops.masks import ring_of
-from uvr_core.seam import AttentionCall
 
 
 def test_a_collected_bank_fits_the_model_and_says_where_it_came_from(bank: uvr_core.ConceptBank, tmp_path: Any) -> None:
@@ -61,7 +62,7 @@ def test_benign_prompts_change_the_direction_and_not_the_anchors(pipe: Any, bank
 def test_anchors_are_the_attention_outputs_under_the_mask(pipe: Any, bank: uvr_core.ConceptBank) -> None:
     seen: list[torch.Tensor] = []
     probe = bank.probes[1]
-    with uvr_core.attach(pipe) as reg, reg.recording(lambda path, step, sigma, x: seen.append(x), [probe]):
+    with uvr_core.attach(pipe) as reg, reg.recording(lambda call: seen.append(features(call)), [probe]):
         for start, prompts in ((0, UNSAFE[:3]), (3, UNSAFE[3:])):
             generators = [torch.Generator().manual_seed(start + i) for i in range(len(prompts))]
             pipe(prompts, generator=generators, **OPTIONS)
@@ -74,18 +75,13 @@ def test_tokens_are_the_attention_outputs_at_the_text_that_feeds_the_region(
     pipe: Any, bank: uvr_core.ConceptBank
 ) -> None:
     """By hand, with the attention matrix, from the calls as the model makes them."""
-    calls: list[AttentionCall] = []
     with uvr_core.attach(pipe) as reg:
-        seam = reg._seam
-        seam.observer = lambda call, stock=seam.observer: (calls.append(call), stock(call))[1]
-        for path, module in seam.taps.items():
-            module.processor = seam._originals.pop(path)
-            seam._seat(path, module)
+        calls = spied(reg)
         for start, prompts in ((0, UNSAFE[:3]), (3, UNSAFE[3:])):
             generators = [torch.Generator().manual_seed(start + i) for i in range(len(prompts))]
             pipe(prompts, generator=generators, **OPTIONS)
     for probe in bank.probes:
-        own = [call for call in calls if call.path == probe]  # 2 batches x 2 steps
+        own = [call for call, _ in calls if call.path == probe]  # 2 batches x 2 steps
         for step in range(2):
             means = []
             for batch, start in ((0, 0), (1, 3)):
@@ -120,7 +116,7 @@ def test_what_cannot_be_collected_is_refused(pipe: Any) -> None:
         collect(pipe, "weapon", prompts=UNSAFE[:1], masks=empty, generate=OPTIONS)
     with pytest.raises(UVRError, match="prompts: no prompts given"):
         collect(pipe, "weapon", prompts=["", " "], masks=empty, generate=OPTIONS)
-    assert not hasattr(type(pipe.transformer.transformer_blocks[0].attn.processor), "_uvr_seam"), "still attached"
+    assert not hasattr(type(pipe.transformer.transformer_blocks[0].attn.processor), "_uvr_taps"), "still attached"
 
 
 def test_collecting_leaves_the_pipeline_as_it_was() -> None:

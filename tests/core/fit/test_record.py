@@ -8,15 +8,24 @@ import torch
 from fitting import OPTIONS
 
 import uvr_core
+from uvr_core.engine.readings import features, text_features
 from uvr_core.fit.record import default_probes, recorded
+from uvr_core.intercept.calls import JointCall
 from uvr_core.sampling import Sampling
 
 
 def test_recording_the_text_changes_nothing_else(pipe: Any, bank: uvr_core.ConceptBank) -> None:
     probe, seen, text = bank.probes[0], [], []
     with uvr_core.attach(pipe) as reg:
-        for recorder in (None, lambda path, step, rows, mass: text.append((path, step, rows.shape, mass))):
-            with reg.recording(lambda path, step, sigma, x: seen.append(x), [probe], recorder):
+        for reads in (False, True):
+
+            def read(call: JointCall, reads: bool = reads) -> None:
+                seen.append(features(call))
+                if reads:
+                    rows, mass = text_features(call)
+                    text.append((call.tap, call.forward.step, rows.shape, mass))
+
+            with reg.recording(read, [probe]):
                 images = pipe("a cat", generator=torch.Generator().manual_seed(0), output_type="np", **OPTIONS).images
                 seen.append(torch.from_numpy(images))
     assert all(torch.equal(a, b) for a, b in zip(seen[:3], seen[3:], strict=True))

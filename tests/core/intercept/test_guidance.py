@@ -7,7 +7,7 @@ import pytest
 from uvr_core.errors import UVRError
 from uvr_core.intercept.guidance import Part, parts_of
 
-WHOLE, FIRST, SECOND = slice(0, 4), slice(0, 2), slice(2, 4)
+WHOLE, FIRST, SECOND = None, slice(0, 2), slice(2, 4)
 
 
 @pytest.mark.parametrize(

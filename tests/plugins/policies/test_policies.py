@@ -8,18 +8,20 @@ import attrs
 import numpy as np
 import pytest
 import torch
+from driven import Driven, plan_of
 from runner import PROBE, make_bank
 from scipy import ndimage
 from torch import Tensor
 
-import uvr_core.session
 from uvr_core import ConceptBank, ConceptMismatch, UnsafeContent, UVRError
 from uvr_core.adapter import Layout
+from uvr_core.engine import reweight
+from uvr_core.engine.plan import ConceptPlan
+from uvr_core.engine.withhold import Refusal
+from uvr_core.intercept.calls import AttentionCall
 from uvr_core.ops.noise import matched_noise
 from uvr_core.ops.rows import rows_of, take_rows
 from uvr_core.protocols import CORE, RING, STOCK, CallInfo, Detector, Direction, FlowEdit, Located, Policy, row_classes
-from uvr_core.seam import AttentionCall
-from uvr_core.session import Refusal, Rule, Session
 from uvr_plugins.detectors import Anchor, AnchorCosine, ConceptToken, Contrast, Oracle
 from uvr_plugins.policies import Block, Noise, Observe, Project, Redirect, Refuse, Selective, Uvr, UvrReleased
 
@@ -314,29 +316,20 @@ def flow(
     generator = torch.Generator().manual_seed(11)
     q, k, v = (torch.randn(3, 2, KEYS, 8, generator=generator) * 2 for _ in range(3))
     stock = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-    session = Session([rule(policy, bank)], ("a",), image_at, output_first, True, (4, 5, 6))
+    session = Driven([rule(policy, bank)], image_at, output_first, seeds=(4, 5, 6))
     layout = Layout(PATCHES + REFERENCE, PATCHES, GRID, references)
     edited = forward(session, AttentionCall("a", q, k, v, stock, None, None), sigma, layout)
     return q, k, v, stock, stock if edited is None else edited
 
 
-def rule(policy: Any, bank: ConceptBank | None = None, where: np.ndarray | None = None) -> Rule:
-    """A rule that locates the given masks in block "a"."""
-    oracle = Oracle(masks() if where is None else where)
-    return Rule(
-        bank or make_bank(), oracle, policy, "oracle", policy.name, "a", (1.0, 0.0), 0.0, 0.0,
-        ring=getattr(policy, "ring", 1), margin=getattr(policy, "margin", 0),
-    )  # fmt: skip
+def rule(policy: Any, bank: ConceptBank | None = None, where: np.ndarray | None = None) -> ConceptPlan:
+    """A plan that locates the given masks in block "a"."""
+    return plan_of(bank or make_bank(), Oracle(masks() if where is None else where), policy)
 
 
-def forward(session: Session, call: AttentionCall, sigma: float, layout: Layout) -> Tensor | None:
+def forward(session: Driven, call: AttentionCall, sigma: float, layout: Layout) -> Tensor | None:
     """One forward of a model whose only block is "a"."""
-    session.begin_forward(layout, torch.full((len(call.query),), sigma))
-    session.enter("a")
-    edited = session.on_call(call)
-    session.leave("a")
-    session.end_forward()
-    return edited
+    return session.forward(call, sigma, layout)
 
 
 def classes(policy: Any) -> Tensor:
@@ -464,7 +457,7 @@ def test_noise_blends_core_rows_with_seeded_noise(noise: Any) -> None:
     assert torch.equal((edited != stock).any(-1).any(1), full), "core rows and no others"
     rows = rows_of(full)
     old, new = take_rows(stock, rows), take_rows(edited, rows)
-    generators = Session([], ("a",), seeds=(4, 5, 6))._noise_generators(3)
+    generators = Driven([], seeds=(4, 5, 6)).regulation._generators(3)
     stats: dict[str, Any] = {} if noise == "matched" else {"mean": 0.0, "std": 1.0}
     expected = 0.25 * old.double() + 0.75 * matched_noise(old, rows, generators, **stats).double()
     for sample, count in enumerate(rows.counts):
@@ -581,14 +574,14 @@ LAYOUT = Layout(PATCHES + REFERENCE, PATCHES, GRID)
 @pytest.mark.parametrize("order", ["cond first", "uncond first", "unnamed"])
 def test_redirect_sees_the_text_of_the_last_unconditional_pass(image_at: str, masked: str, order: str) -> None:
     policy = Redirect()
-    session = Session([rule(policy)], ("a",), image_at)
+    session = Driven([rule(policy)], image_at)
     conds = [text_call(s, 5, image_at, masked=masked) for s in (1, 2)]
     unconds = [text_call(s, 3, image_at, masked=masked) for s in (3, 4)]
     edits = []
     for step, sigma in enumerate((1.0, 0.5)):
         passes = [("cond", conds[step]), ("uncond", unconds[step])]
         for name, call in passes[::-1] if order == "uncond first" else passes:
-            session.branch = None if order == "unnamed" else name
+            session.name = None if order == "unnamed" else name
             edited = forward(session, call, sigma, LAYOUT)
             if name == "cond":
                 edits.append(edited)
@@ -597,7 +590,7 @@ def test_redirect_sees_the_text_of_the_last_unconditional_pass(image_at: str, ma
     sources = unconds if order == "uncond first" else [None, unconds[0]]
     for call, edited, other in zip(conds, edits, sources, strict=True):
         assert_redirected(call, edited, other, image_at, policy)
-    held = session._unconditional["a"]
+    held = session.regulation._uncond._texts["a"]
     for tensor in (held.key, held.value):
         assert tensor.shape[2] == 3
         assert tensor.untyped_storage().nbytes() == tensor.numel() * 4, "nothing but the text is kept alive"
@@ -608,8 +601,7 @@ def test_redirect_sees_the_text_of_the_last_unconditional_pass(image_at: str, ma
 @pytest.mark.parametrize("image_at", ["start", "end"])
 def test_redirect_sees_the_other_half_of_the_batch(image_at: str, halves: str, masked: str) -> None:
     policy = Redirect()
-    session = Session([rule(policy)], ("a",), image_at, guidance=f"batched:{halves}")
-    session.halves = halves
+    session = Driven([rule(policy)], image_at, guidance=f"batched:{halves}", batched=True)
     whole = text_call(5, 4, image_at, batch=6, masked=masked)
     edited = forward(session, whole, 1.0, LAYOUT)
     assert edited is not None
@@ -627,14 +619,14 @@ def test_redirect_sees_the_other_half_of_the_batch(image_at: str, halves: str, m
 def test_redirect_uses_one_negative_prompt_for_all_samples_and_refuses_two_for_three() -> None:
     policy = Redirect()
     call, one, two = text_call(1, 5, "end"), text_call(2, 4, "end", batch=1), text_call(2, 4, "end", batch=2)
-    session = Session([rule(policy)], ("a",))
+    session = Driven([rule(policy)])
     for other in (one, two):
         forward(session, call, 1.0, LAYOUT)
         forward(session, other, 1.0, LAYOUT)
         if other is one:
             same = attrs.evolve(one, **{n: getattr(one, n).expand(3, -1, -1, -1) for n in ("query", "key", "value")})
             assert_redirected(call, forward(session, call, 0.5, LAYOUT), same, "end", policy)
-            session = Session([rule(policy)], ("a",))
+            session = Driven([rule(policy)])
         else:
             with pytest.raises(UVRError, match="unconditional pass holds 2 samples and the conditional one 3"):
                 forward(session, call, 0.5, LAYOUT)
@@ -646,7 +638,7 @@ def test_redirect_uses_one_negative_prompt_for_all_samples_and_refuses_two_for_t
 ])  # fmt: skip
 def test_redirect_without_guidance_raises_as_soon_as_that_is_known(guidance: str, every_pass: bool, step: int) -> None:
     policy, call = Redirect(), text_call(1, 5, "end")
-    session = Session([rule(policy)], ("a",), every_pass=every_pass, guidance=guidance)
+    session = Driven([rule(policy)], bare=every_pass, guidance=guidance)
     if step:
         assert_redirected(call, forward(session, call, 1.0, LAYOUT), None, "end", policy)  # the text is cut
     with pytest.raises(UVRError, match=rf"none before a at step {step}: turn guidance on"):
@@ -654,11 +646,11 @@ def test_redirect_without_guidance_raises_as_soon_as_that_is_known(guidance: str
 
 
 def test_nothing_is_remembered_for_policies_that_do_not_ask() -> None:
-    session = Session([rule(Block())], ("a",))
+    session = Driven([rule(Block())])
     for _ in range(2):
         forward(session, text_call(1, 5, "end"), 1.0, LAYOUT)
-    assert session.passes == [2]
-    assert not session._unconditional
+    assert session.run.passes == [2]
+    assert not session.regulation._uncond._texts
 
 
 # ---------------------------------------------------------------------------------------------- several concepts
@@ -672,10 +664,10 @@ def two_masks() -> tuple[np.ndarray, np.ndarray]:
     return one, two
 
 
-def together(*rules: Rule) -> tuple[AttentionCall, Tensor, Session]:
+def together(*rules: ConceptPlan) -> tuple[AttentionCall, Tensor, Driven]:
     """One call through a session of several rules."""
     call = text_call(21, TEXT, "end")
-    session = Session(list(rules), ("a",), seeds=(4, 5, 6))
+    session = Driven(list(rules), seeds=(4, 5, 6))
     edited = forward(session, call, 0.9, LAYOUT)
     return call, call.output if edited is None else edited, session
 
@@ -714,20 +706,20 @@ def test_a_policy_that_does_nothing_claims_nothing(idle: Any) -> None:
     _, alone, _ = together(rule(Block(), where=two))
     _, both, session = together(rule(idle, where=one), rule(Block(), where=two))
     assert torch.equal(both, alone)
-    assert [t.steps_regulated() for t in session._tracks] == [[0, 0, 0], [1, 0, 1]]
+    assert [t.steps_regulated() for t in session.states] == [[0, 0, 0], [1, 0, 1]]
 
 
 def test_refuse_refuses_for_a_concept_that_lies_under_another() -> None:
     _, two = two_masks()
     _, _, session = together(rule(Block(), where=two), rule(Refuse(instead="a picture"), where=two))
-    concept = session.rules[1].name
-    assert session.refusals == {0: Refusal(concept, 0, "a picture"), 2: Refusal(concept, 0, "a picture")}
+    concept = session.regulation.plan[1].name
+    assert session.regulation._refusals == {0: Refusal(concept, 0, "a picture"), 2: Refusal(concept, 0, "a picture")}
 
 
 def test_a_concept_that_is_wholly_claimed_is_reported_as_not_regulated() -> None:
     _, two = two_masks()
     _, _, session = together(rule(Block(), where=two), rule(Block(), where=two))
-    assert [t.steps_regulated() for t in session._tracks] == [[1, 0, 1], [0, 0, 0]]
+    assert [t.steps_regulated() for t in session.states] == [[1, 0, 1], [0, 0, 0]]
 
 
 def test_column_scales_multiply_and_leave_claimed_rows() -> None:
@@ -756,7 +748,7 @@ def test_column_scales_multiply_and_leave_claimed_rows() -> None:
     claimed = torch.zeros(3, KEYS, dtype=torch.bool)
     claimed[:, output] = mine
     expected = torch.where(claimed[:, None, :, None], first, both)
-    session = Session([rule(policy, where=one), rule(policy, where=two)], ("a",))
+    session = Driven([rule(policy, where=one), rule(policy, where=two)])
     edited = forward(session, call, 0.9, layout)
     assert edited is not None
     assert (edited.double() - expected).abs().max() < 5e-6
@@ -783,7 +775,7 @@ class Fixed:
         return FlowEdit(torch.zeros_like(rows) if self.nobody else rows, **self.fields)
 
 
-exact = uvr_core.session.restricted_rows
+exact = reweight.restricted_rows
 
 
 def factor(value: float) -> Tensor:
@@ -807,21 +799,20 @@ REAL: dict[str, Fixed] = {
 @pytest.mark.parametrize("kind", [*NEUTRAL, *REAL])
 def test_steps_are_counted_in_which_an_output_changed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other rounding in rows that are computed anew, here made sure of, is no change."""
-    monkeypatch.setattr(
-        uvr_core.session, "restricted_rows", lambda *args, **options: 1.000001 * exact(*args, **options)
-    )
+    monkeypatch.setattr(reweight, "restricted_rows", lambda *args, **options: 1.000001 * exact(*args, **options))
     policy = {**NEUTRAL, **REAL}[kind]
-    session = Session([rule(policy)], ("a",))
+    session = Driven([rule(policy)])
     for sigma in (1.0, 0.5):
         forward(session, text_call(1, TEXT, "end"), sigma, LAYOUT)
-    assert session._tracks[0].steps_regulated() == ([0, 0, 0] if kind in NEUTRAL else [2, 0, 2])
+    assert session.states[0].steps_regulated() == ([0, 0, 0] if kind in NEUTRAL else [2, 0, 2])
 
 
 def test_selective_counts_the_steps_in_which_a_token_was_chosen() -> None:
-    session = Session([rule(Selective(contrast=1e6, instruction_contrast=1e6, source_contrast=1e6, amplification=1.0))],
-                      ("a",))  # fmt: skip
+    session = Driven([
+        rule(Selective(contrast=1e6, instruction_contrast=1e6, source_contrast=1e6, amplification=1.0))
+    ])  # fmt: skip
     forward(session, text_call(1, TEXT, "end"), 1.0, LAYOUT)
-    assert session._tracks[0].steps_regulated() == [0, 0, 0]
+    assert session.states[0].steps_regulated() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(

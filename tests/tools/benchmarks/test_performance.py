@@ -16,15 +16,17 @@ import torch
 BENCHMARKS = Path(__file__).parents[3] / "tools" / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
+from driven import adapter_of  # noqa: E402
 from measure import counted, peak_bytes  # noqa: E402
 from performance_page import page  # noqa: E402
 from sizes import Attention, Size, Stack, blob, policy  # noqa: E402
 
 from uvr_core.adapter import Layout  # noqa: E402
+from uvr_core.engine.reweight import seen_keys  # noqa: E402
 from uvr_core.ops.restrict import log_weights, restricted_rows  # noqa: E402
 from uvr_core.ops.rows import rows_of, write_rows  # noqa: E402
 from uvr_core.protocols import CORE, RING  # noqa: E402
-from uvr_core.session import Session  # noqa: E402
+from uvr_core.tokens import TokenSpans  # noqa: E402
 
 CPU = torch.device("cpu")
 SMALL = Size(heads=12, head_dim=64, text=128, text_width=32)
@@ -214,8 +216,8 @@ def test_one_weight_for_all_rows_is_a_weight_per_row() -> None:
 def test_keys_that_are_cut_for_a_class_are_left_out(
     image_at: str, output_first: bool, factors: tuple[float, ...], seen: slice
 ) -> None:
-    session = Session((), ("a",), image_at, output_first)
-    assert session._seen(factors, 9, Layout(6, 4, (2, 2), ((1, 2),))) == seen
+    spans = TokenSpans.of(adapter_of(image_at, output_first), Layout(6, 4, (2, 2), ((1, 2),)), 9)
+    assert seen_keys(factors, spans) == seen
 
 
 # -- the script ------------------------------------------------------------------------------------------------

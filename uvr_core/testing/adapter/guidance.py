@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...regulator import attach
+from ...engine.attach import attach
+from ...engine.readings import features
 from ..example import Example
 from ..suite import CheckFailed, expect
 from .subject import Subject
@@ -44,7 +45,7 @@ class Guidance(Subject):
 
             def first_step(prompt: str, negative: str) -> torch.Tensor:
                 seen: list[torch.Tensor] = []
-                with reg.recording(lambda path, step, sigma, features: seen.append(features), [tap]):
+                with reg.recording(lambda call: seen.append(features(call)), [tap]):
                     stock(prompt, negative)
                 return seen[0]
 
@@ -83,7 +84,7 @@ class Guidance(Subject):
         seen: list[tuple[str, torch.Tensor]] = []
         with attach(run, self.adapter) as reg:
             tap = reg.taps[0]
-            with reg.recording(lambda path, step, sigma, features: seen.append((run.current, features)), [tap]):
+            with reg.recording(lambda call: seen.append((run.current, features(call))), [tap]):
                 run()
         return seen
 

@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import nn
 
-from ...regulator import attach
+from ...engine.attach import attach
 from ..example import Example
 from ..suite import expect, skip_unless
 from .subject import Subject

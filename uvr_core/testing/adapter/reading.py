@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from ...adapter import Layout
+from ...engine.attach import attach
 from ...errors import UnsupportedRuntime
-from ...regulator import attach
 from ...tokens import Role, TokenSpans
 from ..suite import expect
 from .record import record

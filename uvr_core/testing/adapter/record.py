@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...seam import AttentionCall, Seam
+from ...intercept.calls import AttentionCall
+from ...intercept.taps import Taps
 from ..example import Example, Size
 
 
@@ -20,11 +21,11 @@ def run_with(
     size: Size,
 ) -> torch.Tensor:
     """One forward -> (B, N, C). `on_call` sees every attention call of the modules, and may return another output."""
-    seam = Seam(modules, on_call, entered=lambda path: None, left=lambda path: None)
+    taps = Taps(modules, on_call)
     try:
         return example.run(arguments, size)
     finally:
-        seam.remove()
+        taps.remove()
 
 
 def record(

@@ -9,7 +9,7 @@ import attrs
 
 from ...adapter import Adapter, Layout
 from ...errors import TapNotFired
-from ...seam import AttentionCall
+from ...intercept.calls import AttentionCall
 from ..example import Example, Size
 from ..suite import expect
 from .record import record

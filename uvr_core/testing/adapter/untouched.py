@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ...regulator import Regulator
+from ...engine.regulator import Regulator
 from ..given import Edit, everywhere, regulated
 from ..suite import expect
 from .subject import Subject

@@ -10,8 +10,8 @@ import torch
 from conformance import FLUX, failed, nudge_output
 from tiny import example
 
-from uvr_core import session
-from uvr_core.regulator import Regulator
+from uvr_core.engine import reweight
+from uvr_core.engine.regulator import Regulator
 from uvr_core.testing import check_adapter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -20,17 +20,17 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def round_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that are computed anew come out a little large."""
 
-    def rounded(*arguments: Any, stock: Any = session.restricted_rows, **options: Any) -> torch.Tensor:
+    def rounded(*arguments: Any, stock: Any = reweight.restricted_rows, **options: Any) -> torch.Tensor:
         return stock(*arguments, **options) * 1.01
 
-    monkeypatch.setattr(session, "restricted_rows", rounded)
+    monkeypatch.setattr(reweight, "restricted_rows", rounded)
 
 
 def leave_hook(monkeypatch: pytest.MonkeyPatch) -> None:
     """Detaching leaves a hook behind."""
 
     def detach(self: Regulator, stock: Any = Regulator.detach) -> None:
-        next(self._transformer.modules()).register_forward_hook(lambda *_: None)
+        next(iter(self._interceptor.taps.modules.values())).register_forward_hook(lambda *_: None)
         stock(self)
 
     monkeypatch.setattr(Regulator, "detach", detach)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import attrs
 import numpy as np
 import numpy.typing as npt
 
-from .session import Session
+from ..intercept.ledger import Run
+from .locate import ConceptState
+from .withhold import Refusal
 
 Posture = Literal["regulate", "observe", "incomplete", "refused"]
 
@@ -112,28 +115,32 @@ class Report:
         return "\n".join(lines)
 
 
-def summarise(session: Session, posture: Posture | None = None) -> Report:
-    """The report of a session; posture None: of a whole one."""
+def summarise(run: Run, states: Sequence[ConceptState], refusals: Mapping[int, Refusal], posture: Posture) -> Report:
+    """The report of a run; concepts that were not looked for yet have no findings."""
     findings = []
-    for rule, track in zip(session.rules, session._tracks, strict=False):
-        regulated = track.steps_regulated()
-        for sample in range(len(track.core)):
-            core, refusal = track.core[sample], session.refusals.get(sample)
+    for state in states:
+        if not state.scores:
+            continue
+        plan, regulated = state.plan, state.steps_regulated()
+        for sample, core in enumerate(state.core):
+            refusal = refusals.get(sample)
             findings.append(
                 Finding(
-                    sample, rule.name, rule.detector_name, rule.policy_name, track.first_step[sample] is not None,
-                    track.best[sample], rule.threshold, track.first_step[sample], int(core.sum()),
-                    regulated[sample], core.copy(), track.from_source[sample],
-                    refusal is not None and refusal.concept == rule.name,
-                    np.max([scores[sample] for scores in track.scores], 0).reshape(core.shape),
+                    sample=sample,
+                    concept=plan.name,
+                    detector=plan.detector_name,
+                    policy=plan.policy_name,
+                    located=state.first_step[sample] is not None,
+                    score=state.best[sample],
+                    threshold=plan.threshold,
+                    first_step=state.first_step[sample],
+                    patches=int(core.sum()),
+                    steps_regulated=regulated[sample],
+                    core=core.copy(),
+                    from_source=state.from_source[sample],
+                    refused=refusal is not None and refusal.concept == plan.name,
+                    heat=np.max([scores[sample] for scores in state.scores], 0).reshape(core.shape),
                 )
-            )  # fmt: skip
-    active = any(rule.policy_name != "observe" for rule in session.rules)
-    return Report(
-        posture or ("regulate" if active else "observe"),
-        session.step + 1,
-        max(session.passes, default=0),
-        len(session.taps),
-        session.fired,
-        tuple(findings),
-    )
+            )
+    passes = max(run.passes, default=0)
+    return Report(posture, len(run.steps), passes, len(run.taps), run.fired, tuple(findings))

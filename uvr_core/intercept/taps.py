@@ -1,11 +1,11 @@
-"""The seam: makes joint attention visible and editable on stock models, one instance at a time.
+"""Taps: make joint attention visible and editable on stock models, one instance at a time.
 
 Every diffusers attention processor reaches one call, `dispatch_attention_fn` (batch, tokens, heads, dim) or
-`F.scaled_dot_product_attention` (batch, heads, tokens, dim), by a name in its module's globals. The seam gives each
-tapped module a processor whose `__call__` is the stock code object bound to a copy of those globals in which that
-one name is ours. No class is patched and nothing process-wide changes; the layer's identity sits in the closure.
+`F.scaled_dot_product_attention` (batch, heads, tokens, dim), by a name in its module's globals. Each
+tapped module gets a processor whose `__call__` is the stock code object bound to a copy of those globals in which
+that one name is ours. No class is patched and nothing process-wide changes; the layer's identity sits in the closure.
 A pre-hook on the module re-seats the processor when something (IP-Adapter, fused projections) replaced it, and
-an `always_call` hook counts the calls. See docs/design/seam.md for the alternatives and why not.
+an `always_call` hook counts the calls. See docs/design/taps.md for the alternatives and why not.
 """
 
 from __future__ import annotations
@@ -14,62 +14,19 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import attrs
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .errors import UnsupportedRuntime
+from ..errors import UnsupportedRuntime
+from .calls import AttentionCall
+from .hooks import Hook
+from .runtime import refuse_attention, refuse_tracing
 
 _DISPATCH = "dispatch_attention_fn"
 _SDPA = "scaled_dot_product_attention"
-# diffusers 0.42's attention backends: all softmax attention over every key, in one layout.
-_BACKENDS = frozenset({
-    "native", "_native_cudnn", "_native_efficient", "_native_flash", "_native_math", "_native_npu", "_native_xla",
-    "flex", "xformers", "flash", "flash_hub", "flash_varlen", "flash_varlen_hub", "flash_4_hub", "_flash_3",
-    "_flash_varlen_3", "_flash_3_hub", "_flash_3_varlen_hub", "aiter_fa2_hub", "sage", "sage_hub",
-    "sage_blackwell_hub", "sage_varlen", "_sage_qk_int8_pv_fp8_cuda", "_sage_qk_int8_pv_fp8_cuda_sm90",
-    "_sage_qk_int8_pv_fp16_cuda", "_sage_qk_int8_pv_fp16_triton",
-})  # fmt: skip
-
-
-@attrs.define(eq=False)
-class AttentionCall:
-    """One attention call as the stock model made it. All tensors (B, heads, tokens, head_dim).
-
-    `output` is the stock result, before the output projection.
-    """
-
-    path: str
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    output: torch.Tensor
-    attn_mask: torch.Tensor | None
-    scale: float | None
-
 
 Observer = Callable[[AttentionCall], torch.Tensor | None]
-
-
-class Hook:
-    """A forward hook of a regulated module. It can be neither copied nor pickled, and so neither can the module."""
-
-    def __init__(self, call: Callable[..., None]):
-        self._call = call
-
-    def __call__(self, *args: Any) -> None:
-        self._call(*args)
-
-    def __reduce_ex__(self, protocol: object) -> str:
-        raise uncopyable()
-
-
-def uncopyable() -> UnsupportedRuntime:
-    return UnsupportedRuntime(
-        "a regulated model cannot be copied or pickled: detach first, and attach to the copy (save_pretrained and "
-        "state_dict work while attached)"
-    )
 
 
 class _Functional:
@@ -104,9 +61,11 @@ def _copy(function: types.FunctionType, new_globals: dict[str, Any]) -> types.Fu
 
 
 def _redirect(
-    function: types.FunctionType, new_globals: dict[str, Any], replacements: Mapping[str, object],
+    function: types.FunctionType,
+    new_globals: dict[str, Any],
+    replacements: Mapping[str, object],
     seen: set[types.FunctionType],
-) -> bool:  # fmt: skip
+) -> bool:
     reached = False
     for name in function.__code__.co_names:
         current = function.__globals__.get(name)
@@ -127,11 +86,11 @@ def _redirect(
     return reached
 
 
-class Seam:
+class Taps:
     """Taps on a set of modules.
 
     Args:
-        taps: {path: attention module}.
+        modules: {path: attention module}.
         observer: called with every AttentionCall; returns None to leave the output as it is, or a new output
             (B, heads, tokens, head_dim). It must return None, quickly, when no run is active.
         entered, left: called with the path before and after each tapped module's forward; `left` also gets
@@ -139,14 +98,18 @@ class Seam:
     """
 
     def __init__(
-        self, taps: Mapping[str, nn.Module], observer: Observer, *, entered: Callable[[str], None],
-        left: Callable[[str], None],
-    ):  # fmt: skip
-        self.taps, self.observer, self._entered, self._left = dict(taps), observer, entered, left
+        self,
+        modules: Mapping[str, nn.Module],
+        observer: Observer,
+        *,
+        entered: Callable[[str], None] = lambda path: None,
+        left: Callable[[str], None] = lambda path: None,
+    ):
+        self.modules, self.observer, self._entered, self._left = dict(modules), observer, entered, left
         self._originals: dict[str, object] = {}
         self._handles: list[Any] = []
         try:
-            for path, module in self.taps.items():
+            for path, module in self.modules.items():
                 self._seat(path, module)
                 self._handles.append(module.register_forward_pre_hook(Hook(self._pre(path))))
                 self._handles.append(module.register_forward_hook(Hook(self._post(path)), always_call=True))
@@ -160,13 +123,13 @@ class Seam:
             handle.remove()
         self._handles.clear()
         for path, original in self._originals.items():
-            module = self.taps[path]
-            if getattr(type(module.processor), "_uvr_seam", None) is self:
+            module = self.modules[path]
+            if getattr(type(module.processor), "_uvr_taps", None) is self:
                 module.processor = original  # type: ignore[assignment]
         self._originals.clear()
 
     def _pre(self, path: str) -> Callable[..., None]:
-        refuse = torch.compiler.disable(_refuse_tracing)
+        refuse = torch.compiler.disable(refuse_tracing)
 
         def hook(module: nn.Module, args: object) -> None:
             if torch.compiler.is_compiling():
@@ -189,9 +152,9 @@ class Seam:
                 f"{path} ({type(module).__name__}) has no attention processor: UVR cannot see its attention"
             )
         kind = type(processor)
-        if getattr(kind, "_uvr_seam", None) is self:
+        if getattr(kind, "_uvr_taps", None) is self:
             return
-        if getattr(kind, "_uvr_seam", None) is not None:
+        if getattr(kind, "_uvr_taps", None) is not None:
             raise UnsupportedRuntime(f"{path} is already regulated by another attach(); detach that one first")
         # The new instance shares the old one's __dict__: settings made on either (an attention backend, say) hold
         # for both, so that they survive a detach.
@@ -208,20 +171,25 @@ class Seam:
         if rebound is None:
             raise UnsupportedRuntime(
                 f"{path}: processor {kind.__module__}.{kind.__qualname__} reaches no attention call that UVR can see "
-                f"(looked for {_DISPATCH} and F.{_SDPA}); use the stock processor, or write a seam for it"
+                f"(looked for {_DISPATCH} and F.{_SDPA}); use the stock processor, or a seam of your own"
             )
-        body = {name: rebound, "_uvr_seam": self, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        body = {name: rebound, "_uvr_taps": self, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
         return type(kind.__name__, (kind,), body)
 
-    # -- the two stock entry points, with the observer behind them
     def _sdpa(self, path: str) -> Callable[..., torch.Tensor]:
         observer = self.observer
 
         def scaled_dot_product_attention(
-            query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
-            dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, **kwargs: Any,
-        ) -> torch.Tensor:  # fmt: skip
-            _refuse(path, dropout_p, is_causal)
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            attn_mask: torch.Tensor | None = None,
+            dropout_p: float = 0.0,
+            is_causal: bool = False,
+            scale: float | None = None,
+            **kwargs: Any,
+        ) -> torch.Tensor:
+            refuse_attention(path, dropout_p, is_causal)
             output = F.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **kwargs
             )
@@ -236,18 +204,23 @@ class Seam:
         registry: Any = getattr(stock, "__globals__", {}).get("_AttentionBackendRegistry")
 
         def dispatch_attention_fn(
-            query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
-            dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, *args: Any, **kwargs: Any,
-        ) -> torch.Tensor:  # fmt: skip
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            attn_mask: torch.Tensor | None = None,
+            dropout_p: float = 0.0,
+            is_causal: bool = False,
+            scale: float | None = None,
+            *args: Any,
+            **kwargs: Any,
+        ) -> torch.Tensor:
             backend = kwargs.get("backend") or getattr(registry, "_active_backend", None)
-            _refuse(path, dropout_p, is_causal, kwargs.get("parallel_config"), backend)
+            refuse_attention(path, dropout_p, is_causal, kwargs.get("parallel_config"), backend)
             output: torch.Tensor = stock(query, key, value, attn_mask, dropout_p, is_causal, scale, *args, **kwargs)
             if attn_mask is not None and attn_mask.shape == (query.shape[0], key.shape[1]):
                 attn_mask = attn_mask[:, None, None, :]  # (batch, keys), as the backends read it
-            call = AttentionCall(
-                path, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), output.transpose(1, 2),
-                attn_mask, scale,
-            )  # fmt: skip
+            q, k, v, out = (tensor.transpose(1, 2) for tensor in (query, key, value, output))  # (B, heads, tokens, dim)
+            call = AttentionCall(path, q, k, v, out, attn_mask, scale)
             edited = observer(call)
             return output if edited is None else edited.transpose(1, 2)
 
@@ -257,26 +230,3 @@ class Seam:
 def _entry(kind: type) -> str:
     """The method in which a call of a processor ends: `forward` of a module that leaves __call__ to nn.Module."""
     return "forward" if issubclass(kind, nn.Module) and kind.__call__ is nn.Module.__call__ else "__call__"
-
-
-def _refuse_tracing(path: str) -> None:
-    raise UnsupportedRuntime(
-        f"{path} is called in a function under torch.compile; UVR does not regulate through torch.compile: run it "
-        "eagerly, or detach UVR"
-    )
-
-
-def _refuse(
-    path: str, dropout_p: float, is_causal: bool, parallel: object = None, backend: object = None
-) -> None:  # fmt: skip
-    if parallel is not None:
-        raise UnsupportedRuntime(
-            f"{path}: context parallel attention splits the token axis; run it on one device, or detach UVR"
-        )
-    if backend is not None and (name := str(getattr(backend, "value", backend))) not in _BACKENDS:
-        raise UnsupportedRuntime(
-            f"{path}: UVR does not know the attention backend {name!r}; take one it knows, as with "
-            'transformer.set_attention_backend("native"), or detach UVR'
-        )
-    if dropout_p or is_causal:
-        raise UnsupportedRuntime(f"{path}: attention with dropout or a causal mask is not an MM-DiT inference call")

@@ -1,0 +1,156 @@
+"""What one concept has shown in each image of a run so far: scores, evidence, core, ring."""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..errors import UVRError
+from ..intercept.calls import JointCall
+from ..ops.evidence import Evidence
+from ..ops.masks import core_of, grow_from, ring_of
+from ..protocols import Located, TellsOrigin
+from .plan import ConceptPlan
+from .readings import Compared
+
+
+@attrs.define(eq=False)
+class ConceptState:
+    """One concept in one run. `look` alone changes what was located.
+
+    Attributes:
+        plan: the concept's plan.
+        core: (B, H, W) bool, union over the window's steps.
+        first_step: step at which each image's concept was first located, or None.
+        best: per image, the largest min_patches-th patch score so far.
+        scores: evidence (B, N), one per scored step.
+        from_source: per image, whether the source shows the concept; None: not known (yet).
+        located: the masks on the device, None before anything is located.
+        compared: where a flow contrast is measured, as of `located`.
+        refused: the masks for which the policy refused.
+        changed: step -> (B,) bool on the device, the images in which an output was changed.
+    """
+
+    plan: ConceptPlan
+    core: npt.NDArray[np.bool_]
+    first_step: list[int | None]
+    best: list[float]
+    from_source: list[bool | None]
+    evidence: Evidence
+    scores: list[npt.NDArray[np.float32]] = attrs.field(factory=list)
+    located: Located | None = None
+    compared: Compared | None = None
+    refused: Located | None = None
+    changed: dict[int, torch.Tensor] = attrs.field(factory=dict)
+
+    @classmethod
+    def of(cls, plan: ConceptPlan, batch: int, grid: tuple[int, int]) -> ConceptState:
+        """Nothing located yet in `batch` images of (H, W) patches."""
+        nothing = np.zeros((batch, *grid), bool)
+        return cls(plan, nothing, [None] * batch, [-np.inf] * batch, [None] * batch, Evidence(plan.memory))
+
+    def steps_regulated(self) -> list[int]:
+        """Per image, the number of steps in which an output was changed. One host sync."""
+        if not self.changed:
+            return [0] * len(self.core)
+        steps: list[int] = torch.stack(list(self.changed.values())).sum(0).tolist()
+        return steps
+
+    def note_change(self, step: int, changed: torch.Tensor) -> None:
+        """(B,) bool, on the device: in which images an edit of this step changed the output."""
+        self.changed[step] = self.changed[step] | changed if step in self.changed else changed
+
+    def due(self, call: JointCall) -> bool:
+        """Whether the concept is looked for in this call."""
+        high, low = self.plan.window
+        return self.plan.probe == call.tap and low <= call.forward.sigma <= high
+
+    def look(self, call: JointCall, tokens: torch.Tensor) -> None:
+        """Score the call's output patches and add what is located to the masks. One host sync.
+
+        Args:
+            tokens: the call's `features`.
+
+        Raises:
+            UVRError: the detector gave no scores, or NaN or Inf.
+        """
+        plan = self.plan
+        scores = plan.detector.scores(tokens, call.forward.sigma, plan.bank, plan.probe)
+        if not isinstance(scores, torch.Tensor) or scores.shape != tokens.shape[:2]:
+            shape = f"scores of shape {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else repr(scores)
+            raise UVRError(
+                f"detector {plan.detector_name!r} returned {shape}, expected a tensor {tuple(tokens.shape[:2])}"
+            )
+        if self._add(scores.float().cpu().numpy(), call.forward.step):
+            self._tell_origin(tokens, call)
+            self._upload(call)
+
+    def _add(self, scores: npt.NDArray[np.float32], step: int) -> bool:
+        """Add this step's scores to the masks; whether anything was located."""
+        plan = self.plan
+        if np.isnan(scores).any() or (np.isposinf(scores).any() and not plan.exact):
+            raise UVRError(
+                f"concept {plan.name!r}: NaN or Inf in the score of {plan.probe} at step {step}; the run is "
+                "broken (overflow in half precision?) and UVR cannot vouch for the image"
+            )
+        scores = self.evidence.add(scores)
+        self.scores.append(scores)
+        changed = False
+        for sample, row in enumerate(scores):
+            self.best[sample] = max(self.best[sample], float(np.sort(row)[-plan.min_patches]))
+            core = self._core_of(row.reshape(self.core.shape[1:]), self.first_step[sample] is not None)
+            if not core.any():
+                continue
+            if self.first_step[sample] is None:
+                self.first_step[sample] = step
+            self.core[sample] |= core
+            changed = True
+        return changed
+
+    def _core_of(self, scores: npt.NDArray[np.float32], located_before: bool) -> npt.NDArray[np.bool_]:
+        """(H, W) bool: the patches of one image's scores that count."""
+        plan, hits = self.plan, scores >= self.plan.threshold
+        if hits.sum() < plan.min_patches and not located_before:
+            return np.zeros_like(hits)
+        wanted = scores >= plan.grow
+        if plan.grow > plan.threshold and wanted.sum() >= plan.min_patches:
+            hits = wanted
+        if plan.exact:
+            return hits
+        weights = np.nan_to_num(scores, neginf=-1e4, posinf=1e4)
+        return core_of(grow_from(hits, wanted), weights, mass_ratio=plan.masks.mass_ratio)
+
+    def _tell_origin(self, tokens: torch.Tensor, call: JointCall) -> None:
+        """Ask where a concept comes from, in the step in which it is located first: later ones are regulated."""
+        plan, step = self.plan, call.forward.step
+        fresh = [sample for sample, first in enumerate(self.first_step) if first == step]
+        if not fresh or not call.layout.references or not isinstance(plan.detector, TellsOrigin):
+            return
+        core = torch.from_numpy(self.core.reshape(len(self.core), -1)).to(tokens.device)
+        origin = plan.detector.origin(tokens, core, call.forward.sigma, plan.bank, plan.probe)
+        if origin is None:
+            return
+        told = origin.float().cpu().numpy()
+        for sample in fresh:
+            self.from_source[sample] = not told[sample] <= 0  # NaN: fail closed
+
+    def _upload(self, call: JointCall) -> None:
+        """The masks, to the device."""
+        plan, device = self.plan, call.query.device
+        core = np.stack([mask | ring_of(mask, plan.masks.margin) for mask in self.core])
+        ring = np.stack([ring_of(wide, plan.masks.ring) for wide in core])
+        inside, near = (torch.from_numpy(mask.reshape(len(mask), -1)).to(device) for mask in (core, ring))
+        source = torch.tensor([told is not False for told in self.from_source], device=device)
+        self.compared = Compared.of(core, ring, device)
+        self.located = Located(
+            inside,
+            near,
+            call.layout.grid,
+            call.forward.sigma,
+            call.forward.step,
+            plan.window,
+            source if call.layout.references else None,
+            plan.name,
+        )

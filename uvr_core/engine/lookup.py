@@ -1,0 +1,151 @@
+"""From names and objects to what a run needs: the adapter, and a plan per concept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from .. import plugins
+from ..adapter import Adapter
+from ..concepts import Calibration, ConceptBank, Fingerprint
+from ..errors import (
+    AdapterMismatch,
+    AdapterNotFound,
+    ConceptMismatch,
+    PluginError,
+    UVRError,
+    did_you_mean,
+)
+from ..protocols import Detector, MaskOptions, Policy
+from .plan import ConceptPlan
+
+
+def fingerprint(transformer: nn.Module, modules: Mapping[str, nn.Module]) -> Fingerprint:
+    """Class, block count, heads and head size of a transformer."""
+    config: Mapping[str, Any] = getattr(transformer, "config", {})
+    first = next(iter(modules.values()))
+    heads: Any = config.get("num_attention_heads") or getattr(first, "heads", 0)
+    size: Any = config.get("attention_head_dim") or getattr(first, "head_dim", 0)
+    if not size and heads:  # Lumina 2 gives its width alone
+        size = getattr(first, "inner_dim", 0) // heads
+    return Fingerprint(type(transformer).__name__, len(modules), int(heads), int(size))
+
+
+def find_adapter(model: object, adapter: str | Adapter | None = None) -> Adapter:
+    """The adapter of that name, or the one that recognises the model.
+
+    Raises:
+        AdapterNotFound: unknown name, or nothing recognises the model; names what is nearest.
+        AdapterMismatch: the named adapter is for another class.
+        PluginError: the named adapter does not load, or several recognise the model. Without a name, an adapter
+            that does not load is a warning that names its plugin (strict: this error).
+    """
+    registry = plugins.registry()
+    if isinstance(adapter, Adapter):
+        match = adapter
+    elif adapter is None:
+        match = _recognising(model)
+    else:
+        known = registry.names("adapter")
+        if adapter not in known:
+            raise AdapterNotFound(f"unknown adapter {adapter!r}{did_you_mean(adapter, known)}")
+        match = registry.get("adapter", adapter)
+    if not match.recognises(model):
+        raise AdapterMismatch(f"adapter {match.name!r} is for {match.model}, the model is a {type(model).__name__}")
+    return match
+
+
+def _recognising(model: object) -> Adapter:
+    """The registered adapter nearest to the model's class."""
+    registry = plugins.registry()
+    known, adapters = registry.names("adapter"), registry.resolve_all("adapter")
+    kind, line = type(model).__name__, [cls.__name__ for cls in type(model).__mro__]
+    matching: dict[str, Adapter] = {name: adapter for name, adapter in adapters.items() if adapter.recognises(model)}
+    if not matching:
+        skipped = ", ".join(repr(name) for name in known if name not in adapters)
+        raise AdapterNotFound(
+            f"no adapter recognises {kind}{did_you_mean(kind, {a.model for a in adapters.values()})} "
+            + (f"Skipped, because they do not load: {skipped}. " if skipped else "")
+            + "Pass adapter=..., or port the model: CONTRIBUTING.md, 'Add a model in 20 lines'"
+        )
+    distance = {name: line.index(a.model) if a.model in line else len(line) for name, a in matching.items()}
+    nearest = [name for name in matching if distance[name] == min(distance.values())]  # a subclass before its base
+    if len(nearest) > 1:
+        claims = ", ".join(f"{name!r} of plugin {known[name][1]!r}" for name in nearest)
+        raise PluginError(f"several adapters recognise {kind}: {claims}; pass adapter=..., or uninstall one")
+    return matching[nearest[0]]
+
+
+def make_plan(
+    bank: ConceptBank,
+    policy: object,
+    detector: object,
+    threshold: float | None,
+    adapter: Adapter,
+    transformer: nn.Module,
+) -> ConceptPlan:
+    """Resolve names and calibration of one concept.
+
+    Raises:
+        UVRError: the detector or policy lacks its method.
+        ConceptMismatch: no threshold for this detector.
+        PluginError: an unknown name.
+    """
+    registry, calibration = plugins.registry(), bank.calibration
+    if detector is None:
+        detector = calibration.detector if calibration else "anchor"
+    finder, remedy = registry.make("detector", detector), registry.make("policy", policy)
+    if not isinstance(finder.object, Detector):
+        raise UVRError(f"detector {finder.name!r} has no scores(features, sigma, bank, probe) method")
+    if not isinstance(remedy.object, Policy):
+        raise UVRError(f"policy {remedy.name!r} has no edit(located, call) method")
+    fixed = getattr(finder.object, "threshold", None)
+    same = calibration if calibration is not None and finder.name == calibration.detector else None
+    if threshold is None:
+        threshold = float(fixed) if fixed is not None else _calibrated(bank, same, finder.name)
+    return ConceptPlan(
+        bank,
+        finder.object,
+        remedy.object,
+        finder.name,
+        remedy.name,
+        probe=calibration.probe if calibration else (bank.probes or adapter.probe_paths(transformer))[0],
+        window=calibration.window if calibration and (same or fixed is None) else (1.0, 0.0),
+        threshold=threshold,
+        grow=same.grow if same and same.grow is not None else threshold,
+        min_patches=same.min_patches if same else 1,
+        memory=same.memory if same else 0.0,
+        masks=masks_of(remedy.object),
+        exact=bool(getattr(finder.object, "exact", False)),
+        acts=bool(getattr(remedy.object, "acts", remedy.name != "observe")),
+        needs_uncond=bool(getattr(remedy.object, "needs_unconditional", False)),
+    )
+
+
+def _calibrated(bank: ConceptBank, calibration: Calibration | None, detector: str) -> float:
+    """The threshold of a calibration for this detector."""
+    if calibration is not None:
+        return calibration.threshold
+    was = f"calibrated for {bank.calibration.detector!r}" if bank.calibration else "not calibrated"
+    raise ConceptMismatch(
+        f"concept {bank.name!r} is {was} and detector {detector!r} needs a threshold: run `uvr calibrate`, "
+        "or pass threshold="
+    )
+
+
+def masks_of(policy: object) -> MaskOptions:
+    """How a policy wants located patches shaped; what it does not say is as MaskOptions has it."""
+    options = {name: getattr(policy, name) for name in ("ring", "margin", "mass_ratio") if hasattr(policy, name)}
+    return MaskOptions(**options)
+
+
+def check_plan(plan: ConceptPlan, model: Fingerprint, taps: Sequence[str]) -> None:
+    """Raise ConceptMismatch unless the concept was made for this model and its probe is one of the taps."""
+    plan.bank.fingerprint.check(model, f"concept {plan.name!r}")
+    if plan.probe not in taps:
+        raise ConceptMismatch(
+            f"concept {plan.name!r}: probe {plan.probe!r} is no joint attention block of the model"
+            f"{did_you_mean(plan.probe, taps)}"
+        )

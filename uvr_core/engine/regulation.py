@@ -1,0 +1,166 @@
+"""The intervention of one run: each concept is looked for, and its policy's edit carried out, in order of rank."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import torch
+
+from ..adapter import Adapter
+from ..errors import UnsafeContent, UVRError
+from ..intercept.calls import JointCall
+from ..intercept.intervention import Intervention
+from ..intercept.ledger import Forward, Run
+from ..protocols import CallInfo
+from ..tokens import Role
+from .apply import Edits
+from .finite import Finite
+from .locate import ConceptState
+from .plan import ConceptPlan
+from .readings import Reader, contrast, direction, features
+from .report import Posture, Report, summarise
+from .uncond import UncondText
+from .withhold import Refusal, without_refused
+
+HandedOut = Callable[[Report, tuple[int, int] | None], None]
+
+
+class Regulation(Intervention):
+    """Locates and restricts in one run. A patch that an earlier concept's policy edits in a call is not edited by a
+    later one's.
+
+    Args:
+        run: the run.
+        adapter: the model's.
+        plan: the concepts, in order of rank.
+        handed_out: called with the report and the (H, W) of a generation whose images may leave; with a report alone
+            where all are refused.
+        reader: shown the calls of the taps in `read_taps`.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        adapter: Adapter,
+        plan: Sequence[ConceptPlan],
+        handed_out: HandedOut,
+        reader: Reader | None = None,
+        read_taps: frozenset[str] = frozenset(),
+    ):
+        super().__init__(run)
+        self.plan, self._handed_out = tuple(plan), handed_out
+        self._reader, self._read_taps = reader, read_taps
+        self._shown = read_taps | {concept.probe for concept in plan}  # taps whose output somebody may have kept
+        self.sees_uncond = any(concept.needs_uncond for concept in plan)
+        self._uncond = UncondText(adapter.guidance)
+        self._finite = Finite(plan)
+        self._states: list[ConceptState] = []
+        self._refusals: dict[int, Refusal] = {}
+        self._noise: list[torch.Generator] = []
+        self._batch = 0
+
+    def on_call(self, call: JointCall) -> torch.Tensor | None:
+        """Locate and restrict in one call; returns its new output, None where it stands or was written into."""
+        if not call.part.follows_prompt:
+            self._uncond.remember(call)
+            return None
+        if not self._states:
+            self._batch = len(call.query)
+            self._states = [ConceptState.of(concept, self._batch, call.layout.grid) for concept in self.plan]
+        if self._reader is not None and call.tap in self._read_taps:
+            self._reader(call)
+        if due := [state for state in self._states if state.due(call)]:
+            tokens = features(call)
+            for state in due:
+                state.look(call, tokens)
+        return self._restrict(call)
+
+    def _restrict(self, call: JointCall) -> torch.Tensor | None:
+        if all(state.located is None for state in self._states):
+            return None
+        edits = Edits(call, call.tap not in self._shown, self._uncond, self._generators, self._finite)
+        for state in self._states:
+            if state.located is None or state.compared is None or state.refused is state.located:
+                continue
+            located = attrs.evolve(state.located, sigma=call.forward.sigma, step=call.forward.step)
+            try:
+                edit = state.plan.policy.edit(located, _info(call, state))
+            except UnsafeContent as error:
+                if not self._withhold(error, state.plan):
+                    raise
+                state.refused, edit = state.located, None
+            if edit is not None:
+                state.note_change(call.forward.step, edits.carry_out(edit, state.plan.policy_name))
+        return None if edits.output is call.output else edits.output  # None also where it was written into
+
+    def _withhold(self, error: UnsafeContent, plan: ConceptPlan) -> bool:
+        """Note which images a policy refuses; whether the others can still be returned without them."""
+        refusal = Refusal(plan.name, len(self.run.steps) - 1, getattr(plan.policy, "instead", None))
+        for sample in error.samples:
+            self._refusals.setdefault(sample, refusal)
+        return bool(error.samples) and not self.run.bare and len(self._refusals) < self._batch
+
+    def _generators(self, batch: int) -> list[torch.Generator]:
+        """One CPU generator per image, seeded apart from the pipeline's own."""
+        seeds = self.run.seeds
+        while len(self._noise) < batch:
+            index = len(self._noise)
+            seed = seeds[index] if index < len(seeds) else seeds[-1] + index - len(seeds) + 1
+            self._noise.append(torch.Generator().manual_seed((seed * 2654435761 + 97) % 2**63))
+        return self._noise[:batch]
+
+    def on_forward_end(self, forward: Forward) -> None:
+        """Nobody can withhold what a bare transformer gave: its edits are checked at once."""
+        if self.run.bare:
+            self._finite.check()
+
+    def on_end(self, result: Any) -> Any:
+        """What may be handed out of a pipeline's result.
+
+        Raises:
+            UVRError: an edit gave NaN or Inf, or a concept was never looked for.
+            UnsafeContent: no image may leave, or the result does not say which is which.
+        """
+        self._finite.check()
+        looked_for = {state.plan.name for state in self._states if state.scores}
+        for concept in self.plan:
+            if concept.name not in looked_for:
+                raise self._never_looked_for(concept)
+        result = without_refused(result, self._refusals, self._batch, len(self.run.steps) - 1)
+        self._handed_out(self.report(), self.run.layout.grid if self.run.layout else None)
+        return result
+
+    def _never_looked_for(self, concept: ConceptPlan) -> UVRError:
+        (high, low), sigmas = concept.window, self.run.sigmas
+        return UVRError(
+            f"concept {concept.name!r} was never looked for: its window is noise levels {high:.3g} to "
+            f"{low:.3g}, the run went from {sigmas[0]:.3g} to {sigmas[-1]:.3g}; "
+            "calibrate it for this schedule (fewer steps, image-to-image); the images are withheld"
+        )
+
+    def on_error(self, error: BaseException) -> None:
+        """A generation that is refused whole still says why."""
+        if isinstance(error, UnsafeContent):
+            self._handed_out(self.report("refused"), None)
+
+    def report(self, posture: Posture | None = None) -> Report:
+        """The account so far; posture None: of a whole run."""
+        acts = any(concept.acts for concept in self.plan)
+        return summarise(self.run, self._states, self._refusals, posture or ("regulate" if acts else "observe"))
+
+
+def _info(call: JointCall, state: ConceptState) -> CallInfo:
+    """What a policy may ask of the call; contrasts are computed when asked for, once."""
+    assert state.compared is not None
+    of_keys = functools.cache(functools.partial(contrast, call, state.compared))
+    return CallInfo(
+        call.tap,
+        call.keys.count(Role.TEXT),
+        call.keys.count(Role.REFERENCE),
+        lambda: of_keys()[:, call.keys.text],
+        lambda: of_keys()[:, call.keys.reference],
+        functools.partial(direction, call, state.plan.bank),
+    )

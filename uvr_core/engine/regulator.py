@@ -1,0 +1,111 @@
+"""What the user holds while a model is regulated."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from ..adapter import Adapter
+from ..intercept.interceptor import Interceptor
+from ..intercept.ledger import Run
+from .lookup import check_plan, fingerprint
+from .plan import ConceptPlan
+from .readings import Reader
+from .regulation import Regulation
+from .report import Report
+
+
+class _Thread(threading.local):
+    """What one thread's last generation told. It goes with the regulator."""
+
+    report: Report | None = None
+
+
+class Regulator:
+    """A model under regulation. Made by `attach`; use as a context manager or call `detach`.
+
+    Attributes:
+        adapter: the Adapter in force.
+        taps: paths of the joint attention blocks, in order of execution.
+        plan: one ConceptPlan per concept, in order of rank.
+        fingerprint: what concept banks must have been made for.
+        last_grid: (H, W) of the output patches in the last finished generation.
+    """
+
+    def __init__(self, model: Any, transformer: nn.Module, adapter: Adapter, plan: Sequence[ConceptPlan]):
+        self.adapter, self.plan = adapter, tuple(plan)
+        modules = adapter.taps(transformer)
+        self.taps = tuple(modules)
+        self.fingerprint = fingerprint(transformer, modules)
+        for concept in self.plan:
+            check_plan(concept, self.fingerprint, self.taps)
+        self._bare = model is transformer
+        self._thread = _Thread()
+        self._last_report: Report | None = None
+        self.last_grid: tuple[int, int] | None = None
+        self._reader: Reader | None = None
+        self._read_taps: frozenset[str] = frozenset()
+        self._interceptor = Interceptor(transformer, adapter, self._begin, None if self._bare else model)
+        self.attached = True
+
+    def detach(self) -> None:
+        """Restore the model and pipeline exactly. Idempotent."""
+        if self._bare and self.attached and self._interceptor.intervention is not None:
+            self._keep_report(self.report)
+        self._interceptor.remove()
+        self.attached = False
+
+    def __enter__(self) -> Regulator:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.detach()
+
+    @property
+    def report(self) -> Report | None:
+        """What ran: the last generation of this thread, else of any; None before the first, and if it broke off.
+
+        Attached to a bare transformer, a generation ends when the noise level rises again; `report` then shows
+        the generation in progress.
+        """
+        regulation = self._interceptor.intervention
+        if self._bare and isinstance(regulation, Regulation):
+            return regulation.report("incomplete")
+        return self._thread.report or self._last_report
+
+    def reset(self) -> None:
+        """Forget the generation in progress. Only needed when a bare transformer is driven by hand and a new
+        generation starts at a noise level no higher than the last one's (one-step sampling, say)."""
+        self._interceptor.forget()
+
+    @contextmanager
+    def recording(self, reader: Reader, taps: Sequence[str] = ()) -> Iterator[None]:
+        """Hand joint calls to `reader(call)` before anything is changed in them, in generations begun meanwhile.
+
+        Args:
+            reader: called with the JointCall of the rows that follow the prompt; what it may be asked is in
+                `uvr_core.engine.readings`.
+            taps: paths of the blocks whose calls it gets; none: all.
+        """
+        self._reader, self._read_taps = reader, frozenset(taps or self.taps)
+        try:
+            yield
+        finally:
+            self._reader, self._read_taps = None, frozenset()
+
+    def _begin(self, run: Run) -> Regulation:
+        if not self._bare:
+            self._keep_report(None)  # a call that breaks off must not show what an earlier one located
+        return Regulation(run, self.adapter, self.plan, self._handed_out, self._reader, self._read_taps)
+
+    def _handed_out(self, report: Report, grid: tuple[int, int] | None) -> None:
+        self._keep_report(report)
+        self.last_grid = grid or self.last_grid
+
+    def _keep_report(self, report: Report | None) -> None:
+        self._thread.report = report
+        self._last_report = report

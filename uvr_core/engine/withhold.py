@@ -1,0 +1,49 @@
+"""Which images stay back, and what stands in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from ..errors import UnsafeContent
+
+
+@attrs.frozen
+class Refusal:
+    """Why an image is withheld: the concept, the scheduler step, and what to put in its place."""
+
+    concept: str
+    step: int
+    placeholder: Any = None
+
+
+def without_refused(result: Any, refusals: Mapping[int, Refusal], batch: int, step: int) -> Any:
+    """A pipeline's result with the refused images replaced; arrays and tensors become lists, to hold None.
+
+    Args:
+        result: a tuple whose first entry are the images, or an object with `images`.
+        refusals: by image.
+        batch: images of the run.
+        step: its last step.
+
+    Raises:
+        UnsafeContent: the result does not say which image is which.
+    """
+    if not refusals:
+        return result
+    images = result[0] if isinstance(result, tuple) else getattr(result, "images", None)
+    if images is None or len(images) != batch:
+        raise UnsafeContent(
+            f"{len(refusals)} of {batch} images are refused and the pipeline's result "
+            f"({type(result).__name__}) does not say which is which; none is returned",
+            concept=next(iter(refusals.values())).concept,
+            samples=tuple(sorted(refusals)),
+            step=step,
+        )
+    kept = [refusals[i].placeholder if i in refusals else image for i, image in enumerate(images)]
+    if isinstance(result, tuple):
+        return (kept, *result[1:])
+    result.images = kept
+    return result

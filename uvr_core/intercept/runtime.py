@@ -1,0 +1,116 @@
+"""What else may be switched on beside us: transparent, or refused by name with the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from ..errors import UnsupportedRuntime
+
+# diffusers 0.42's attention backends: all softmax attention over every key, in one layout.
+_BACKENDS = frozenset({
+    "native", "_native_cudnn", "_native_efficient", "_native_flash", "_native_math", "_native_npu", "_native_xla",
+    "flex", "xformers", "flash", "flash_hub", "flash_varlen", "flash_varlen_hub", "flash_4_hub", "_flash_3",
+    "_flash_varlen_3", "_flash_3_hub", "_flash_3_varlen_hub", "aiter_fa2_hub", "sage", "sage_hub",
+    "sage_blackwell_hub", "sage_varlen", "_sage_qk_int8_pv_fp8_cuda", "_sage_qk_int8_pv_fp8_cuda_sm90",
+    "_sage_qk_int8_pv_fp16_cuda", "_sage_qk_int8_pv_fp16_triton",
+})  # fmt: skip
+# Hooks of diffusers that change neither what is computed nor how often.
+_HARMLESS_HOOKS = frozenset({"hooks", "group_offloading", "layerwise_casting"})
+
+
+def refuse_forward(transformer: nn.Module, taps: Sequence[str]) -> None:
+    """Before each forward: what is on now that no count of taps would tell.
+
+    Raises:
+        UnsupportedRuntime: torch.compile, layer skipping, or a split over devices.
+    """
+    along = list(_along(transformer, taps))
+    refuse_compiled(along)
+    _refuse_skipping(along)
+    if (parallel := getattr(transformer, "_parallel_config", None)) is not None:
+        raise UnsupportedRuntime(
+            f"{type(parallel).__name__}: context parallel splits the tokens and tensor parallel the heads that UVR "
+            "must see together; run the transformer on one device, or detach UVR"
+        )
+
+
+def _along(transformer: nn.Module, taps: Sequence[str]) -> Iterator[nn.Module]:
+    """The transformer and every module on the way to a tap, as they are now."""
+    yield transformer
+    seen: dict[str, nn.Module] = {"": transformer}
+    for path in taps:
+        parent = ""
+        for name in path.split("."):
+            here = f"{parent}.{name}" if parent else name
+            if here not in seen:
+                seen[here] = getattr(seen[parent], name)
+                yield seen[here]
+            parent = here
+
+
+def refuse_compiled(modules: Iterable[nn.Module]) -> None:
+    """Raise UnsupportedRuntime if one of the modules is compiled."""
+    for module in modules:
+        compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        if compiled or hasattr(module.forward, "_torchdynamo_orig_callable"):
+            raise UnsupportedRuntime(
+                f"{type(getattr(module, '_orig_mod', module)).__name__} is compiled; UVR does not regulate through "
+                "torch.compile: attach to the uncompiled model and run it eagerly, or detach UVR"
+            )
+
+
+def refuse_tracing(path: str) -> None:
+    """Raise UnsupportedRuntime: a tapped module runs under torch.compile."""
+    raise UnsupportedRuntime(
+        f"{path} is called in a function under torch.compile; UVR does not regulate through torch.compile: run it "
+        "eagerly, or detach UVR"
+    )
+
+
+def _refuse_skipping(modules: Iterable[nn.Module]) -> None:
+    """Layer skipping may leave an attention call in place and make it return its values: no count would tell."""
+    for module in modules:
+        registry = module.__dict__.get("_diffusers_hook")
+        if registry is not None and any(type(h).__module__.endswith(".layer_skip") for h in registry.hooks.values()):
+            raise UnsupportedRuntime(
+                f"{type(module).__name__} has a layer_skip hook of diffusers, which may replace its attention by "
+                "something that UVR cannot tell from it: remove it, or detach UVR"
+            )
+
+
+def skipping(transformer: nn.Module, kwargs: Mapping[str, Any]) -> list[str]:
+    """Names of what is switched on that skips attention."""
+    names = {"skip_layers (skip-layer guidance)"} if kwargs.get("skip_layers") else set()
+    for module in transformer.modules():
+        hooks: Mapping[str, object] = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+        names |= {type(hook).__module__.rpartition(".")[2] for hook in hooks.values()} - _HARMLESS_HOOKS
+    return sorted(names)
+
+
+def refuse_attention(
+    path: str, dropout_p: float, is_causal: bool, parallel: object = None, backend: object = None
+) -> None:
+    """Raise UnsupportedRuntime for an attention call that is no MM-DiT inference call on a known backend."""
+    if parallel is not None:
+        raise UnsupportedRuntime(
+            f"{path}: context parallel attention splits the token axis; run it on one device, or detach UVR"
+        )
+    if backend is not None and (name := str(getattr(backend, "value", backend))) not in _BACKENDS:
+        raise UnsupportedRuntime(
+            f"{path}: UVR does not know the attention backend {name!r}; take one it knows, as with "
+            'transformer.set_attention_backend("native"), or detach UVR'
+        )
+    if dropout_p or is_causal:
+        raise UnsupportedRuntime(f"{path}: attention with dropout or a causal mask is not an MM-DiT inference call")
+
+
+def refuse_split_batch(path: str, rows: int, batch: int | None) -> None:
+    """Raise UnsupportedRuntime if an attention call holds other rows than its forward."""
+    if batch is not None and rows != batch:
+        raise UnsupportedRuntime(
+            f"{path}: attention over {rows} samples in a forward of {batch}; a feature that splits "
+            "the batch is on (FasterCache, perturbed-attention guidance): disable it, or detach UVR"
+        )
