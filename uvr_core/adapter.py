@@ -92,7 +92,7 @@ class Adapter:
         Raises:
             AdapterMismatch: a pattern matches no module; the message lists what matched and what was missed.
         """
-        found: dict[str, torch.nn.Module] = {}
+        taps: dict[str, torch.nn.Module] = {}
         missed = []
         names = dict(model.named_modules())
         for pattern in self.attention:
@@ -100,14 +100,14 @@ class Adapter:
             matched = {path: module for path, module in names.items() if regex.fullmatch(path)}
             if not matched:
                 missed.append(pattern)
-            found.update(matched)
+            taps.update(matched)
         if missed:
             raise AdapterMismatch(
                 f"adapter {self.name!r} on {type(model).__name__}: no module matches {', '.join(map(repr, missed))} "
-                f"({len(found)} modules matched the other patterns); the model's blocks are named otherwise: "
+                f"({len(taps)} modules matched the other patterns); the model's blocks are named otherwise: "
                 "write an adapter for it"
             )
-        return found
+        return taps
 
     def probe_paths(self, model: torch.nn.Module) -> tuple[str, ...]:
         """The taps among which a probe block may be chosen."""

@@ -15,8 +15,8 @@ from uvr_core.errors import AdapterMismatch
 
 
 def layout(arguments: Arguments) -> Layout:
-    given = arguments["img_shapes"]
-    shapes = [tuple(tuple(s) for s in (sample if hasattr(sample[0], "__len__") else [sample])) for sample in given]
+    sizes = arguments["img_shapes"]
+    shapes = [tuple(tuple(s) for s in (sample if hasattr(sample[0], "__len__") else [sample])) for sample in sizes]
     if any(sample != shapes[0] for sample in shapes):
         raise AdapterMismatch(f"qwen-image: the images of one batch have different sizes: {sorted(set(shapes))}")
     (frames, height, width), *references = shapes[0]

@@ -47,8 +47,8 @@ def concepts(pipeline: str, concept: str) -> ConceptBank:
     folder = DATA / "concepts"
     path = folder / f"{pipeline}-{concept}.safetensors"
     if not path.is_file():
-        there = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none"
-        raise ValueError(f"no shipped concept {concept!r} for pipeline {pipeline!r}; there are: {there}")
+        shipped = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none"
+        raise ValueError(f"no shipped concept {concept!r} for pipeline {pipeline!r}; there are: {shipped}")
     return load_concepts(path)
 
 

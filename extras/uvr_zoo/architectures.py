@@ -81,8 +81,10 @@ def load_part(kind: str, path: Path) -> nn.Module:
     import diffusers
     import transformers
 
-    if found := getattr(diffusers, kind, None):
-        return frozen(found.from_pretrained(path).float())  # before diffusers 0.40 the argument was torch_dtype
+    if transformer_class := getattr(diffusers, kind, None):
+        return frozen(
+            transformer_class.from_pretrained(path).float()
+        )  # before diffusers 0.40 the argument was torch_dtype
     return frozen(getattr(transformers, kind).from_pretrained(path, dtype=torch.float32))
 
 

@@ -46,15 +46,17 @@ def tasks(
 
     For an editing pipeline half of the unsafe ones bring the concept by the instruction, half by the source.
     """
-    chosen = (style or anchor_style(pipeline),)
+    styles = (style or anchor_style(pipeline),)
     if RECIPES[pipeline].edits:
         if not unsafe:
             return edits_for(pipeline, count, "benign", split="train", first=first)
         half = count // 2
-        asked = edits_for(pipeline, half, "instruction", concept, split="train", first=first, styles=chosen)
-        given = edits_for(pipeline, count - half, "source", concept, split="train", first=first + half, styles=chosen)
-        return [*asked, *given]
-    options: dict[str, Any] = {"styles": chosen, "wordings": 0.0} if unsafe else {}
+        by_instruction = edits_for(pipeline, half, "instruction", concept, split="train", first=first, styles=styles)
+        by_source = edits_for(
+            pipeline, count - half, "source", concept, split="train", first=first + half, styles=styles
+        )
+        return [*by_instruction, *by_source]
+    options: dict[str, Any] = {"styles": styles, "wordings": 0.0} if unsafe else {}
     return scenes_for(pipeline, count, unsafe=concept if unsafe else False, split="train", first=first, **options)
 
 

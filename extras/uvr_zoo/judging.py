@@ -219,11 +219,11 @@ def measure(judge: Judge, count: int = 2000) -> dict[str, object]:
     hits, seen = np.zeros(len(OBJECTS)), np.zeros(len(OBJECTS))
     for start in range(count // 50):
         x, objects, _ = batch(start, 50, None, augment=False, split="heldout")
-        found = judge.net(x)[0].sigmoid().numpy() >= judge.threshold
+        shown = judge.net(x)[0].sigmoid().numpy() >= judge.threshold
         truth = objects.numpy() > 0
-        exact += int((found == truth).all(1).sum())
-        wrong += int((found & ~truth).any(1).sum())
-        hits, seen, total = hits + (found & truth).sum(0), seen + truth.sum(0), total + len(truth)
+        exact += int((shown == truth).all(1).sum())
+        wrong += int((shown & ~truth).any(1).sum())
+        hits, seen, total = hits + (shown & truth).sum(0), seen + truth.sum(0), total + len(truth)
     return {
         "heldout_scenes": total,
         "heldout_exact_accuracy": round(exact / total, 4),

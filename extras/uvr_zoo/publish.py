@@ -100,7 +100,7 @@ def pooled_share(pipe: Any, name: str, count: int = 48) -> dict[str, int]:
 
     drawn = scenes_for(name, count, unsafe=None, split="heldout", first=8_000)
     bare = [f"{s.background} background , {s.style} style" for s in drawn]
-    found = total = 0
+    recognised = total = 0
     for start in range(0, count, 16):
         part = drawn[start : start + 16]
         generators = [torch.Generator().manual_seed(70_000 + start + i) for i in range(len(part))]
@@ -113,8 +113,8 @@ def pooled_share(pipe: Any, name: str, count: int = 48) -> dict[str, int]:
         ).images
         for scene, seen in zip(part, judge()(images), strict=True):
             total += len(scene.items)
-            found += sum(item.name in seen for item in scene.items)
-    return {"objects_drawn": found, "objects_prompted": total}
+            recognised += sum(item.name in seen for item in scene.items)
+    return {"objects_drawn": recognised, "objects_prompted": total}
 
 
 def _markdown(card: dict[str, Any]) -> str:

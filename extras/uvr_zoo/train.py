@@ -127,7 +127,7 @@ def _optimisers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
 class _Draw:
     """One batch: target tokens, patch weights, noise level, noise, source tokens, and three conditions.
 
-    `given` is the prompt's, `empty` the empty prompt's, `used` the given one with some samples' replaced.
+    `prompt` is the prompt's, `empty` the empty prompt's, `used` the prompt's with some samples' replaced.
     """
 
     x: torch.Tensor
@@ -135,7 +135,7 @@ class _Draw:
     sigma: torch.Tensor
     noise: torch.Tensor
     reference: torch.Tensor | None
-    given: Condition
+    prompt: Condition
     empty: Condition
     used: Condition
 
@@ -213,7 +213,7 @@ class Trainer:
         noise = torch.randn(row["x"].shape, generator=self.generator).to(self.device)
         chance = torch.rand(2, size, generator=self.generator).to(self.device)
         no_text, no_pooled = chance[0] < self.recipe.drop_text, chance[1] < self.recipe.drop_pooled
-        given = {name.removeprefix("text."): row[name] for name in row if name.startswith("text.")}
+        prompt = {name.removeprefix("text."): row[name] for name in row if name.startswith("text.")}
         empty = {
             name.removeprefix("empty."): (column[index] if len(column) > 1 else column.expand(size, *column.shape[1:]))
             .float()
@@ -222,12 +222,12 @@ class Trainer:
             if name.startswith("empty.")
         }
         used = {}
-        for name, value in given.items():
+        for name, value in prompt.items():
             dropped = no_text | no_pooled if name == "pooled" else no_text
             used[name] = torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), empty[name], value)
         return _Draw(
             row["x"], row["weight"], (shift * sigma / (1 + (shift - 1) * sigma)).to(self.device), noise,
-            row.get("reference"), given, empty, used,
+            row.get("reference"), prompt, empty, used,
         )  # fmt: skip
 
     def flow_loss(self) -> torch.Tensor:
@@ -246,10 +246,10 @@ class Trainer:
         scale = low + (high - low) * torch.rand(len(d.x), generator=self.generator).to(self.device)
         predict, one = self.family.predict, torch.ones_like(scale)
         with torch.no_grad():
-            conditional = predict(teacher, d.noisy, d.sigma, d.given, d.reference, guidance=one)
+            conditional = predict(teacher, d.noisy, d.sigma, d.prompt, d.reference, guidance=one)
             unconditional = predict(teacher, d.noisy, d.sigma, d.empty, d.reference, guidance=one)
             target = unconditional + scale[:, None, None] * (conditional - unconditional)
-        student = predict(self.model, d.noisy, d.sigma, d.given, d.reference, guidance=scale)
+        student = predict(self.model, d.noisy, d.sigma, d.prompt, d.reference, guidance=scale)
         return (student - target).square().mean()
 
     # -- the loop

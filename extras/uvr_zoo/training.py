@@ -131,12 +131,12 @@ def fit(
                 rate = min(1.0, (step + 1) / warm) * 0.5 * (1 + np.cos(np.pi * elapsed / total)) + 0.01
                 for group in optimiser.param_groups:
                     group["lr"] = lr * float(rate)
-                found = loss(step)
+                losses = loss(step)
                 optimiser.zero_grad()
-                found["loss"].backward()
+                losses["loss"].backward()
                 norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-                figures = {name: round(float(value), 4) for name, value in found.items() if name != "loss"}
-                figures["loss"] = round(found["loss"].item(), 4)
+                figures = {name: round(float(value), 4) for name, value in losses.items() if name != "loss"}
+                figures["loss"] = round(losses["loss"].item(), 4)
                 if not (np.isfinite(figures["loss"]) and torch.isfinite(norm)):
                     raise FloatingPointError(f"{part}, step {step}: loss {figures['loss']}, gradient norm {norm:.4g}")
                 optimiser.step()

@@ -65,8 +65,8 @@ def tokenizer() -> ZooTokenizer:
     """A word-level tokenizer over the zoo's words and those of the two templates."""
     plain = " ".join(re.sub(r"<\|\w+\|>|\{\}", " ", template_of(edits)) for edits in (False, True))
     split = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    found = {word for word, _ in split.pre_tokenize_str(plain.lower())}
-    vocabulary = {word: i for i, word in enumerate([*SPECIAL, "<unk>", *sorted(found | set(words()))])}
+    spoken = {word for word, _ in split.pre_tokenize_str(plain.lower())}
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, "<unk>", *sorted(spoken | set(words()))])}
     model = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     model.normalizer = normalizers.Lowercase()
     model.pre_tokenizer = split

@@ -161,22 +161,25 @@ def redirected_rows(
     return torch.cat([attend(slice(start, start + half)) for start in range(0, q.shape[1], half)], 1)
 
 
-def _joined(own: Tensor, other: Tensor, replaced: slice, dim: int) -> Tensor:
-    """``own`` with its part ``replaced`` of one dimension taken by ``other``."""
-    before, after = own.narrow(dim, 0, replaced.start), own.narrow(dim, replaced.stop, own.shape[dim] - replaced.stop)
+def _joined(whole: Tensor, other: Tensor, replaced: slice, dim: int) -> Tensor:
+    """``whole`` with its part ``replaced`` of one dimension taken by ``other``."""
+    before, after = (
+        whole.narrow(dim, 0, replaced.start),
+        whole.narrow(dim, replaced.stop, whole.shape[dim] - replaced.stop),
+    )
     return torch.cat([before, other, after], dim)
 
 
 def _joined_mask(
-    own: Tensor | None, other: Tensor | None, replaced: slice, keys: int, other_keys: int
+    mask: Tensor | None, other: Tensor | None, replaced: slice, keys: int, other_keys: int
 ) -> Tensor | None:
     """Masks (B|1, H|1, R|1, Sk|1) and (B|1, H|1, R|1, T|1) as one additive mask over the joined keys."""
-    if own is None and other is None:
+    if mask is None and other is None:
         return None
-    seen = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=(other if own is None else own).device)  # type: ignore[union-attr]
-    own, other = seen if own is None else own, seen if other is None else other
-    lead = torch.broadcast_shapes(own.shape[:3], other.shape[:3])
-    return _joined(additive(own).expand(*lead, keys), additive(other).expand(*lead, other_keys), replaced, 3)
+    seen = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=(other if mask is None else mask).device)  # type: ignore[union-attr]
+    mask, other = seen if mask is None else mask, seen if other is None else other
+    lead = torch.broadcast_shapes(mask.shape[:3], other.shape[:3])
+    return _joined(additive(mask).expand(*lead, keys), additive(other).expand(*lead, other_keys), replaced, 3)
 
 
 def _attend_biased(

@@ -57,8 +57,8 @@ class Selective:
         alone = (elsewhere < self.least_elsewhere)[:, None]
 
         def factor(contrast: torch.Tensor, bar: float) -> torch.Tensor:
-            chosen = (contrast > bar) | alone
-            return chosen.float() * self.strong + (~chosen).float()
+            weakened = (contrast > bar) | alone
+            return weakened.float() * self.strong + (~weakened).float()
 
         rows, words = row_classes(located), call.text_contrast()
         if not call.reference:
