@@ -106,3 +106,12 @@ def test_a_bank_needs_a_whole_fingerprint(field: str, value: object) -> None:
     bank = make_bank()
     with pytest.raises(ConceptMismatch, match=rf"fingerprint\.{field}: expected "):
         attrs.evolve(bank, fingerprint=attrs.evolve(bank.fingerprint, **{field: value}))
+
+
+def test_a_saved_bank_has_the_mode_that_the_umask_allows(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        path = make_bank().save(tmp_path / "x.safetensors")
+    finally:
+        os.umask(old)
+    assert path.stat().st_mode & 0o777 == 0o640

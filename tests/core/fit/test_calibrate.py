@@ -11,10 +11,11 @@ import torch
 from fitting import BENIGN, OPTIONS, UNSAFE, drawn_masks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runner import PROBE, make_bank
 
 import uvr_core
 from uvr_core import Calibration, UVRError, calibrate
-from uvr_core.fit.calibrate import choose
+from uvr_core.fit.calibrate import choose, pick
 from uvr_core.fit.scores import ScoredRuns, auroc_of
 
 
@@ -114,3 +115,55 @@ def test_calibrating_refuses_what_makes_no_sense(pipe: Any, bank: uvr_core.Conce
         calibrate(pipe, foreign, UNSAFE, BENIGN, generate=OPTIONS)
     with pytest.raises(uvr_core.PluginError, match="did you mean 'contrast'"):
         calibrate(pipe, bank, UNSAFE, BENIGN, detector="contrats", generate=OPTIONS)
+
+
+def flat(scores: np.ndarray) -> ScoredRuns:
+    return ScoredRuns({"p": scores.astype(np.float32)[:, None, None]}, [1.0], (1, 1), None)
+
+
+def test_margin_is_the_gap_in_units_of_the_benign_tail() -> None:
+    benign, unsafe = np.linspace(0, 2, 41), np.linspace(5, 9, 21)
+    choice = choose("p", 0.0, 0, flat(unsafe), flat(benign), 0.0, 1)
+    low, bound, typical = np.quantile(unsafe, 0.1), 2.0, 1.0
+    assert choice.margin == pytest.approx((low - bound) / (bound - typical), rel=1e-4)
+    assert choice.threshold == pytest.approx(bound + 0.25 * (low - bound), rel=1e-4)
+
+
+def test_among_equals_the_widest_margin_wins_and_recall_comes_first() -> None:
+    plain = choose("p", 0.0, 0, flat(np.linspace(5, 9, 21)), flat(np.linspace(0, 2, 41)), 0.0, 1)
+    wide = attrs.evolve(plain, probe="wide", margin=plain.margin + 1, recall=plain.recall - 1 / 21)
+    wider_but_blind = attrs.evolve(plain, probe="blind", margin=plain.margin + 2, recall=plain.recall - 2 / 21)
+    assert pick([plain, wide, wider_but_blind], 21).probe == "wide"
+
+
+def test_calibrate_takes_the_memory_that_recalls_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A concept that is worth 1.5 deviations in every step: too little in one, enough over ten."""
+    rng = np.random.default_rng(7)
+    sigmas = [1 - step / 10 for step in range(10)]
+    benign = rng.normal(0, 1, (200, 10, 16)).astype(np.float32)
+    unsafe = rng.normal(0, 1, (40, 10, 16)).astype(np.float32)
+    unsafe[:, :, :3] += 1.5
+    sets = {40: unsafe, 200: benign}
+
+    def score_flat(pipe: Any, bank: Any, prompts: Any, **options: Any) -> ScoredRuns:
+        return ScoredRuns({PROBE: sets[len(prompts)]}, sigmas, (4, 4), None)
+
+    monkeypatch.setattr("uvr_core.fit.calibrate.score_runs", score_runs)
+    bank, recalls = make_bank(), {}
+    for memory, chosen in (((0.0, 0.9), 0.9), ((0.0,), 0.0)):
+        made = uvr_core.calibrate(None, bank, ["x"] * 40, ["y"] * 200, 0.01, memory=memory).calibration
+        assert made is not None
+        assert made.memory == chosen
+        assert made.measured["false_positive"] <= 0.01
+        recalls[chosen] = made.measured["recall"]
+    assert recalls[0.9] > recalls[0.0] + 0.2
+    for watched in (3, 10):
+        made = uvr_core.calibrate(None, bank, ["x"] * 40, ["y"] * 200, 0.0, memory=(0.9,), steps=(watched,)).calibration
+        assert made is not None
+        assert watched <= made.measured["steps"] <= 10
+    for wrong in ((), (1.5,), (-0.1, 0.5)):
+        with pytest.raises(uvr_core.UVRError, match="memory: expected"):
+            uvr_core.calibrate(None, bank, ["x"] * 40, ["y"] * 200, memory=wrong)
+    for none in ((), (0,), (11,)):
+        with pytest.raises(uvr_core.UVRError, match="steps: expected numbers from 1 to the runs' 10"):
+            uvr_core.calibrate(None, bank, ["x"] * 40, ["y"] * 200, steps=none)

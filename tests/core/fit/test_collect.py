@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,16 @@ import pytest
 import torch
 from driven import spied
 from fitting import BENIGN, OPTIONS, UNSAFE, drawn_masks
-from runner import Runner
+from PIL import Image
+from runner import PROBE, Runner
+from tiny import tiny_zoo
 
 import uvr_core
 from uvr_core import UVRError, collect, load_concepts
 from uvr_core.engine.readings import features
+from uvr_core.intercept.calls import JointCall
 from uvr_core.ops.masks import ring_of
+from uvr_plugins.detectors import Contrast
 
 
 def test_a_collected_bank_fits_the_model_and_says_where_it_came_from(bank: uvr_core.ConceptBank, tmp_path: Any) -> None:
@@ -124,3 +129,46 @@ def test_collecting_leaves_the_pipeline_as_it_was() -> None:
     stock = runner.run()
     collect(runner.pipe, "x", prompts=UNSAFE[:1], masks=drawn_masks(1), generate=OPTIONS)
     assert np.array_equal(runner.run(), stock)
+
+
+EDITING: dict[str, Any] = {
+    "height": 64, "width": 64, "num_inference_steps": 2, "guidance_scale": 1.0, "max_area": 64 * 64,
+    "_auto_resize": False,
+}  # fmt: skip
+
+
+def test_collect_on_an_editing_pipeline_learns_the_origin(tmp_path: Path) -> None:
+    """The mask source is asked about the sources as well: here red sources show the concept."""
+    pipe = tiny_zoo("flux-kontext")
+    red, blue = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue"))
+    sources, marked = [red, blue] * 8, np.zeros((8, 8), bool)
+    marked[2:4, 2:4] = True
+
+    def masks(images: Any, grid: tuple[int, int]) -> np.ndarray:
+        shows = [image not in (red, blue) or image == red for image in images]
+        return np.stack([marked & show for show in shows])
+
+    bank = uvr_core.collect(
+        pipe, "x", prompts=["add a cat on the left"] * 16, sources=sources, masks=masks, batch_size=8, generate=EDITING,
+        probes=(PROBE,),
+    )  # fmt: skip
+    assert bank.tensor("direction", PROBE).shape == (2, 2 * bank.width)
+    assert bank.tensor("anchors", PROBE).shape[1] == bank.width
+    assert bank.tensor("origin", PROBE).shape == (2, 2 * bank.width)
+    loaded = load_concepts(bank.save(tmp_path / "x.safetensors"))
+    found: list[torch.Tensor] = []
+
+    def read(call: JointCall) -> None:
+        if call.forward.step == 0:
+            tokens = features(call)
+            core = torch.from_numpy(marked.reshape(1, -1)).expand(len(tokens), -1)
+            told = Contrast().origin(tokens, core, call.forward.sigma, loaded, PROBE)
+            assert told is not None
+            found.append(told)
+
+    with uvr_core.attach(pipe) as reg, reg.recording(read, (PROBE,)):
+        pipe(
+            prompt=["add a cat on the left"] * 2, image=[red, blue], **EDITING,
+            generator=[torch.Generator().manual_seed(seed) for seed in (70, 71)],
+        )  # fmt: skip
+    assert found[0][0] > 0 > found[0][1]

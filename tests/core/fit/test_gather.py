@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uvr_core.fit.gather import Gathered, feeding_rows
+from uvr_core.fit.gather import Gathered, feeding_rows, origin_tensors
+from uvr_core.fit.moments import Moments
 from uvr_core.fit.record import Recorded
 from uvr_core.ops.mass import flow_contrast, mass_on
 
@@ -83,3 +85,29 @@ def test_too_many_anchors_are_thinned_out_by_the_seed_and_stay_in_order() -> Non
     assert not torch.equal(one, other)
     assert torch.equal(one, one.sort().values)
     assert one.max() < 15
+
+
+GRID, PATCHES, WIDTH = (3, 4), 12, 32
+
+
+def moments(center: torch.Tensor, count: int, seed: int) -> Moments:
+    found = Moments()
+    found.add(center + 0.3 * torch.randn(count, len(center), generator=torch.Generator().manual_seed(seed)))
+    return found
+
+
+def test_origin_is_positive_for_the_source_and_zero_halfway() -> None:
+    source, words = torch.randn(2, 2 * WIDTH, generator=torch.Generator().manual_seed(3))
+    means = {("p", 0, True): moments(source, 60, 1), ("p", 0, False): moments(words, 60, 2)}
+    tensors = origin_tensors("p", 1, means)
+    direction, offset = tensors["origin/p"][0], float(tensors["origin_offset/p"])
+    centers = [means["p", 0, way].mean.float() for way in (True, False)]
+    high, low = (float(center @ direction) + offset for center in centers)
+    assert high > 1
+    assert low == pytest.approx(-high, rel=1e-3)
+    assert float(sum(centers) / 2 @ direction) + offset == pytest.approx(0, abs=1e-3 * high)
+
+
+def test_origin_needs_both_ways_in() -> None:
+    means = {("p", 0, True): moments(torch.zeros(4), 60, 1), ("p", 0, False): moments(torch.ones(4), 3, 2)}
+    assert origin_tensors("p", 1, means) == {}

@@ -16,17 +16,13 @@ import torch
 BENCHMARKS = Path(__file__).parents[3] / "tools" / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
-from driven import adapter_of  # noqa: E402
 from measure import counted, peak_bytes  # noqa: E402
 from performance_page import page  # noqa: E402
 from sizes import Attention, Size, Stack, blob, policy  # noqa: E402
 
-from uvr_core.adapter import Layout  # noqa: E402
-from uvr_core.engine.reweight import seen_keys  # noqa: E402
 from uvr_core.ops.restrict import log_weights, restricted_rows  # noqa: E402
 from uvr_core.ops.rows import rows_of, write_rows  # noqa: E402
 from uvr_core.protocols import CORE, RING  # noqa: E402
-from uvr_core.tokens import TokenSpans  # noqa: E402
 
 CPU = torch.device("cpu")
 SMALL = Size(heads=12, head_dim=64, text=128, text_width=32)
@@ -197,27 +193,6 @@ def test_one_weight_for_all_rows_is_a_weight_per_row() -> None:
     assert torch.equal(alike[0], each[0])
     assert alike[1, :, :10].isnan().all()
     assert each[1, :, :10].isnan().all()
-
-
-@pytest.mark.parametrize(
-    ("image_at", "output_first", "factors", "seen"),
-    [
-        ("end", True, (0.0, 1.0, 1.0, 0.0), slice(3, 7)),  # text 0-2, output 3-6, reference 7-8
-        ("end", True, (0.0, 1.0, 1.0, 0.5), slice(3, 9)),
-        ("end", True, (0.5, 1.0, 1.0, 0.0), slice(0, 7)),
-        ("end", False, (0.0, 1.0, 1.0, 0.0), slice(5, 9)),  # text, reference 3-4, output
-        ("end", False, (0.5, 1.0, 1.0, 0.0), slice(0, 9)),  # what is cut lies between what is seen
-        ("start", True, (0.0, 1.0, 1.0, 0.0), slice(0, 4)),  # output 0-3, reference 4-5, text 6-8
-        ("start", True, (0.5, 1.0, 1.0, 0.0), slice(0, 9)),
-        ("start", False, (0.0, 1.0, 1.0, 0.0), slice(2, 6)),
-        ("start", True, (1.0, 0.0, 0.0, 1.0), slice(0, 9)),  # output keys always stay
-    ],
-)
-def test_keys_that_are_cut_for_a_class_are_left_out(
-    image_at: str, output_first: bool, factors: tuple[float, ...], seen: slice
-) -> None:
-    spans = TokenSpans.of(adapter_of(image_at, output_first), Layout(6, 4, (2, 2), ((1, 2),)), 9)
-    assert seen_keys(factors, spans) == seen
 
 
 # -- the script ------------------------------------------------------------------------------------------------

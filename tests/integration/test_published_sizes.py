@@ -1,4 +1,4 @@
-"""The released models at their real sizes, on the meta device: recognised, every tap fires once, detached clean."""
+"""Published configurations on the meta device: taps, roles and grids at 1024x1024, without weights."""
 
 from __future__ import annotations
 

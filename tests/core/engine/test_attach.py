@@ -1,0 +1,74 @@
+"""attach: what it takes, and what it refuses by name."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+from runner import Runner, make_bank
+
+import uvr_core
+from uvr_plugins.policies import Uvr
+
+
+def test_attached_without_concepts_is_bitwise_stock_and_says_observe(runner: Runner) -> None:
+    stock = runner.run()
+    with uvr_core.attach(runner.pipe) as reg:
+        assert np.array_equal(runner.run(), stock)
+        report = reg.report
+    assert report is not None
+    assert (report.posture, report.steps, report.passes, report.taps, report.fired) == ("observe", 3, 1, 4, 12)
+
+
+def test_every_concept_has_its_own_policy_and_threshold(runner: Runner) -> None:
+    """Masks are the detector's: one concept is everywhere, the other nowhere."""
+    banks = [make_bank(name) for name in ("a", "b")]
+    stock = runner.run()
+    with uvr_core.attach(runner.pipe, concepts=banks[:1], policy="block", threshold=-1e6):
+        blocked = runner.run()
+    plan = [(banks[0], "block"), (banks[1], Uvr(alpha=1.0))]
+    for threshold, expected in (
+        ({"a": 1e6, "b": 1e6}, stock),
+        ({"a": -1e6, "b": 1e6}, blocked),
+        ({"b": -1e6, "a": -1e6}, blocked),  # everything is claimed by the first listed
+    ):
+        with uvr_core.attach(runner.pipe, concepts=plan, threshold=threshold) as reg:
+            assert np.array_equal(runner.run(), expected)
+            for finding in reg.report.findings:
+                assert finding.threshold == threshold[finding.concept]
+                assert finding.located == (threshold[finding.concept] < 0)
+                assert (finding.steps_regulated == 3) == (finding.concept == "a" and finding.located)
+    with uvr_core.attach(
+        runner.pipe, concepts=[make_bank("a", threshold=1e6), make_bank("b")], threshold={"b": 7.0}
+    ) as reg:
+        assert [concept.threshold for concept in reg.plan] == [1e6, 7.0]
+
+
+def test_refusals_name_what_is_wrong(runner: Runner, bank: uvr_core.ConceptBank) -> None:
+    with pytest.raises(uvr_core.AdapterNotFound, match="did you mean 'flux'"):
+        uvr_core.attach(runner.pipe, "fluxx")
+    with pytest.raises(uvr_core.AdapterNotFound, match="no adapter recognises Linear"):
+        uvr_core.attach(torch.nn.Linear(2, 2))
+    with pytest.raises(uvr_core.AdapterMismatch, match="expected a diffusers pipeline"):
+        uvr_core.attach("flux")
+    with pytest.raises(uvr_core.ConceptMismatch, match=r"heads 4 \(model has 2\)"):
+        uvr_core.attach(runner.pipe, concepts=make_bank(heads=4))
+    with pytest.raises(uvr_core.PluginError, match="did you mean 'uvr'"):
+        uvr_core.attach(runner.pipe, concepts=bank, policy="uvrr")
+    with pytest.raises(uvr_core.ConceptMismatch, match="twice"):
+        uvr_core.attach(runner.pipe, concepts=[bank, bank])
+    with pytest.raises(
+        uvr_core.ConceptMismatch, match=r"threshold: no concept 'weapn' is given; did you mean 'weapon'"
+    ):
+        uvr_core.attach(runner.pipe, concepts=make_bank("weapon"), threshold={"weapn": 1.0})
+    with pytest.raises(uvr_core.ConceptMismatch, match=r"threshold: no concept 'x' is given$"):
+        uvr_core.attach(runner.pipe, threshold={"x": 1.0})
+    with pytest.raises(uvr_core.ConceptMismatch, match="detector 'anchor' needs a threshold"):
+        uvr_core.attach(runner.pipe, concepts=[bank], detector="anchor", threshold={})
+    with pytest.raises(uvr_core.ConceptMismatch, match=r"'concept-token'.*collect it again"):
+        with uvr_core.attach(runner.pipe, concepts=bank, detector="concept-token", threshold=0.1):
+            runner.run()
+    with pytest.raises(uvr_core.ConceptMismatch, match="needs a threshold"):
+        uvr_core.attach(runner.pipe, concepts=bank, detector="anchor")
+    assert type(runner.pipe) is FluxPipeline

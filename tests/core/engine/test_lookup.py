@@ -1,0 +1,66 @@
+"""Names and objects become a plan: which threshold, window and probe are in force, and what fits no model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+from runner import PROBE, make_bank
+from tiny import tiny_flux
+
+from uvr_core import Calibration, ConceptMismatch, UVRError
+from uvr_core.engine.lookup import check_plan, find_adapter, fingerprint, make_plan, masks_of
+from uvr_core.engine.plan import ConceptPlan
+from uvr_plugins.detectors import Oracle
+
+
+def plan(bank: Any = None, policy: Any = "block", detector: Any = None, threshold: float | None = None) -> ConceptPlan:
+    transformer = tiny_flux().transformer
+    return make_plan(bank or make_bank(), policy, detector, threshold, find_adapter(transformer), transformer)
+
+
+def calibrated(**fields: Any) -> Any:
+    base = Calibration("contrast", PROBE, (0.9, 0.5), 2.0, grow=1.5, min_patches=3, memory=0.5)
+    return attrs.evolve(make_bank(), calibration=attrs.evolve(base, **fields))
+
+
+def test_a_calibration_is_in_force_for_its_own_detector() -> None:
+    made = plan(calibrated())
+    assert (made.detector_name, made.probe, made.window) == ("contrast", PROBE, (0.9, 0.5))
+    assert (made.threshold, made.grow, made.min_patches, made.memory) == (2.0, 1.5, 3, 0.5)
+    assert plan(calibrated(), threshold=7.0).threshold == 7.0
+
+
+def test_for_another_detector_only_the_probe_and_the_window_stay() -> None:
+    made = plan(calibrated(), detector="anchor", threshold=0.3)
+    assert (made.probe, made.window) == (PROBE, (0.9, 0.5))
+    assert (made.threshold, made.grow, made.min_patches, made.memory) == (0.3, 0.3, 1, 0.0)
+    with pytest.raises(ConceptMismatch, match="calibrated for 'contrast' and detector 'anchor' needs a threshold"):
+        plan(calibrated(), detector="anchor")
+
+
+def test_a_detector_that_brings_its_threshold_looks_in_every_step() -> None:
+    made = plan(calibrated(), detector=Oracle(None))
+    assert (made.window, made.threshold, made.exact) == ((1.0, 0.0), Oracle(None).threshold, True)
+
+
+def test_objects_without_their_method_are_refused() -> None:
+    with pytest.raises(UVRError, match=r"no edit\(located, call\) method"):
+        plan(policy=object())
+    with pytest.raises(UVRError, match="no scores"):
+        plan(detector=object())
+
+
+def test_a_probe_that_is_no_tap_is_refused_with_the_nearest() -> None:
+    transformer = tiny_flux().transformer
+    taps = find_adapter(transformer).taps(transformer)
+    model = fingerprint(transformer, taps)
+    check_plan(plan(), model, tuple(taps))
+    wrong = calibrated(probe=PROBE.replace("single_transformer", "singel_transformer"))
+    with pytest.raises(ConceptMismatch, match=f"did you mean '{PROBE}'"):
+        check_plan(plan(wrong), model, tuple(taps))
+
+
+def test_what_a_policy_does_not_say_of_its_masks_is_usual() -> None:
+    assert attrs.astuple(masks_of(object())) == (1, 0, 1.0)

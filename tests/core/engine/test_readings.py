@@ -1,0 +1,112 @@
+"""What may be asked of a call: features with the facing reference token, flow contrasts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import numpy as np
+import pytest
+import torch
+from driven import Driven, joint, plan_of
+from runner import make_bank
+
+from uvr_core.adapter import Layout
+from uvr_core.engine.readings import Compared, contrast
+from uvr_core.intercept.calls import AttentionCall
+from uvr_core.ops.masks import ring_of
+from uvr_plugins.policies import Observe
+
+
+@pytest.mark.parametrize(("side", "error"), [(16, 1e-5), (64, 0.1)])
+def test_a_contrast_from_some_patches_is_that_of_all(side: int, error: float) -> None:
+    """Words that feed a place of their own, one of them the located place: up to 256 + 512 patches all are taken."""
+    torch.manual_seed(3)
+    layout, text = Layout(side * side, side * side, (side, side)), 8
+    key = torch.randn(2, 2, text + side * side, 16)
+    query = torch.randn(2, 2, text + side * side, 16)
+    core, there = np.zeros((2, side, side), bool), side // 4
+    for word in range(text):  # a stripe of the picture looks at each word, the located square at word 0
+        query[:, :, text + word * there * side : text + (word + 1) * there * side] += 0.3 * key[:, :, [word]]
+    for sample, corner in enumerate((1, side // 2)):
+        core[sample, corner : corner + there, corner : corner + there] = True
+        rows = text + torch.from_numpy(core[sample].reshape(-1).nonzero()[0])
+        query[sample, :, rows] += 0.5 * key[sample, :, [0]]
+    ring = np.stack([ring_of(mask) for mask in core])
+    call = AttentionCall("x", query, key, key, query, None, None)
+    got = contrast(joint(call, layout), Compared.of(core, ring, key.device))[:, :text]
+    weight = (query @ key.mT / 4).softmax(-1).mean(1)[:, text:, :text]
+    inside, rest = (torch.from_numpy(m.reshape(2, -1)).float() for m in (core, ~(core | ring)))
+    want = (inside[:, None] @ weight)[:, 0] / inside.sum(1, True) / ((rest[:, None] @ weight)[:, 0] / rest.sum(1, True))
+    assert (got / want - 1).abs().max() < error
+    assert (got[:, 0] > 2.5).all()
+
+
+GRID, PATCHES, WIDTH = (3, 4), 12, 32
+
+
+LAYOUT = Layout(PATCHES + 6, PATCHES, GRID, ((2, 3),))
+
+
+@attrs.define
+class Script:
+    """A detector that gives the scores and origins written down for each step."""
+
+    steps: list[np.ndarray]
+    origins: list[list[float] | None]
+    seen: list[torch.Tensor] = attrs.field(factory=list)
+    asked: int = 0
+    name: str = "script"
+
+    def scores(self, features: torch.Tensor, sigma: float, bank: Any, probe: str) -> torch.Tensor:
+        self.seen.append(features)
+        return torch.from_numpy(self.steps[len(self.seen) - 1]).float()
+
+    def origin(self, features: torch.Tensor, core: torch.Tensor, sigma: float, bank: Any, probe: str) -> Any:
+        self.asked += 1
+        told = self.origins[len(self.seen) - 1]
+        return None if told is None else torch.tensor(told)
+
+
+def play(detector: Any, layout: Layout = LAYOUT, steps: int = 2, **options: Any) -> tuple[Driven, list[torch.Tensor]]:
+    """Two images, one call per step through a run that observes; the outputs of the calls."""
+    driven = Driven([plan_of(make_bank(), detector, Observe(), 5.0, **options)])
+    generator, outputs = torch.Generator().manual_seed(0), []
+    for step in range(steps):
+        q, k, v = (torch.randn(2, 2, 3 + layout.image, 16, generator=generator) for _ in range(3))
+        outputs.append(torch.nn.functional.scaled_dot_product_attention(q, k, v))
+        driven.forward(AttentionCall("a", q, k, v, outputs[-1], None, None), 1 - step / steps, layout)
+    return driven, outputs
+
+
+def scored(*patches: dict[int, float]) -> np.ndarray:
+    """(2, N) scores: 0 but for the patches named."""
+    scores = np.zeros((2, PATCHES), np.float32)
+    for row, given in zip(scores, patches, strict=True):
+        for patch, value in given.items():
+            row[patch] = value
+    return scores
+
+
+def test_a_patch_is_scored_with_the_reference_token_that_faces_it() -> None:
+    detector = Script([scored({}, {})] * 2, [None] * 2)
+    _, outputs = play(detector)
+    rows = outputs[0].transpose(1, 2).flatten(2)
+    patches, reference = rows[:, 3 : 3 + PATCHES], rows[:, 3 + PATCHES :].reshape(2, 2, 3, WIDTH)
+    assert torch.equal(detector.seen[0][..., :WIDTH], patches)
+    facing = detector.seen[0][..., WIDTH:].reshape(2, *GRID, WIDTH)
+    for (y, x), (there_y, there_x) in {(0, 0): (0, 0), (2, 3): (1, 2), (0, 2): (0, 1), (2, 0): (1, 0)}.items():
+        assert torch.equal(facing[:, y, x], reference[:, there_y, there_x])
+
+
+def test_without_references_a_patch_is_scored_alone() -> None:
+    detector = Script([scored({}, {})], [None])
+    play(detector, Layout(PATCHES, PATCHES, GRID), steps=1)
+    assert detector.seen[0].shape == (2, PATCHES, WIDTH)
+
+
+def test_two_references_are_averaged() -> None:
+    detector = Script([scored({}, {})], [None])
+    _, (output,) = play(detector, Layout(PATCHES + 12, PATCHES, GRID, ((2, 3), (2, 3))), steps=1)
+    rows = output.transpose(1, 2).flatten(2)[:, 3 + PATCHES :]
+    assert torch.allclose(detector.seen[0][:, 0, WIDTH:], (rows[:, 0] + rows[:, 6]) / 2)

@@ -1,0 +1,66 @@
+"""Rows under the factors of an edit, against attention computed by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from driven import adapter_of, spied
+from runner import PROBE, Runner
+
+import uvr_core
+from uvr_core.adapter import Layout
+from uvr_core.engine.reweight import seen_keys
+from uvr_core.protocols import FlowEdit, row_classes
+from uvr_core.tokens import TokenSpans
+from uvr_plugins.detectors import Oracle
+
+
+def one_masked() -> np.ndarray:
+    """Masks of three samples, the first and last empty."""
+    mask = np.zeros((3, 8, 8), bool)
+    mask[1, 2:5, 3:6] = True
+    return mask
+
+
+def test_policy_table_is_what_flows(runner: Runner, bank: uvr_core.ConceptBank) -> None:
+    """A located row with every weight cut but text equals attention over text alone, computed by hand."""
+
+    class TextOnly:
+        name = "text-only"
+        ring = 0
+
+        def edit(self, located, call):  # type: ignore[no-untyped-def]
+            return FlowEdit(row_classes(located), ((1.0,) * 4, (1.0, 0.0, 0.0, 0.0), (1.0,) * 4))
+
+    with uvr_core.attach(runner.pipe, concepts=bank, detector=Oracle(one_masked()), policy=TextOnly()) as reg:
+        calls = spied(reg)
+        runner.run(num_inference_steps=1)
+    call, edited = next((c, e) for c, e in calls if e is not None and c.path == PROBE)
+    text = call.key.shape[2] - 64
+    row = text + 2 * 8 + 3
+    q, k, v = (x[1].double() for x in (call.query, call.key[:, :, :text], call.value[:, :, :text]))
+    expected = torch.einsum("hd,hkd->hk", q[:, row], k) * q.shape[-1] ** -0.5
+    expected = torch.einsum("hk,hkd->hd", expected.softmax(-1), v)
+    assert (edited[1, :, row].double() - expected).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("image_at", "output_first", "factors", "seen"),
+    [
+        ("end", True, (0.0, 1.0, 1.0, 0.0), slice(3, 7)),  # text 0-2, output 3-6, reference 7-8
+        ("end", True, (0.0, 1.0, 1.0, 0.5), slice(3, 9)),
+        ("end", True, (0.5, 1.0, 1.0, 0.0), slice(0, 7)),
+        ("end", False, (0.0, 1.0, 1.0, 0.0), slice(5, 9)),  # text, reference 3-4, output
+        ("end", False, (0.5, 1.0, 1.0, 0.0), slice(0, 9)),  # what is cut lies between what is seen
+        ("start", True, (0.0, 1.0, 1.0, 0.0), slice(0, 4)),  # output 0-3, reference 4-5, text 6-8
+        ("start", True, (0.5, 1.0, 1.0, 0.0), slice(0, 9)),
+        ("start", False, (0.0, 1.0, 1.0, 0.0), slice(2, 6)),
+        ("start", True, (1.0, 0.0, 0.0, 1.0), slice(0, 9)),  # output keys always stay
+    ],
+)
+def test_keys_that_are_cut_for_a_class_are_left_out(
+    image_at: str, output_first: bool, factors: tuple[float, ...], seen: slice
+) -> None:
+    spans = TokenSpans.of(adapter_of(image_at, output_first), Layout(6, 4, (2, 2), ((1, 2),)), 9)
+    assert seen_keys(factors, spans) == seen

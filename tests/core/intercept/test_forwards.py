@@ -1,0 +1,56 @@
+"""Root hooks: a forward that misses a tap or raises leaves nothing behind."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from runner import Runner
+
+import uvr_core
+from uvr_plugins.detectors import Oracle
+
+
+def one_masked() -> np.ndarray:
+    """Masks of three samples, the first and last empty."""
+    mask = np.zeros((3, 8, 8), bool)
+    mask[1, 2:5, 3:6] = True
+    return mask
+
+
+def test_a_skipped_block_raises_and_no_image_comes_out(runner: Runner, bank: uvr_core.ConceptBank) -> None:
+    block = runner.pipe.transformer.single_transformer_blocks[1]
+    forward = block.forward
+    calls = []
+
+    def skipping(hidden_states, encoder_hidden_states, *args, **kwargs):  # type: ignore[no-untyped-def]
+        calls.append(1)
+        if len(calls) == 2:  # what a block cache does at its second step
+            return encoder_hidden_states, hidden_states
+        return forward(hidden_states, encoder_hidden_states, *args, **kwargs)
+
+    block.forward = skipping
+    with uvr_core.attach(runner.pipe, concepts=bank), pytest.raises(uvr_core.TapNotFired, match=r"tap 4 of 4 .*step 1"):
+        runner.run()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("bare", [False, True])
+def test_an_exception_inside_attention_leaves_nothing_behind(
+    runner: Runner, bank: uvr_core.ConceptBank, error: type[BaseException], bare: bool
+) -> None:
+    stock = runner.run()
+    target = runner.pipe.transformer if bare else runner.pipe
+    reg = uvr_core.attach(target, concepts=bank, detector=Oracle(one_masked()), policy="block")
+    regulated = runner.run()
+    inner = runner.pipe.transformer.single_transformer_blocks[0].attn.to_v
+
+    def explode(*args: object) -> None:
+        raise error("boom")
+
+    handle = inner.register_forward_hook(explode)
+    with pytest.raises(error, match="boom"):
+        runner.run()
+    handle.remove()
+    assert np.array_equal(runner.run(), regulated)
+    reg.detach()
+    assert np.array_equal(runner.run(), stock)

@@ -1,0 +1,54 @@
+"""A pipeline's call: one at a time, on the transformer that is tapped, bitwise given back."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from runner import Runner
+from tiny import tiny_flux
+
+import uvr_core
+
+
+def test_a_second_call_meanwhile_is_refused_and_the_first_goes_on(runner: Runner) -> None:
+    refused: list[str] = []
+
+    def again(pipe: object, step: int, timestep: object, tensors: dict[str, object]) -> dict[str, object]:
+        if not refused:
+            with pytest.raises(uvr_core.UnsupportedRuntime) as caught:
+                runner.run()
+            refused.append(str(caught.value))
+        return tensors
+
+    with uvr_core.attach(runner.pipe) as reg:
+        runner.run(callback_on_step_end=again)
+        assert reg.report.posture == "observe"
+    assert "called while another call of it runs" in refused[0]
+
+
+def test_another_transformer_put_in_after_attach_is_refused(runner: Runner) -> None:
+    with uvr_core.attach(runner.pipe):
+        runner.pipe.transformer = tiny_flux().transformer
+        with pytest.raises(uvr_core.UnsupportedRuntime, match="was replaced after attach"):
+            runner.run()
+
+
+def test_the_call_keeps_its_signature_and_the_class_comes_back(runner: Runner) -> None:
+    kind, signature = type(runner.pipe), inspect.signature(runner.pipe.__call__)
+    reg = uvr_core.attach(runner.pipe)
+    assert isinstance(runner.pipe, kind)
+    assert inspect.signature(runner.pipe.__call__) == signature
+    assert "cache_context" in vars(runner.pipe.transformer)
+    reg.detach()
+    assert type(runner.pipe) is kind
+    assert "cache_context" not in vars(runner.pipe.transformer)
+
+
+def test_a_cache_context_of_others_put_there_meanwhile_survives_detach(runner: Runner) -> None:
+    transformer = runner.pipe.transformer
+    reg = uvr_core.attach(runner.pipe)
+    mine = transformer.__dict__["cache_context"] = torch.no_grad
+    reg.detach()
+    assert transformer.__dict__["cache_context"] is mine
