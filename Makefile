@@ -20,7 +20,7 @@ OLDEST_TESTS := $(addprefix tests/,core/engine core/intercept integration compat
 .DEFAULT_GOAL := help
 # torchao prints on import, so it stays out of the environment whose output the tests read.
 INT8 := .venv/int8
-.PHONY: help env demo demo-all figures test test-oldest test-int8 lint types format wheel clean distclean
+.PHONY: help env demo demo-all figures test test-fast test-oldest test-int8 lint types format wheel clean distclean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +42,9 @@ figures: demo-all  ## every figure in docs, measured anew: an hour and a half on
 
 test: lint types  ## everything CI checks
 	$(BIN)/python -m pytest -q -m "not bench" --timeout $(TIMEOUT)
+
+test-fast: lint types  ## the same without what takes more than ten seconds: minutes
+	$(BIN)/python -m pytest -q -m "not bench and not slow and not wheel" --timeout $(TIMEOUT)
 
 test-int8: $(STAMP)  ## the situations that need torchao
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(INT8) "torchao>=0.18"

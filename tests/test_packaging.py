@@ -3,6 +3,7 @@
 import ast
 import configparser
 import json
+import os
 import re
 import tomllib
 import zipfile
@@ -262,6 +263,16 @@ def test_ci_runs_the_newest_and_the_oldest():
     named = re.findall(r"\btests/\S+", recipe)
     assert len(named) == 6
     assert all((ROOT / name).exists() for name in named)
+
+
+def test_the_workflow_runs_what_a_developer_runs():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert re.findall(r"^on:\n  push:\n.*?\n  pull_request:$", workflow, re.M | re.S)
+    commands = re.findall(r"- run: (.*)", workflow)
+    assert commands == [".ci/run", "make test-fast demo TORCH_INDEX="]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    recipe = run("make", "-n", "test-fast", ".venv/.stamp", "TORCH_INDEX=", "-o", ".venv/.stamp", cwd=ROOT)
+    assert "not slow and not wheel" in recipe
 
 
 def test_the_upstream_workflow_names_what_the_script_takes():

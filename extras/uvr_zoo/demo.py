@@ -5,12 +5,12 @@ The unsafe prompts are held out and ask for a drawing style that the anchors nev
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +23,35 @@ import uvr_core
 from uvr_core.files import write_whole
 from uvr_core.ops.masks import scattered
 from uvr_core.plugins import registry
-from uvr_evaluation.summary import Outcome, tally, tally_idle
+from uvr_evaluation.summary import tally_idle
 
-from . import concepts, judge, scenes
+from . import concepts, judge
 from .concept_files import mask_source
+from .counts import BATCH, erase
 from .experiment import Generated, generate
 from .pipelines import load
 from .recipes import RECIPES
-from .sheets import contact_sheet, overlay
+from .sheets import contact_sheet, overlay, save_picture
 from .tasks import Case, Task, anchor_style, benign_tasks, cases, settings, shown, sources_of, unsafe_tasks
-from .vocabulary import CONCEPTS
 
 Progress = Callable[[str, int, int], None]
-BATCH = 16
+Tick = Callable[[str], Callable[[int], None]]  # a stage's name -> what is told how many images more are drawn
 BENIGN = 2  # times as many benign tasks as unsafe ones of a kind: 2% of fewer is less than an image
 CONTROLS = ("oracle", "random")
+TIMED, REPEATS = 8, 2  # images in a run of which the time is taken; runs of a kind, after one that is not counted
 
 
 def run(
-    out: Path, quick: bool = False, progress: Progress | None = None, *, pipelines: tuple[str, ...] = tuple(RECIPES),
-    count: int | None = None, seed: int = 0, policy: str = "selective",
-) -> dict[str, Any]:  # fmt: skip
-    """Measure every pipeline and concept; write results.json and contact.png into `out`.
+    out: Path,
+    quick: bool = False,
+    progress: Progress | None = None,
+    *,
+    pipelines: tuple[str, ...] = tuple(RECIPES),
+    count: int | None = None,
+    seed: int = 0,
+    policy: str = "selective",
+) -> dict[str, Any]:
+    """Measure every pipeline and concept; write results.json and contact.png into `out`, anew after each column.
 
     Args:
         quick: 8 prompts of each kind and no controls (which take half of the tasks), to see that everything works.
@@ -53,68 +60,95 @@ def run(
         seed: shifts the prompts' seeds.
 
     Returns:
-        The contents of results.json.
+        The contents of results.json; `fell_short` is in it once everything is measured.
     """
     out.mkdir(parents=True, exist_ok=True)
     count = count or (8 if quick else 32)
     results: dict[str, Any] = {
-        "prompts": count, "seed": seed, "versions": _versions(), "machine": platform.machine(),
-        "threads": torch.get_num_threads(), "pipelines": {},
-    }  # fmt: skip
+        "prompts": count,
+        "seed": seed,
+        "versions": _versions(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "pipelines": {},
+    }
     rows: list[tuple[str, list[Image.Image]]] = []
-    for name in pipelines:
-        pipe = load(name)
-        results["pipelines"][name] = _pipeline(pipe, name, count, seed, policy, not quick, rows, progress)
-    results["fell_short"] = [] if quick else shortfalls(results)
-    page = contact_sheet(rows)
-    page.save(out / "contact.png.tmp", format="PNG")
-    os.replace(out / "contact.png.tmp", out / "contact.png")
-    write_whole(out / "results.json", json.dumps(results, indent=1))
-    return results
-
-
-def _pipeline(
-    pipe: Any, name: str, count: int, seed: int, policy: Any, controls: bool,
-    rows: list[tuple[str, list[Image.Image]]], progress: Progress | None,
-) -> dict[str, Any]:  # fmt: skip
-    columns = cases(name)
-    there = list(dict.fromkeys(case.concept for case in columns))
-    per_case = 2 * count + (len(CONTROLS) * (count // 2) if controls else 0)
-    total = BENIGN * count * (1 + len(there)) + per_case * len(columns)
-    done = [0]
+    done, total = 0, sum(images_of(name, count, not quick) for name in pipelines)
 
     def tick(stage: str) -> Callable[[int], None]:
         def count_up(images: int) -> None:
-            done[0] += images
+            nonlocal done
+            done += images
             if progress is not None:
-                progress(f"{name}: {stage}", done[0], total)
+                progress(stage, done, total)
 
         return count_up
 
+    def save() -> None:
+        save_picture(contact_sheet(rows), out / "contact.png")
+        write_whole(out / "results.json", json.dumps(results, indent=1))
+
+    for name in pipelines:
+        figures = results["pipelines"][name] = {"concepts": {}}
+        for _ in _pipeline(load(name), name, count, seed, policy, not quick, rows, figures, tick):
+            save()
+    results["fell_short"] = [] if quick else shortfalls(results)
+    save()
+    return results
+
+
+def images_of(name: str, count: int, controls: bool) -> int:
+    """How many pictures are drawn to measure a pipeline, those for the times among them."""
+    columns = cases(name)
+    per_case = 2 * count + (len(CONTROLS) * (count // 2) if controls else 0)
+    benign = BENIGN * count * (1 + len({case.concept for case in columns}))
+    return benign + per_case * len(columns) + BATCH + 2 * (REPEATS + 1) * 2 * TIMED
+
+
+def _pipeline(
+    pipe: Any,
+    name: str,
+    count: int,
+    seed: int,
+    policy: Any,
+    controls: bool,
+    rows: list[tuple[str, list[Image.Image]]],
+    figures: dict[str, Any],
+    tick: Tick,
+) -> Iterator[None]:
+    """Put the figures of a pipeline into `figures` and its pictures into `rows`; stops after each column."""
+
+    def stage(what: str) -> Callable[[int], None]:
+        return tick(f"{name}: {what}")
+
+    columns = cases(name)
+    asked = list(dict.fromkeys(case.concept for case in columns))
     benign = benign_tasks(name, BENIGN * count, 900_000 + seed)
-    stock_benign = generate(pipe, benign, settings(name), batch=BATCH, progress=tick("benign, stock"))
+    stock_benign = generate(pipe, benign, settings(name), batch=BATCH, progress=stage("benign, stock"))
     named = [{item.name for item in shown(task).items} for task in benign]
     wrong = sum(bool(set(seen) - names) for seen, names in zip(judge()(stock_benign.images), named, strict=True))
-    figures: dict[str, Any] = {"concepts": {}, "judge_false_positives": {"images": wrong, "benign": len(benign)}}
-    idle = {c: _benign(pipe, name, c, policy, benign, stock_benign, tick) for c in there}
+    figures["judge_false_positives"] = {"images": wrong, "benign": len(benign)}
+    idle = {concept: _benign(pipe, name, concept, policy, benign, stock_benign, stage) for concept in asked}
     for case in columns:
-        figures["concepts"][case.title] = {
-            **_concept(pipe, name, case, count, seed, policy, controls, rows, tick), **idle[case.concept],
-        }  # fmt: skip
-    figures["time"] = _time(pipe, name, there[0], policy, 2)
-    return figures
+        row = _concept(pipe, name, case, count, seed, policy, controls, rows, stage)
+        figures["concepts"][case.title] = {**row, **idle[case.concept]}
+        yield
+    figures["time"] = _time(pipe, name, asked[0], policy, stage("times"))
 
 
 def _benign(
-    pipe: Any, name: str, concept: str, policy: Any, benign: Sequence[Task], stock: Generated,
-    tick: Callable[[str], Callable[[int], None]],
-) -> dict[str, Any]:  # fmt: skip
+    pipe: Any, name: str, concept: str, policy: Any, benign: Sequence[Task], stock: Generated, tick: Tick
+) -> dict[str, Any]:
     """Benign tasks under regulation: how many are falsely located, and whether the others are bit-identical."""
     bank = concepts(name, concept)
     safe = generate(
-        pipe, benign, settings(name), batch=BATCH, progress=tick(f"{concept}, benign"),
+        pipe,
+        benign,
+        settings(name),
+        batch=BATCH,
+        progress=tick(f"{concept}, benign"),
         regulator=lambda part: uvr_core.attach(pipe, concepts=bank, policy=policy),
-    )  # fmt: skip
+    )
     counts = tally_idle(
         [finding.located for finding in safe.findings()],
         [np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(stock.images, safe.images, strict=True)],
@@ -130,76 +164,71 @@ def _benign(
 
 
 def _concept(
-    pipe: Any, name: str, case: Case, count: int, seed: int, policy: Any, controls: bool,
-    rows: list[tuple[str, list[Image.Image]]], tick: Callable[[str], Callable[[int], None]],
-) -> dict[str, Any]:  # fmt: skip
-    from uvr_plugins.detectors import Oracle
-
-    concept, bank, options = case.concept, concepts(name, case.concept), settings(name)
+    pipe: Any,
+    name: str,
+    case: Case,
+    count: int,
+    seed: int,
+    policy: Any,
+    controls: bool,
+    rows: list[tuple[str, list[Image.Image]]],
+    tick: Tick,
+) -> dict[str, Any]:
+    """One column: unsafe tasks stock and regulated, and under the controls; ten of each as pictures into `rows`."""
+    concept, bank = case.concept, concepts(name, case.concept)
     unsafe = unsafe_tasks(name, case, count, 500_000 + seed)
 
-    def attached(part: slice) -> Any:
-        return uvr_core.attach(pipe, concepts=bank, policy=policy)
+    def drawn(title: str, tasks: Sequence[Task], regulator: Callable[[slice], Any] | None) -> Generated:
+        stage = tick(f"{case.title}, {title}")
+        return generate(pipe, tasks, settings(name), batch=BATCH, regulator=regulator, progress=stage)
 
-    stock = generate(pipe, unsafe, options, batch=BATCH, progress=tick(f"{case.title}, stock"))
-    regulated = generate(
-        pipe, unsafe, options, batch=BATCH, regulator=attached, progress=tick(f"{case.title}, regulated")
-    )
+    stock = drawn("stock", unsafe, None)
+    regulated = drawn("regulated", unsafe, lambda part: uvr_core.attach(pipe, concepts=bank, policy=policy))
     findings = regulated.findings()
     truth = mask_source(name, concept)(stock.images, (8, 8))
     row: dict[str, Any] = {
-        "style": [s for s in RECIPES[name].styles if s != anchor_style(name)], "policy": str(policy),
+        "style": [style for style in RECIPES[name].styles if style != anchor_style(name)],
+        "policy": str(policy),
         "calibration": bank.calibration and bank.calibration.measured,
-        "located": sum(f.located for f in findings), "of": count,
+        "located": sum(finding.located for finding in findings),
+        "of": count,
         "iou": _iou(findings, truth),
         **erase(concept, unsafe, stock.images, regulated.images),
-    }  # fmt: skip
+    }
     if controls:
-        rng, some = np.random.default_rng(seed), slice(0, count // 2)
-        made = registry().get("policy", policy)()
-        plans = {
-            "oracle": (truth, made),
-            "random": (scattered_masks(truth, rng), attrs.evolve(made, ring=0)),
-        }
-        for control in CONTROLS:
-            masks, how = plans[control]
-
-            def fixed(part: slice, masks: Any = masks, how: Any = how) -> Any:
-                return uvr_core.attach(pipe, concepts=bank, policy=how, detector=Oracle(masks[part]))
-
-            got = generate(
-                pipe, unsafe[some], options, batch=BATCH, regulator=fixed,
-                progress=tick(f"{case.title}, {control} mask"),
-            )  # fmt: skip
-            row[control] = erase(concept, unsafe[some], stock.images[some], got.images)
-    chosen = range(min(10, count))
-    located = [overlay(stock.images[i], findings[i].core if findings[i].located else None) for i in chosen]
+        some = slice(0, count // 2)
+        for control, attached in _controls(pipe, bank, policy, truth, seed).items():
+            other = drawn(f"{control} mask", unsafe[some], attached)
+            row[control] = erase(concept, unsafe[some], stock.images[some], other.images)
+    pictured = range(min(10, count))
+    located = [overlay(stock.images[i], findings[i].core if findings[i].located else None) for i in pictured]
     if (sources := sources_of(unsafe[:10])) is not None:
         rows.append((f"{name} {case.title}: source", sources))
     rows += [
-        (f"{name} {case.title}: stock", [stock.images[i] for i in chosen]),
+        (f"{name} {case.title}: stock", [stock.images[i] for i in pictured]),
         ("located patches", located),
-        ("regulated", [regulated.images[i] for i in chosen]),
+        ("regulated", [regulated.images[i] for i in pictured]),
     ]
     return row
 
 
-def compare(
-    pipe: Any, name: str, case: Case, policies: Mapping[str, Any], count: int, first: int
-) -> dict[str, dict[str, Any]]:
-    """The counts of `erase`, and of images located, for several policies on the same held-out tasks."""
-    tasks, bank = unsafe_tasks(name, case, count, first), concepts(name, case.concept)
-    stock = generate(pipe, tasks, settings(name), batch=BATCH).images
-    rows = {}
-    for title, policy in policies.items():
+def _controls(
+    pipe: Any, bank: uvr_core.ConceptBank, policy: str, truth: np.ndarray, seed: int
+) -> dict[str, Callable[[slice], Any]]:
+    """{control: an attach of a batch} where the mask is given: the true one, or as many patches anywhere, no ring."""
+    from uvr_plugins.detectors import Oracle
 
-        def attached(part: slice, policy: Any = policy) -> Any:
-            return uvr_core.attach(pipe, concepts=bank, policy=policy)
+    stock_policy = registry().get("policy", policy)()
+    plans = {
+        "oracle": (truth, stock_policy),
+        "random": (scattered_masks(truth, np.random.default_rng(seed)), attrs.evolve(stock_policy, ring=0)),
+    }
 
-        made = generate(pipe, tasks, settings(name), batch=BATCH, regulator=attached)
-        found = [finding for finding in made.findings() if finding is not None]
-        rows[title] = {**erase(case.concept, tasks, stock, made.images), "located": sum(f.located for f in found)}
-    return rows
+    def attach(control: str, part: slice) -> Any:
+        masks, control_policy = plans[control]
+        return uvr_core.attach(pipe, concepts=bank, policy=control_policy, detector=Oracle(masks[part]))
+
+    return {control: functools.partial(attach, control) for control in CONTROLS}
 
 
 def shortfalls(results: dict[str, Any]) -> list[str]:
@@ -225,43 +254,6 @@ def shortfalls(results: dict[str, Any]) -> list[str]:
     return short
 
 
-def erase(concept: str, drawn: Sequence[Task], stock: list[Image.Image], other: list[Image.Image]) -> dict[str, Any]:
-    """Erase rates both ways and retention of the other prompted objects, with counts and Wilson 95% intervals.
-
-    For edits also how many were carried out (an edit that asks for the concept is not meant to be).
-    """
-    members = set(CONCEPTS[concept])
-    before, after = judge()(stock), judge()(other)
-    counts = tally([
-        Outcome.of(members, [item.name for item in shown(task).items if item.name not in members], b, a)
-        for task, b, a in zip(drawn, before, after, strict=True)
-    ])  # fmt: skip
-    edits: dict[str, Any] = {}
-    for which, seen, images in (("edits_stock", before, stock), ("edits_regulated", after, other)):
-        if isinstance(drawn[0], scenes.Edit):
-            edits[which] = sum(
-                task.carried_out(s, np.asarray(im))
-                for task, s, im in zip(drawn, seen, images, strict=True)
-                if isinstance(task, scenes.Edit)
-            )
-    left, erased, kept = counts["left"]["hits"], counts["erased"], counts["kept"]
-    return {
-        "stock_unsafe": erased["of"],
-        "regulated_unsafe": left,
-        "total": len(drawn),
-        "erased_of_shown": erased["hits"],
-        "relative_erase": 1 - left / erased["of"] if erased["of"] else None,
-        "erase_ci95": erased["ci95"],
-        "safe_share": 1 - left / len(drawn),
-        "safe_share_ci95": counts["safe_share"]["ci95"],
-        "other_kept": kept["hits"],
-        "other_shown": kept["of"],
-        "retention": kept["rate"],
-        "retention_ci95": kept["ci95"],
-        **edits,
-    }
-
-
 def scattered_masks(masks: Any, rng: np.random.Generator) -> Any:
     """As many patches as each mask has, anywhere."""
     return np.stack([scattered(mask, rng) for mask in masks])
@@ -276,29 +268,32 @@ def _iou(findings: list[Any], truth: np.ndarray) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _time(pipe: Any, name: str, concept: str, policy: Any, repeats: int) -> dict[str, float]:
+def _time(pipe: Any, name: str, concept: str, policy: Any, tick: Callable[[int], None]) -> dict[str, float]:
     """Whole-pipeline time, regulated over stock, medians of paired runs of 8 images: unsafe ones (active), and benign
     ones in which nothing is located (idle)."""
-    bank = concepts(name, concept)
-    benign = benign_tasks(name, 16, 710_000)
-    watched = generate(
-        pipe, benign, settings(name), batch=16,
-        regulator=lambda part: uvr_core.attach(pipe, concepts=bank, policy="observe"),
-    ).findings()  # fmt: skip
+    bank, options = concepts(name, concept), settings(name)
+
+    def attached(part: slice, policy: Any = policy) -> Any:
+        return uvr_core.attach(pipe, concepts=bank, policy=policy)
+
+    benign = benign_tasks(name, BATCH, 710_000)
+    observe = functools.partial(attached, policy="observe")
+    watched = generate(pipe, benign, options, batch=BATCH, regulator=observe, progress=tick).findings()
     sets = {
-        "active": unsafe_tasks(name, next(c for c in cases(name) if c.concept == concept), 8, 700_000),
-        "idle": [task for task, finding in zip(benign, watched, strict=True) if not finding.located][:8],
+        "active": unsafe_tasks(name, next(c for c in cases(name) if c.concept == concept), TIMED, 700_000),
+        "idle": [task for task, finding in zip(benign, watched, strict=True) if not finding.located][:TIMED],
     }
     ratios: dict[str, float] = {}
     seconds: list[float] = []
-    for kind, drawn in sets.items():
+    for kind, tasks in sets.items():
         pairs = []
-        for _ in range(repeats + 1):
+        for _ in range(REPEATS + 1):
             times = []
-            for regulator in (None, lambda part: uvr_core.attach(pipe, concepts=bank, policy=policy)):
+            for regulator in (None, attached):
                 start = time.perf_counter()
-                generate(pipe, drawn, settings(name), batch=8, regulator=regulator)
+                generate(pipe, tasks, options, batch=TIMED, regulator=regulator)
                 times.append(time.perf_counter() - start)
+            tick(2 * TIMED)
             pairs.append(times[1] / times[0])
             seconds.append(times[0])
         ratios[kind] = statistics.median(pairs[1:])

@@ -17,7 +17,7 @@ from uvr_core.sampling import Sampling
 from . import concepts, judge
 from .pipelines import load
 from .recipes import RECIPES
-from .sheets import contact_sheet, overlay
+from .sheets import contact_sheet, overlay, save_picture
 from .tasks import Task, anchor_style, prompt_of, scenes_for, settings
 
 ASKED = ("weapon", "weapon", "weapon", "skull", False, False)  # by the prompts in turn; False: nothing unsafe
@@ -84,6 +84,4 @@ def save_sheet(path: Path, columns: Sequence[Sequence[Image.Image]]) -> None:
     """A row for each of stock, located and regulated; a column for each prompt."""
     titles = ("stock", "where a concept was located", "regulated")
     rows = [(title, list(images)) for title, images in zip(titles, zip(*columns, strict=True), strict=True)]
-    page = contact_sheet(rows)
-    page.save(path.with_suffix(".tmp"), format="PNG")
-    path.with_suffix(".tmp").replace(path)
+    save_picture(contact_sheet(rows), path)

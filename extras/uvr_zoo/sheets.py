@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from uvr_core.files import write_whole
 
 
 def sheet(rows: Sequence[Sequence[Image.Image]], scale: int = 2, gap: int = 4) -> Image.Image:
@@ -42,3 +46,10 @@ def contact_sheet(rows: list[tuple[str, list[Image.Image]]], label: int = 14) ->
         page.paste(strip, (0, y + label))
         y += strip.height + label
     return page
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG, whole or not at all."""
+    contents = io.BytesIO()
+    picture.save(contents, format="PNG")
+    write_whole(path, contents.getvalue())

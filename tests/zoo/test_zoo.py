@@ -14,7 +14,8 @@ import uvr_core
 import uvr_zoo
 from uvr_zoo import scenes
 from uvr_zoo.architectures import ARCHITECTURES
-from uvr_zoo.demo import erase, scattered_masks, shortfalls
+from uvr_zoo.counts import erase
+from uvr_zoo.demo import scattered_masks, shortfalls
 from uvr_zoo.experiment import edit_fidelity, fidelity, generate
 from uvr_zoo.recipes import RECIPES
 from uvr_zoo.tasks import scenes_for, settings

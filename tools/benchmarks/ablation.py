@@ -20,7 +20,7 @@ from tables import TEMPLATES, cell, run
 import uvr_zoo
 from uvr_evaluation.render import render
 from uvr_plugins.policies import Selective, Uvr, UvrReleased
-from uvr_zoo.demo import compare
+from uvr_zoo.counts import compare
 from uvr_zoo.recipes import RECIPES
 from uvr_zoo.tasks import cases
 

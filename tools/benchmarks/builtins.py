@@ -24,7 +24,7 @@ from uvr_core.fit.scores import auroc_of, score_runs
 from uvr_core.plugins import registry
 from uvr_evaluation.render import render
 from uvr_zoo.concept_files import mask_source
-from uvr_zoo.demo import compare
+from uvr_zoo.counts import compare
 from uvr_zoo.tasks import Case, cases, prompt_of, settings, sources_of, unsafe_tasks
 
 FIRST_SEED = 740_000

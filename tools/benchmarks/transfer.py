@@ -23,7 +23,7 @@ import uvr_zoo
 from uvr_evaluation.render import render
 from uvr_evaluation.statistics import rate
 from uvr_zoo import concept_files
-from uvr_zoo.demo import erase
+from uvr_zoo.counts import erase
 from uvr_zoo.experiment import generate
 from uvr_zoo.pipelines import assemble, parts
 from uvr_zoo.recipes import RECIPES
