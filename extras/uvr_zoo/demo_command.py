@@ -9,6 +9,7 @@ import click
 
 from uvr_core.cli import output, say
 from uvr_core.cli.progress import stages
+from uvr_core.cli.tables import table
 from uvr_core.errors import UVRError
 from uvr_core.files import finite, to_json
 
@@ -51,25 +52,28 @@ def demo(
 
 
 def _pictures(out: Path, seed: int, as_json: bool) -> None:
-    say("loading torch, diffusers and the pipeline flux")
-    from uvr_core.cli.load import be_quiet
+    with stages() as show:
+        show("loading torch, diffusers and the pipeline flux", 0, 0)
+        from uvr_core.cli.load import be_quiet
 
-    be_quiet()
-    from .pictures import draw
+        be_quiet()
+        from .pictures import ASKED, draw
 
-    rows = []
-    for row in draw(out, seed=seed):
-        rows.append(row)
-        say(f"{row['number']} of {row['of']}: {row['prompt']}")
+        show("drawing", 0, len(ASKED))
+        rows = []
+        for row in draw(out, seed=seed):
+            rows.append(row)
+            show("drawing", row["number"], row["of"])
+            say(f"{row['number']} of {row['of']}: {row['prompt']}")
     if as_json:
         click.echo(to_json({"pipeline": "flux", "seed": seed, "pictures": rows}))
         return
-    table = _new_table("prompt", "located (patches)", "the judge sees, stock", "regulated")
+    lines = []
     for row in rows:
         located = ", ".join(f"{name} ({patches})" for name, patches in row["located"].items()) or "nothing"
         after = "the same picture, bit for bit" if row["identical"] else ", ".join(row["regulated"]["shows"])
-        table.add_row(row["prompt"].replace(" ,", ","), located, ", ".join(row["stock"]["shows"]), after)
-    _print(table)
+        lines.append((row["number"], located, ", ".join(row["stock"]["shows"]), after))
+    table("", ("picture", "located (patches)", "the judge sees, stock", "regulated"), lines)
     click.echo(f"Pictures: {out / 'pictures'}; side by side: {out / 'pictures.png'}; figures: {out / 'pictures.json'}")
     click.echo(NEXT)
 
@@ -94,26 +98,13 @@ def _measured(out: Path, names: tuple[str, ...], quick: bool, seed: int, as_json
     return 1 if shortfalls else 0
 
 
-def _new_table(*columns: str) -> Any:
-    from rich.table import Table
-
-    return Table(*columns, box=None, pad_edge=False)
-
-
-def _print(table: Any) -> None:
-    from rich.console import Console
-
-    Console(width=160).print(table)
-
-
 def _show(result: dict[str, Any]) -> None:
     """The figures of results.json, one block per pipeline, one column per concept and case."""
     for name, figures in result["pipelines"].items():
         columns = {title: _figures(row, figures["time"]) for title, row in figures["concepts"].items()}
-        table = _new_table(name, *columns)
-        for label in dict.fromkeys(label for column in columns.values() for label in column):
-            table.add_row(label, *(column.get(label, "-") for column in columns.values()))
-        _print(table)
+        labels = dict.fromkeys(label for column in columns.values() for label in column)
+        rows = [(label, *(column.get(label, "-") for column in columns.values())) for label in labels]
+        table("", (name, *columns), rows, width=160)
 
 
 def _share(value: float | None, interval: Any = None) -> str:

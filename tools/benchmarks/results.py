@@ -16,7 +16,7 @@ import shutil
 from pathlib import Path
 
 import uvr_zoo
-from uvr_core.cli import outputs
+from uvr_core.cli.progress import stages
 from uvr_core.files import finite
 from uvr_evaluation import evaluate, pages
 from uvr_evaluation.rows import read_rows
@@ -33,7 +33,7 @@ def measure(name: str, work: Path, count: int, benign: int, batch: int) -> Path:
     if not (prompts / "prompts.jsonl").is_file():
         prompts.mkdir(parents=True, exist_ok=True)
         prompt_sets.write(name, prompts, CONCEPTS, count, benign, FIRST)
-    with outputs.stages() as show:
+    with stages() as show:
         evaluate(
             lambda: uvr_zoo.load(name),
             prompts / "prompts.jsonl",

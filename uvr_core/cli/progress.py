@@ -60,7 +60,9 @@ def _lines() -> Iterator[Show]:
 
     def show(what: str, done: int, total: int) -> None:
         nonlocal state
-        state = (what, done, total, state[3] if what == state[0] else time.monotonic())
+        _, before, of, began = state
+        again = done < before or total != of  # another piece of work; else another stage of the same
+        state = (what, done, total, time.monotonic() if again else began)
 
     def speak() -> None:
         while not over.wait(EVERY):
