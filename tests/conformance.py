@@ -25,8 +25,8 @@ def built_in(kind: str) -> list[str]:
 
 
 def get(kind: str, name: str) -> Any:
-    found = plugins.registry().get(kind, name)
-    return found() if isinstance(found, type) else found
+    plugin = plugins.registry().get(kind, name)
+    return plugin() if isinstance(plugin, type) else plugin
 
 
 def failed(check: Callable[..., Conformance], *arguments: Any, **options: Any) -> dict[str, str]:

@@ -99,9 +99,6 @@ def tiny_transformer(name: str, seed: int = 0, sharpness: float = 8.0) -> torch.
     return transformer.eval()
 
 
-# ---------------------------------------------------------------------------------------------- conformance
-
-
 def example(name: str) -> Example:
     """A zoo pipeline's transformer, tiny and random, and its pipeline, as the conformance kit takes them."""
     pipe = assemble(RECIPES[name], tiny_transformer(name), _parts(name))

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
-from matrix import Topic, plain
 from rig import Rig
+from situations import Topic, plain
 
 topic = Topic("backends")
 test_regulated_exactly = topic.regulated_exactly()

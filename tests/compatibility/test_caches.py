@@ -10,8 +10,8 @@ import diffusers
 import diffusers.hooks
 import pytest
 import torch
-from matrix import Attempt, Topic, plain
 from rig import PATCHES, STEPS, Rig, called
+from situations import Attempt, Topic, plain
 
 topic = Topic("caches")
 test_regulated_exactly = topic.regulated_exactly()

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from matrix import Attempt, Case, Topic, plain
 from rig import PROMPTS, Rig, called
+from situations import Attempt, Case, Topic, plain
 
 topic = Topic("compile")
 test_regulated_exactly = topic.regulated_exactly()

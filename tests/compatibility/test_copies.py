@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from matrix import Attempt, Pair, Topic
 from rig import Rig, called, reference, sibling
+from situations import Attempt, Pair, Topic
 
 topic = Topic("copies")
 test_regulated_exactly = topic.regulated_exactly()

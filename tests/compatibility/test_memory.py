@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import accelerate
 import pytest
 import torch
-from matrix import Pair, Topic, plain
 from rig import Rig, reference
+from situations import Pair, Topic, plain
 
 CPU = torch.device("cpu")
 

@@ -8,8 +8,8 @@ from unittest import mock
 
 import diffusers
 import torch
-from matrix import Pair, Topic
 from rig import Rig, reference
+from situations import Pair, Topic
 
 topic = Topic("processors")
 test_regulated_exactly = topic.regulated_exactly()

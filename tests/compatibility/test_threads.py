@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from matrix import Attempt, Case, Pair, Topic
 from rig import STEPS, Rig, reference, sibling
+from situations import Attempt, Case, Pair, Topic
 
 import uvr_core
 

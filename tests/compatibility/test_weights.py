@@ -11,9 +11,9 @@ import torch
 from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
 from diffusers.models.embeddings import ImageProjection, IPAdapterTimeImageProjection
 from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
-from matrix import Pair, Topic, plain
 from PIL import Image
 from rig import PROMPTS, Rig, reference
+from situations import Pair, Topic, plain
 
 topic = Topic("weights")
 test_regulated_exactly = topic.regulated_exactly()

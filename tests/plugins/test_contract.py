@@ -45,7 +45,7 @@ def test_project_with_a_direction() -> None:
     project = get("policy", "project")
     generator = torch.Generator().manual_seed(6)
     vector, offset = torch.randn(32, generator=generator), torch.randn(1, 15, generator=generator)
-    given = []
+    projections = []
 
     class Directed:
         name, ring, margin = "directed", project.ring, project.margin
@@ -54,12 +54,12 @@ def test_project_with_a_direction() -> None:
             patches = located.core.shape[1]
             direction = call.direction() or Direction(vector, offset[:, :patches].expand(len(located.core), -1))
             edit = project.edit(located, attrs.evolve(call, direction=lambda: direction))
-            given.append(edit.projection)
+            projections.append(edit.projection)
             return edit
 
     report = check_policy(Directed())
     assert {o.status for o in report.outcomes} == {Status.PASSED}
-    assert all(projection is not None for projection in given)
+    assert all(projection is not None for projection in projections)
 
 
 @pytest.mark.parametrize("name", ["sd3", "qwen-image"])

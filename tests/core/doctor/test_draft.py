@@ -161,9 +161,9 @@ def test_what_no_pipeline_says_is_marked_and_matters(hidden: None, monkeypatch: 
     source = doctor("OtherSD3Transformer2DModel", code=1).stdout
 
     def renamed() -> Example:
-        made = example("sd3")
-        made.model.__class__ = OtherSD3Transformer2DModel
-        return made
+        sample = example("sd3")
+        sample.model.__class__ = OtherSD3Transformer2DModel
+        return sample
 
     with pytest.raises(ConformanceError) as caught:
         check_adapter(load_draft(source), renamed)

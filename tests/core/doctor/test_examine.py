@@ -27,13 +27,13 @@ class SourceFirst(diffusers.FluxTransformer2DModel):
         pooled_projections: torch.Tensor = None, timestep: torch.Tensor = None, img_ids: torch.Tensor = None,
         txt_ids: torch.Tensor = None, return_dict: bool = True,
     ) -> Any:  # fmt: skip
-        own = int((img_ids[:, 0] == 0).sum())
-        turned = torch.cat([hidden_states[:, own:], hidden_states[:, :own]], 1)
+        output = int((img_ids[:, 0] == 0).sum())
+        turned = torch.cat([hidden_states[:, output:], hidden_states[:, :output]], 1)
         result = super().forward(
             turned, encoder_hidden_states, pooled_projections, timestep / 1000,
-            torch.cat([img_ids[own:], img_ids[:own]]), txt_ids, return_dict=False,
+            torch.cat([img_ids[output:], img_ids[:output]]), txt_ids, return_dict=False,
         )[0]  # fmt: skip
-        return (torch.cat([result[:, -own:], result[:, :-own]], 1),)
+        return (torch.cat([result[:, -output:], result[:, :-output]], 1),)
 
 
 def test_roles_and_time_are_found_out_and_not_assumed() -> None:

@@ -64,8 +64,8 @@ DETECTORS = {
 @pytest.mark.parametrize("fault", DETECTORS)
 def test_a_broken_detector_is_caught(fault: str) -> None:
     change, wanted = DETECTORS[fault]
-    found = failed(check_detector, broken_detector(change))
-    assert wanted <= set(found), found
+    failures = failed(check_detector, broken_detector(change))
+    assert wanted <= set(failures), failures
 
 
 def test_a_detector_may_look_at_other_patches() -> None:

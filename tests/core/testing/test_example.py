@@ -10,10 +10,10 @@ from uvr_core.testing import patches
 
 def test_patches_of_a_picture() -> None:
     picture = torch.arange(24.0).reshape(1, 1, 4, 6)
-    found = patches(picture, (2, 3))
-    assert found.shape == (1, 6, 4)
-    assert found[0, 4].tolist() == [14.0, 15.0, 20.0, 21.0]  # rows 2 and 3, columns 2 and 3
-    assert torch.equal(patches(picture[:, :, None], (2, 3)), found)
+    cut = patches(picture, (2, 3))
+    assert cut.shape == (1, 6, 4)
+    assert cut[0, 4].tolist() == [14.0, 15.0, 20.0, 21.0]  # rows 2 and 3, columns 2 and 3
+    assert torch.equal(patches(picture[:, :, None], (2, 3)), cut)
     assert torch.equal(patches(torch.arange(10.0).reshape(1, 10, 1), (2, 3))[0, :, 0], torch.arange(6.0))
 
 

@@ -18,10 +18,10 @@ from uvr_core.testing.source import pipelines_of
 def test_what_pipelines_say(name: str, guidance: str, clean: bool) -> None:
     if name != "NoSuchModel" and not hasattr(diffusers, name):
         pytest.skip(f"diffusers {diffusers.__version__} has no {name}")
-    found = pipelines_of(name)
-    assert found.clean == clean
+    pipelines = pipelines_of(name)
+    assert pipelines.clean == clean
     if name != "ZImageTransformer2DModel":  # its halves are lists: not read
-        assert found.guidance == guidance
+        assert pipelines.guidance == guidance
 
 
 def test_the_plain_pipeline_comes_first() -> None:

@@ -31,9 +31,9 @@ def test_expected_failures() -> None:
 
 @pytest.mark.parametrize("check", ["guidance", "published-size"])
 def test_an_expected_failure_that_does_not_fail_is_reported(check: str) -> None:
-    found = failed(check_adapter, SD3, functools.partial(example, "sd3"), expected_failures={check: "an old fault"})
-    assert set(found) == {check}
-    assert "although expected to fail: an old fault" in found[check]
+    failures = failed(check_adapter, SD3, functools.partial(example, "sd3"), expected_failures={check: "an old fault"})
+    assert set(failures) == {check}
+    assert "although expected to fail: an old fault" in failures[check]
 
 
 def test_an_expected_failure_of_no_check_is_refused() -> None:
@@ -77,5 +77,5 @@ class More(Concern):
 def test_checks_are_an_objects_own_public_methods_in_order() -> None:
     checks = checks_of(Concern(), More())
     assert list(checks) == ["of-one-kind", "left-out", "raises"]
-    found = failed(run_checks, "a subject", checks, None)
-    assert found == {"of-one-kind": "number: expected 2, got 1", "raises": "KeyError: 'lost'"}
+    failures = failed(run_checks, "a subject", checks, None)
+    assert failures == {"of-one-kind": "number: expected 2, got 1", "raises": "KeyError: 'lost'"}
