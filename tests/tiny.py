@@ -109,7 +109,7 @@ def example(name: str) -> Example:
     if name == "flux-kontext":
         options |= {"max_area": 64 * 64, "_auto_resize": False}
 
-    def sample(prompt: str, negative: str) -> object:
+    def generate(prompt: str, negative: str) -> object:
         noise = torch.Generator().manual_seed(0)
         return pipe(
             prompt=prompt, negative_prompt=negative, height=64, width=64, num_inference_steps=1, generator=noise,
@@ -117,7 +117,9 @@ def example(name: str) -> Example:
         )  # fmt: skip
 
     inputs = functools.partial(_INPUTS[family], pipe.transformer.config)
-    return Example(pipe.transformer, inputs, references=family != "SD3Transformer2DModel", pipeline=pipe, sample=sample)
+    return Example(
+        pipe.transformer, inputs, references=family != "SD3Transformer2DModel", pipeline=pipe, generate=generate
+    )
 
 
 _parts = functools.cache(parts)

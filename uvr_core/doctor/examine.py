@@ -17,7 +17,7 @@ from torch import nn
 
 from ..errors import UnsupportedRuntime, UVRError
 from ..intercept.calls import AttentionCall
-from ..testing.adapter.record import moved_patches, record
+from ..testing.adapter.record import moved_patches, patches_of_rows, record
 from ..testing.example import Example, Size
 from ..testing.inputs import TEXT, Kind, TinyInputs, time_scale
 from ..testing.source import Pipelines, pipelines_of
@@ -194,7 +194,7 @@ def _first_row(
     """The row that moves output patch 0; a doubt if the patches do not follow one row each."""
     (module,) = tap.values()
     moved = moved_patches(example, module, example.arguments(size, rows, references=references), size, rows)
-    hits = [(row > 1e-3 * moved.max()).nonzero().flatten().tolist() for row in moved]
+    hits = patches_of_rows(moved)
     count = size[0] * size[1]
     start = next((row for row, patches in enumerate(hits) if patches == [0]), int(moved[:, 0].argmax()))
     if hits[start : start + count] != [[patch] for patch in range(count)]:

@@ -53,8 +53,8 @@ class Example:
         references: whether `inputs` takes reference images.
         sizes: (height, width) at which the model can run, not square.
         guidance: how the family's pipelines guide, as Adapter.guidance names it; None: not known.
-        pipeline, sample: a pipeline around `model`, and sample(prompt, negative_prompt), which runs it with guidance
-            on, one or two steps, always from the same noise. The guidance is then checked on the real thing.
+        pipeline, generate: a pipeline around `model`, and generate(prompt, negative_prompt), which runs it with
+            guidance on, one or two steps, always from the same noise. The guidance is then checked on the real thing.
         patches: (output, grid) -> (B, N, C), where the default does not fit the model's output.
     """
 
@@ -64,7 +64,7 @@ class Example:
     sizes: tuple[Size, ...] = ((2, 3), (4, 2), (3, 5))
     guidance: str | None = None
     pipeline: Any = None
-    sample: Callable[[str, str], object] | None = None
+    generate: Callable[[str, str], object] | None = None
     patches: Callable[[torch.Tensor, Size], torch.Tensor] = patches
 
     @property

@@ -21,7 +21,7 @@ class Guidance(Subject):
     def guidance(self) -> None:
         """The conditional pass or half is regulated, and no other."""
         example = self.make_example()
-        if example.pipeline is not None and example.sample is not None:
+        if example.pipeline is not None and example.generate is not None:
             self._real_guidance(example)
             return
         style = example.guidance or self.adapter.guidance
@@ -38,15 +38,15 @@ class Guidance(Subject):
 
     def _real_guidance(self, example: Example) -> None:
         """On the real pipeline: what the engine looks at follows the prompt and not the negative prompt."""
-        stock = example.sample
-        assert stock is not None
+        generate = example.generate
+        assert generate is not None
         with attach(example.pipeline, self.adapter) as reg:
             tap = reg.taps[0]
 
             def first_step(prompt: str, negative: str) -> torch.Tensor:
                 seen: list[torch.Tensor] = []
                 with reg.recording(lambda call: seen.append(features(call)), [tap]):
-                    stock(prompt, negative)
+                    generate(prompt, negative)
                 return seen[0]
 
             base = first_step("a cat", "a dog")

@@ -8,7 +8,7 @@ from ...tokens import TokenSpans
 from ..example import Example, Size
 from ..given import Edit, Given, regulated
 from ..suite import CheckFailed, expect
-from .record import moved_patches
+from .record import moved_patches, patches_of_rows
 from .subject import Subject
 
 
@@ -24,7 +24,7 @@ class Placement(Subject):
             moved, start = self._moved(example, size, references, path)
             count = size[0] * size[1]
             wanted = [[row - start] if start <= row < start + count else [] for row in range(len(moved))]
-            _expect_rows(_patches_moved(moved), wanted, f"{path}, references {references}")
+            _expect_rows(patches_of_rows(moved), wanted, f"{path}, references {references}")
 
     def earlier_blocks(self) -> None:
         """Each output row moves its own patch most."""
@@ -48,7 +48,7 @@ class Placement(Subject):
         with regulated(example.model, self.adapter, Given(mask), Edit(alpha=(0.0, 1.0, 0.0), only=last)):
             edited = example.run(arguments, size)
         moved = (edited - stock).abs().amax(-1)
-        _expect_rows(_patches_moved(moved), [[i] for i in range(count)], f"located patch, edited at {last}")
+        _expect_rows(patches_of_rows(moved), [[i] for i in range(count)], f"located patch, edited at {last}")
 
     def _moved(self, example: Example, size: Size, references: tuple[Size, ...], path: str) -> tuple[torch.Tensor, int]:
         """(rows, N): how far each output patch moves when one row of the block's attention output is changed; and the
@@ -63,11 +63,6 @@ class Placement(Subject):
         why = "none: the block has no effect in this example; are its weights zero?"
         expect(bool(moved.max() > 0), f"output after a change at {path}", expected="a change", got=why)
         return moved, start
-
-
-def _patches_moved(moved: torch.Tensor) -> list[list[int]]:
-    """(rows, N) -> for each row the patches that it moves, rounding aside."""
-    return [row.nonzero().flatten().tolist() for row in moved > 1e-3 * moved.max()]
 
 
 def _expect_rows(moved: list[list[int]], wanted: list[list[int]], where: str, first: int = 0) -> None:

@@ -59,3 +59,8 @@ def moved_patches(
     stock = example.run(arguments, size)
     changed = run_with(change_rows, example, {"": module}, arguments, size)
     return (changed - stock).abs().amax(-1)
+
+
+def patches_of_rows(moved: torch.Tensor) -> list[list[int]]:
+    """(rows, N) -> for each row the patches that it moves, rounding aside."""
+    return [row.nonzero().flatten().tolist() for row in moved > 1e-3 * moved.max()]

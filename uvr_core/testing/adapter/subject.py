@@ -9,7 +9,7 @@ import attrs
 
 from ...adapter import Adapter, Layout
 from ...errors import TapNotFired
-from ...intercept.calls import AttentionCall
+from ...intercept.calls import AttentionCall, is_joint
 from ..example import Example, Size
 from ..suite import expect
 from .record import record
@@ -48,8 +48,7 @@ class Subject:
         """The taps' joint calls, by the engine's rule."""
         taps = self.adapter.taps(example.model)
         calls = record(example, {only: taps[only]} if only else taps, arguments, size)
-        queries = layout.output + self.adapter.text_output
-        joint = [c for c in calls if c.key.shape[2] >= layout.image and c.query.shape[2] >= queries]
+        joint = [call for call in calls if is_joint(call, self.adapter, layout)]
         if not joint:
             raise TapNotFired(f"no attention call holds the {layout.image} image tokens that the adapter reads")
         return joint

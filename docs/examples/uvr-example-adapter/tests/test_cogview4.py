@@ -204,7 +204,11 @@ def test_the_contract(real: bool) -> None:
         if not real:
             return Example(model, arguments, guidance="two_pass")
         pipe = pipeline_of(model)
-        return Example(model, arguments, pipeline=pipe, sample=lambda text, negative: draw(pipe, 3.0, [text], negative))
+
+        def generate(prompt: str, negative: str) -> torch.Tensor:
+            return draw(pipe, 3.0, [prompt], negative)
+
+        return Example(model, arguments, pipeline=pipe, generate=generate)
 
     assert check_adapter(COGVIEW4, example)["guidance"].status == "passed"
 

@@ -29,7 +29,7 @@ def test_guidance_without_a_pipeline(declared: str) -> None:
     """The example says how the family guides; an adapter that says otherwise is caught."""
 
     def bare() -> Example:
-        return attrs.evolve(example("qwen-image"), pipeline=None, sample=None, guidance=declared)
+        return attrs.evolve(example("qwen-image"), pipeline=None, generate=None, guidance=declared)
 
     check_adapter(attrs.evolve(QWEN, guidance=declared), bare)
     same = {"single": "two_pass", "two_pass": "single"}.get(declared)
