@@ -29,6 +29,7 @@ ROOTS = (".", "adapters", "plugins", "zoo", "extras", "tests")
 # {pattern of a case: why it may differ}
 WANTED = {
     r"command (help|plugins)\b": "packages move to distributions of their own; help names commands of extras",
+    r"command bad no report": "the hint names `uvr eval` beside `uvr generate`",
 }
 
 

@@ -307,7 +307,7 @@ def plain(tree: Path, value: Any) -> Any:
     if isinstance(value, str):
         value = re.sub(r'"(seconds|commit|git|date)": [^\n]*', r'"\1"', value.replace(str(tree), "TREE"))
         value = re.sub(r"\d+(\.\d+)? s\b", "S s", re.sub(r"commit \w+", "commit", value))
-        return re.sub(r".*stock's time.*|.*\| [\d.]+ \| [\d.]+–[\d.]+ \|", "", value)
+        return re.sub(r".*(stock's time.*|\| [\d.]+ \| [\d.]+–[\d.]+ \|)\n", "", value)
     return value
 
 

@@ -2,56 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
 
-from ..errors import UVRError
-from ..files import read_picture, to_json
-from ..signatures import needs_source, takes_source
-from . import load, output, say
-from .options import Settings, check_registered, generation_options, json_option
-from .progress import progress
-from .prompts import Prompt, prompts_of
-from .regions import mask_source
+from uvr_core.cli import load, output, say
+from uvr_core.cli.options import Settings, check_registered, generation_options, json_option
+from uvr_core.cli.progress import counter, stages
+from uvr_core.cli.prompts import Prompt, prompts_of
+from uvr_core.cli.regions import mask_source
+from uvr_core.errors import UVRError
+from uvr_core.files import read_picture, to_json
+from uvr_core.signatures import needs_source, takes_source
 
+if TYPE_CHECKING:
+    from uvr_core import ConceptBank
+
+    from .flows import Flows
+
+PATH = click.Path(path_type=Path)
 SCHEMA = "uvr.analysis/1"
 FILE = "analysis.json"
+
+
+@attrs.frozen(kw_only=True)
+class _Task:
+    """What is measured, once it is read; see `analyze`."""
+
+    model: str
+    prompts: Sequence[Prompt]
+    sources: Sequence[Any]
+    bank: ConceptBank | None
+    detector: str | None
+    masks: Any
+    masks_from: str | None
+    settings: Settings
+
+    @property
+    def threshold(self) -> float | None:
+        """The calibrated threshold, if it is one of this detector's."""
+        calibration = self.bank.calibration if self.bank is not None else None
+        if calibration is None or self.detector not in (None, calibration.detector):
+            return None
+        return float(calibration.threshold)
+
+    @property
+    def concept(self) -> dict[str, Any] | None:
+        """The concept as analysis.json describes it."""
+        if self.bank is None:
+            return None
+        own = self.bank.calibration.detector if self.bank.calibration else "contrast"
+        probes = list(self.bank.probes)
+        detector = self.detector or own
+        return {"name": self.bank.name, "detector": detector, "threshold": self.threshold, "probes": probes}
 
 
 @click.command()
 @click.argument("model")
 @click.option("--prompt", "texts", multiple=True, metavar="TEXT", help="A prompt or an instruction; may be repeated.")
-@click.option("--prompts", "file", type=click.Path(path_type=Path), help="A .txt, .csv or .jsonl file of prompts.")
+@click.option("--prompts", "file", type=PATH, help="A .txt, .csv or .jsonl file of prompts.")
 @click.option(
-    "--image", "pictures", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+    "--image",
+    "pictures",
+    multiple=True,
+    type=PATH,
+    metavar="FILE",
     help="A source picture, for a model that edits; repeatable, one per prompt, or one for all.",
-)  # fmt: skip
+)
 @click.option("--concept", metavar="FILE_OR_NAME", help="A concept: score its patches at every step.")
 @click.option("--detector", help="How patches are scored; else what the concept was calibrated with.")
 @click.option(
-    "--masks", metavar="SOURCE",
+    "--masks",
+    metavar="SOURCE",
     help="JUDGE[:label,label] that points at the concept in the drawn pictures, or a folder of PNG masks: tell flows "
     "into those patches apart, and measure the localisation of --concept.",
-)  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), required=True, help=f"Folder for {FILE} and the figures.")
+)
+@click.option("--out", type=PATH, required=True, help=f"Folder for {FILE} and the figures.")
 @click.option("--overwrite", is_flag=True, help="Write into a folder that holds an analysis already.")
 @generation_options
 @json_option
 def analyze(
-    model: str,
-    texts: tuple[str, ...],
-    file: Path | None,
-    pictures: tuple[Path, ...],
-    concept: str | None,
-    detector: str | None,
-    masks: str | None,
-    out: Path,
-    overwrite: bool,
-    settings: Settings,
-    as_json: bool,
+    texts: tuple[str, ...], file: Path | None, out: Path, overwrite: bool, as_json: bool, **options: Any
 ) -> None:
     """Draw what flows where inside MODEL, block by block and step by step, while nothing is regulated.
 
@@ -59,9 +93,33 @@ def analyze(
     and analysis.json; with --concept masks.gif and masks.png (its patches over steps), and with --masks as well
     localisation.png. At least 5 prompts are needed to tell a stage from chance.
     """
-    from .. import figures
+    task = _read(prompts=prompts_of(texts, file), **options)
+    with output.folder(out, overwrite=overwrite, report=FILE) as stage:
+        data = _analyse(task, stage)
+        text = to_json(data)
+        (stage / FILE).write_text(text + "\n", "utf-8")
+    if as_json:
+        click.echo(text)
+        return
+    from . import summary
 
-    prompts = prompts_of(texts, file)
+    click.echo(summary.text(data))
+    click.echo(f"{FILE}, {', '.join(data['files'])} in {out}")
+
+
+def _read(
+    *, model: str, prompts: Sequence[Prompt], pictures: Sequence[Path], concept: str | None, detector: str | None,
+    masks: str | None, settings: Settings,
+) -> _Task:  # fmt: skip
+    """Read what the options name, before a model is loaded.
+
+    Raises:
+        UVRError: it does not fit together, or cannot be read.
+    """
+    from uvr_core.concepts import resolve
+
+    from . import figures
+
     if len(pictures) not in (0, 1, len(prompts)):
         raise UVRError(f"--image: expected one, or one per prompt ({len(prompts)}), got {len(pictures)}")
     for kind, name in (("detector", detector), ("adapter", settings.adapter)):
@@ -69,118 +127,72 @@ def analyze(
     if detector is not None and concept is None:
         raise UVRError("--detector: give the --concept that it is to score")
     figures.require()
-    bank = _bank(concept)
+    bank = None if concept is None else resolve([concept])[0][0]
     if masks is not None and bank is None and ":" not in masks and not Path(masks).is_dir():
         raise UVRError(f"--masks {masks}: say what it is to look for, {masks}:LABEL,LABEL, or give a --concept")
     source, word = mask_source(masks, bank.name if bank else "", len(prompts)) if masks else (None, None)
-    sources = [read_picture(path, settings.size, option="--image") for path in pictures]
-    with output.folder(out, overwrite=overwrite, report=FILE) as stage:
-        pipe = load.load_model(model, settings)
-        _check_sources(pipe, bool(sources))
+    images = [read_picture(path, settings.size, option="--image") for path in pictures]
+    images = images * len(prompts) if len(images) == 1 else images
+    return _Task(
+        model=model, prompts=prompts, sources=images, bank=bank, detector=detector, masks=source, masks_from=word,
+        settings=settings,
+    )  # fmt: skip
+
+
+def _analyse(task: _Task, stage: Path) -> dict[str, Any]:
+    """Draw, measure, and put the figures into the folder; the contents of analysis.json."""
+    from . import summary
+    from .measure import measure_flows
+
+    settings, texts = task.settings, [prompt.text for prompt in task.prompts]
+    seeds = settings.seeds(task.prompts)
+    with stages() as show:
+        show(f"loading {task.model}", 0, 0)
+        pipe = load.load_model(task.model, settings)
+        _check_sources(pipe, bool(task.sources))
         call = settings.call(pipe)
-        found = _measure(pipe, prompts, sources, source, bank, detector, settings, call)
-        threshold = _threshold(bank, detector)
-        data = {
-            "schema": SCHEMA,
-            "model": model,
-            "pipeline": type(pipe).__name__,
-            "settings": {
-                **attrs.asdict(settings), "device": str(pipe.device), "dtype": str(pipe.dtype).removeprefix("torch."),
-                "call": call,
-            },
-            "versions": output.versions(),
-            "commit": output.commit(),
-            "prompts": [{"prompt": p.text, "seed": s} for p, s in zip(prompts, settings.seeds(prompts), strict=True)],
-            "concept": None if bank is None else {
-                "name": bank.name, "detector": detector or _own_detector(bank), "threshold": threshold,
-                "probes": list(bank.probes),
-            },
-            "masks": word,
-            **found.to_dict(),
-            "files": _draw(found, stage, threshold),
-        }  # fmt: skip
-        text = to_json(data)
-        (stage / FILE).write_text(text + "\n", "utf-8")
-    if as_json:
-        click.echo(text)
-    else:
-        _show(data, out)
+        with load.running(pipe):
+            flows = measure_flows(
+                pipe, texts, task.sources or None, masks=task.masks, bank=task.bank, detector=task.detector,
+                adapter=settings.adapter, seed=seeds, batch_size=settings.batch, generate=call,
+                progress=counter(show, "analysing", len(texts)),
+            )  # fmt: skip
+    return {
+        "schema": SCHEMA,
+        "model": task.model,
+        "pipeline": type(pipe).__name__,
+        "settings": {**load.facts(pipe, settings), "call": call},
+        "versions": output.versions(),
+        "commit": output.commit(),
+        "prompts": [{"prompt": text, "seed": seed} for text, seed in zip(texts, seeds, strict=True)],
+        "concept": task.concept,
+        "masks": task.masks_from,
+        **summary.to_dict(flows),
+        "files": _draw(flows, stage, task.threshold),
+    }
 
 
-def _bank(concept: str | None) -> Any:
-    if concept is None:
-        return None
-    from ..concepts import resolve
-
-    ((bank, _),) = resolve([concept])
-    return bank
-
-
-def _own_detector(bank: Any) -> str:
-    return bank.calibration.detector if bank.calibration else "contrast"
-
-
-def _threshold(bank: Any, detector: str | None) -> float | None:
-    """The calibrated threshold, if it is one of this detector's."""
-    if bank is None or bank.calibration is None or detector not in (None, bank.calibration.detector):
-        return None
-    return float(bank.calibration.threshold)
-
-
-def _check_sources(pipe: Any, given: bool) -> None:
+def _check_sources(pipe: Any, editing: bool) -> None:
     """Refuse a source picture that the model does not take, and an editing model without one."""
-    if given and not takes_source(pipe):
+    if editing and not takes_source(pipe):
         raise UVRError(f"--image: {type(pipe).__name__} takes no source picture; leave the option out")
-    if not given and needs_source(pipe):
+    if not editing and needs_source(pipe):
         raise UVRError(f"{type(pipe).__name__} edits pictures: give --image FILE")
 
 
-def _measure(
-    pipe: Any, prompts: list[Prompt], sources: list[Any], masks: Any, bank: Any, detector: str | None,
-    settings: Settings, call: dict[str, Any],
-) -> Any:  # fmt: skip
-    from ..analysis import flows
-
-    pictures = (sources * len(prompts) if len(sources) == 1 else sources) or None
-    with progress("analysing", len(prompts)) as advance, load.running(pipe):
-        return flows(
-            pipe, [prompt.text for prompt in prompts], pictures, masks=masks, bank=bank, detector=detector,
-            adapter=settings.adapter, seed=settings.seeds(prompts), batch_size=settings.batch, generate=call,
-            progress=advance,
-        )  # fmt: skip
-
-
-def _draw(found: Any, stage: Path, threshold: float | None) -> list[str]:
+def _draw(flows: Flows, stage: Path, threshold: float | None) -> list[str]:
     """The figures; their file names."""
-    from .. import figures
-    from ..analysis import localisation
+    from . import figures
+    from .localisation import localisation_of
 
-    figures.draw_flows(found, stage / "flows.png")
-    figures.draw_heatmap(found, stage / "heatmap.png")
+    figures.draw_flows(flows, stage / "flows.png")
+    figures.draw_heatmap(flows, stage / "heatmap.png")
     files = ["flows.png", "heatmap.png"]
-    if found.scores:
-        files += figures.draw_masks(found, next(iter(found.scores)), stage, threshold)
-    if localisation(found):
-        figures.draw_localisation(found, stage / "localisation.png")
+    if flows.scores:
+        files += figures.draw_masks(flows, next(iter(flows.scores)), stage, threshold)
+    if localisation_of(flows):
+        figures.draw_localisation(flows, stage / "localisation.png")
         files.append("localisation.png")
-    elif found.scores and found.masks is not None:
+    elif flows.scores and flows.masks is not None:
         say("note: no drawn picture shows the concept according to the masks: no localisation.png")
     return files
-
-
-def _show(data: dict[str, Any], out: Path) -> None:
-    click.echo(
-        f"{data['model']}: {data['pipeline']}, {data['images']} images, {data['steps']} steps, {len(data['blocks'])} "
-        f"blocks, {data['seconds']:.1f} s"
-    )
-    for into, stages in data["stages"].items():
-        click.echo(f"into {into} patches:" if into == "located" else "into the picture:")
-        for name, stage in stages.items():
-            seen = {True: "seen", False: "not seen", None: "none"}[stage["seen"]]
-            click.echo(f"    {name}: {seen}; {stage['why']}")
-    for probe, line in data["localisation"].items():
-        click.echo(
-            f"localisation at {probe}: patch AUROC {line['auroc'][0]:.2f} at step 0, {line['auroc'][-1]:.2f} at the "
-            f"last, {line['images']} images"
-        )
-    click.echo(f"{FILE}, {', '.join(data['files'])} in {out}")

@@ -1,4 +1,4 @@
-"""Pictures of what `uvr_core.analysis` measures, by matplotlib, which comes with the [zoo] and [eval] extras."""
+"""Pictures of flows and of localisation, by matplotlib, which comes with the [zoo] and [eval] extras."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from .analysis import Flows, band, boundary, localisation
-from .errors import UVRError
-from .ops.evidence import Scores
-from .ops.masks import Mask
+from uvr_core.errors import UVRError
+from uvr_core.ops.evidence import Scores
+from uvr_core.ops.masks import Mask
+
+from .curves import band, boundary
+from .flows import Flows
+from .localisation import localisation_of
 
 DPI = 100
 COLOURS = {"text": "#2b6cb0", "output": "#c05621", "reference": "#2f855a", "located": "#b83280", "rest": "#718096"}
-_READERS = (("output", "reads"), ("located", "output reads"), ("rest", "of the output reads"), ("text", "reads"),
-            ("reference", "reads"))  # fmt: skip
+_READERS = (
+    ("output", "reads"),
+    ("located", "output reads"),
+    ("rest", "of the output reads"),
+    ("text", "reads"),
+    ("reference", "reads"),
+)
 _HIT, _TRUE = (255, 255, 255), (0, 220, 255)
 
 
@@ -35,20 +43,20 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def draw_flows(found: Flows, path: Path, title: str = "") -> None:
+def draw_flows(flows: Flows, path: Path, title: str = "") -> None:
     """One panel per reading role: whose tokens it attends to, over steps; mean over blocks, 95% band over images.
 
     A dotted line marks the stage boundary of the curve of its colour. The panels are 3.2 inches wide at 100 dpi.
     """
-    there = found.directions()
-    panels = [(role, verb) for role, verb in _READERS if any(into == role for _, into in there)]
+    measured = flows.directions()
+    panels = [(role, verb) for role, verb in _READERS if any(into == role for _, into in measured)]
     figure = _figure(3.2 * len(panels), 3.2)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (role, verb) in zip(axes, panels, strict=True):
         for source in ("text", "output", "reference"):
-            if (source, role) not in there:
+            if (source, role) not in measured:
                 continue
-            curve = found.curve(source, role)
+            curve = flows.curve(source, role)
             mean, low, high = band(curve)
             axis.plot(mean, color=COLOURS[source], label=source)
             axis.fill_between(range(len(mean)), low, high, color=COLOURS[source], alpha=0.2, lw=0)
@@ -58,25 +66,25 @@ def draw_flows(found: Flows, path: Path, title: str = "") -> None:
         axis.set(title=f"{role} {verb}", xlabel="step", ylim=(0, 1))
     axes[0].set_ylabel("share of attention")
     axes[0].legend(fontsize=8)
-    figure.suptitle(title or f"{len(found.images)} images, mean over {len(found.blocks)} blocks")
+    figure.suptitle(title or f"{len(flows.images)} images, mean over {len(flows.blocks)} blocks")
     figure.savefig(path, dpi=DPI)
 
 
-def draw_heatmap(found: Flows, path: Path) -> None:
+def draw_heatmap(flows: Flows, path: Path) -> None:
     """One panel per flow between text, output and reference: block by step, mean over images, each on its own scale.
 
     Rows are reading roles, columns are roles that are read. A panel is 3.2 by 2.6 inches at 100 dpi.
     """
-    roles = [role for role in ("output", "text", "reference") if any(into == role for _, into in found.directions())]
+    roles = [role for role in ("output", "text", "reference") if any(into == role for _, into in flows.directions())]
     figure = _figure(3.2 * len(roles), 2.6 * len(roles))
     axes = figure.subplots(len(roles), len(roles), squeeze=False)
     for line, into in zip(axes, roles, strict=True):
         for axis, source in zip(line, roles, strict=True):
-            values = np.nanmean(found.by_block(source, into), 0).T  # (L, T)
+            values = np.nanmean(flows.by_block(source, into), 0).T  # (L, T)
             shown = axis.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest")
             figure.colorbar(shown, ax=axis)
             axis.set(title=f"{source} to {into}", xlabel="step", ylabel="block")
-            axis.set_yticks(*_ticks(found.blocks), fontsize=7)
+            axis.set_yticks(*_ticks(flows.blocks), fontsize=7)
     figure.savefig(path, dpi=DPI)
 
 
@@ -87,17 +95,17 @@ def short(block: str) -> str:
 
 
 def _ticks(blocks: Sequence[str], most: int = 12) -> tuple[list[int], list[str]]:
-    chosen = sorted({round(i) for i in np.linspace(0, len(blocks) - 1, min(most, len(blocks)))})
-    return chosen, [short(blocks[i]) for i in chosen]
+    places = sorted({round(i) for i in np.linspace(0, len(blocks) - 1, min(most, len(blocks)))})
+    return places, [short(blocks[i]) for i in places]
 
 
-def draw_localisation(found: Flows, path: Path, title: str = "") -> None:
+def draw_localisation(flows: Flows, path: Path, title: str = "") -> None:
     """Patch AUROC over steps, a line with its 95% band per probe; 5.2 by 3.2 inches at 100 dpi.
 
     Raises:
         UVRError: nothing to draw: no masks, no scores, or no image that shows the concept.
     """
-    measured = localisation(found)
+    measured = localisation_of(flows)
     if not measured:
         raise UVRError("no localisation to draw: no scores, no masks, or no image that shows the concept")
     figure = _figure(5.2, 3.2)
@@ -113,11 +121,8 @@ def draw_localisation(found: Flows, path: Path, title: str = "") -> None:
     figure.savefig(path, dpi=DPI)
 
 
-# ---------------------------------------------------------------------------------------------- masks over steps
-
-
 def mask_frames(
-    found: Flows, probe: str, threshold: float | None = None, *, most: int = 6, side: int = 128
+    flows: Flows, probe: str, threshold: float | None = None, *, most: int = 6, side: int = 128
 ) -> list[Image.Image]:
     """The detector's scores on the finished pictures, one frame per step; the pictures side by side.
 
@@ -131,26 +136,26 @@ def mask_frames(
     Returns:
         T frames of one size.
     """
-    scores = found.scores[probe][:most]
+    scores = flows.scores[probe][:most]
     frames = []
-    for step, sigma in enumerate(found.sigmas):
-        tiles = [
-            _tile(found.images[i], _heat(scores[i])[step].reshape(found.grid), side,
-                  _hits(scores[i, step], threshold, found.grid), None if found.masks is None else found.masks[i])
-            for i in range(len(scores))
-        ]  # fmt: skip
+    for step, sigma in enumerate(flows.sigmas):
+        tiles = []
+        for i, picture in enumerate(flows.images[: len(scores)]):
+            heat = _heat(scores[i])[step].reshape(flows.grid)
+            hits = None if threshold is None else scores[i, step].reshape(flows.grid) >= threshold
+            tiles.append(_tile(picture, heat, side, hits, None if flows.masks is None else flows.masks[i]))
         frames.append(_row(tiles, f"step {step}, noise {sigma:.2f}"))
     return frames
 
 
-def draw_masks(found: Flows, probe: str, folder: Path, threshold: float | None = None) -> list[str]:
+def draw_masks(flows: Flows, probe: str, folder: Path, threshold: float | None = None) -> list[str]:
     """Write masks.gif, three steps a second, and masks.png, at most 10 steps below one another; the files' names."""
-    frames = mask_frames(found, probe, threshold)
+    frames = mask_frames(flows, probe, threshold)
     frames[0].save(folder / "masks.gif", save_all=True, append_images=frames[1:], duration=333, loop=0)
-    chosen = sorted({round(i) for i in np.linspace(0, len(frames) - 1, min(10, len(frames)))})
+    shown = sorted({round(i) for i in np.linspace(0, len(frames) - 1, min(10, len(frames)))})
     width, height = frames[0].size
-    page = Image.new("RGB", (width, height * len(chosen)), "white")
-    for line, step in enumerate(chosen):
+    page = Image.new("RGB", (width, height * len(shown)), "white")
+    for line, step in enumerate(shown):
         page.paste(frames[step], (0, line * height))
     page.save(folder / "masks.png")
     return ["masks.gif", "masks.png"]
@@ -160,10 +165,6 @@ def _heat(scores: Scores) -> npt.NDArray[np.float64]:
     """(T, N) scores of one image -> 0..1."""
     low, high = np.nanpercentile(scores, (50, 99))
     return np.asarray(np.clip((scores - low) / max(high - low, 1e-12), 0, 1), dtype=np.float64)
-
-
-def _hits(scores: Scores, threshold: float | None, grid: tuple[int, int]) -> Mask | None:
-    return None if threshold is None else scores.reshape(grid) >= threshold
 
 
 def _tile(
@@ -210,6 +211,3 @@ def _row(tiles: Sequence[Image.Image], words: str, gap: int = 4) -> Image.Image:
         page.paste(tile, (left, 16))
         left += tile.width + gap
     return page
-
-
-__all__ = ["draw_flows", "draw_heatmap", "draw_localisation", "draw_masks", "mask_frames", "require", "short"]

@@ -23,9 +23,10 @@ import torch
 
 import uvr_core
 import uvr_zoo
-from uvr_core.analysis import Flows, Localisation, flows, localisation
+from uvr_analysis import Flows, Localisation, localisation_of, measure_flows
+from uvr_analysis.figures import COLOURS, short
+from uvr_analysis.summary import to_dict
 from uvr_core.cli.output import versions
-from uvr_core.figures import COLOURS, short
 from uvr_zoo.concept_files import mask_source
 from uvr_zoo.concept_files import tasks as training_tasks
 from uvr_zoo.experiment import generate
@@ -46,13 +47,13 @@ Table = Mapping[str, Mapping[str, Row]]
 def cost(pipe: Any, name: str, drawn: Sequence[Task], masks: np.ndarray, turns: int) -> tuple[Flows, dict[str, Any]]:
     """The flows, and time with the measuring over time without, in pairs of alternating order."""
     prompts, sources, options = [prompt_of(task) for task in drawn], sources_of(drawn), settings(name)
-    ratios, found = [], None
+    ratios, flows = [], None
     for turn in range(turns + 1):
         seconds = {}
         for measured in (False, True) if turn % 2 else (True, False):
             start = time.perf_counter()
             if measured:
-                found = flows(
+                flows = measure_flows(
                     pipe, prompts, sources, masks=masks, seed=DRAWN_WITH, batch_size=len(drawn), generate=options
                 )
             else:
@@ -60,9 +61,9 @@ def cost(pipe: Any, name: str, drawn: Sequence[Task], masks: np.ndarray, turns: 
             seconds[measured] = time.perf_counter() - start
         if turn:  # the first pair warms up
             ratios.append(seconds[True] / seconds[False])
-    assert found is not None
-    same = sum(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(stock, found.images, strict=True))
-    return found, {
+    assert flows is not None
+    same = sum(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(stock, flows.images, strict=True))
+    return flows, {
         "ratio": round(statistics.median(ratios), 3), "range": [round(min(ratios), 3), round(max(ratios), 3)],
         "pairs": turns, "images": len(drawn), "images_bitwise_stock": same,
     }  # fmt: skip
@@ -87,10 +88,10 @@ def said(lines: Mapping[str, Localisation]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def spread(found: Flows) -> dict[str, list[float]]:
+def spread(flows: Flows) -> dict[str, list[float]]:
     """Attention per located patch in units of attention per output patch, by who reads, over steps."""
     ratio = {
-        into: np.nanmean(found.curve("located", into, "density") / found.curve("output", into, "density"), 0)
+        into: np.nanmean(flows.curve("located", into, "density") / flows.curve("output", into, "density"), 0)
         for into in ("located", "rest")
     }
     return {into: np.round(line, 4).tolist() for into, line in ratio.items()}
@@ -100,13 +101,13 @@ def measure_case(pipe: Any, name: str, case: Case, bank: uvr_core.ConceptBank, c
     drawn = unsafe_tasks(name, case, count, FIRST_SEED)
     stock = generate(pipe, drawn, settings(name), batch=count, seed=DRAWN_WITH).images
     masks = mask_source(name, CONCEPT)(stock, (8, 8))
-    found, price = cost(pipe, name, drawn, masks, PAIRS)
-    data = found.to_dict()
+    flows, price = cost(pipe, name, drawn, masks, PAIRS)
+    data = to_dict(flows)
     for direction, line in data["directions"].items():
         if direction not in KEPT:
             del line["by_step_and_block"], line["boundary_by_block"]
-    found_by = {
-        detector: said(localisation(flows(
+    localised = {
+        detector: said(localisation_of(measure_flows(
             pipe, [prompt_of(t) for t in drawn], sources_of(drawn), masks=masks, bank=bank, detector=detector,
             seed=DRAWN_WITH, batch_size=count, generate=settings(name),
         )))
@@ -114,8 +115,8 @@ def measure_case(pipe: Any, name: str, case: Case, bank: uvr_core.ConceptBank, c
     }  # fmt: skip
     del data["localisation"], data["seconds"]
     return {
-        **data, "images_with_concept": int(masks.any((1, 2)).sum()), "cost": price, "spread": spread(found),
-        "localisation": found_by,
+        **data, "images_with_concept": int(masks.any((1, 2)).sum()), "cost": price, "spread": spread(flows),
+        "localisation": localised,
     }  # fmt: skip
 
 
@@ -266,7 +267,7 @@ def page(results: Row) -> str:
         "![Flows in all pipelines](figures/flows.png)",
         "",
         "Curves: 95% bootstrap bands over images; a dotted line is a stage boundary. The rules for boundaries and stages, "
-        "and what counts as none, are those of `uvr_core.analysis.boundary` and `stages`. Their thresholds were set before "
+        "and what counts as none, are those of `uvr_analysis.boundary` and `stages_of`. Their thresholds were set before "
         "any curve was seen; that a start-up ends in the first half of the run was added after a trial on eight other "
         "tasks a line.",
         "",

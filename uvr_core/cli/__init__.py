@@ -28,10 +28,9 @@ BUILT_IN: Mapping[str, tuple[str, str]] = {
     "calibrate": ("uvr_core.cli.concept:calibrate", "Choose probe, window and threshold of a concept."),
     "generate": ("uvr_core.cli.generate:generate", "Generate pictures, regulated, with a report."),
     "edit": ("uvr_core.cli.generate:edit", "Edit pictures, regulated, with a report."),
-    "analyze": ("uvr_core.cli.analyze:analyze", "Draw what flows where, block by block and step by step."),
     "report": ("uvr_core.cli.report:report", "Show the report of a run."),
 }
-EXTRAS = {"analyze": "analysis", "eval": "eval", "demo": "zoo", "zoo": "zoo"}  # what pip extra brings a command
+EXTRAS = {"analyze": "eval", "eval": "eval", "demo": "zoo", "zoo": "zoo"}  # what pip extra brings a command
 BUG = 70  # EX_SOFTWARE
 
 

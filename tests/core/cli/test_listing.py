@@ -13,7 +13,7 @@ def test_plugins_json():
     assert found["builtin-adapters"]["status"] == "ok"
     assert found["builtin-adapters"]["distribution"] == "uvr-core"
     assert found["builtin-plugins"]["hooks"] == ["uvr_baselines", "uvr_detectors", "uvr_judges", "uvr_policies"]
-    assert data["names"]["command"] == {"demo": "zoo", "eval": "evaluation", "zoo": "zoo"}
+    assert data["names"]["command"] == {"analyze": "analysis", "demo": "zoo", "eval": "evaluation", "zoo": "zoo"}
     assert "uvr" in data["names"]["policy"]
 
 
