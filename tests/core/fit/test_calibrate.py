@@ -145,7 +145,7 @@ def test_calibrate_takes_the_memory_that_recalls_more(monkeypatch: pytest.Monkey
     unsafe[:, :, :3] += 1.5
     sets = {40: unsafe, 200: benign}
 
-    def score_flat(pipe: Any, bank: Any, prompts: Any, **options: Any) -> ScoredRuns:
+    def score_runs(pipe: Any, bank: Any, prompts: Any, **options: Any) -> ScoredRuns:
         return ScoredRuns({PROBE: sets[len(prompts)]}, sigmas, (4, 4), None)
 
     monkeypatch.setattr("uvr_core.fit.calibrate.score_runs", score_runs)

@@ -20,6 +20,8 @@ from measure import counted, peak_bytes  # noqa: E402
 from performance_page import page  # noqa: E402
 from sizes import Attention, Size, Stack, blob, policy  # noqa: E402
 
+from uvr_adapters.flux import FLUX  # noqa: E402
+from uvr_core.intercept.forwards import intervene  # noqa: E402
 from uvr_core.ops.restrict import log_weights, restricted_rows  # noqa: E402
 from uvr_core.ops.rows import rows_of, write_rows  # noqa: E402
 from uvr_core.protocols import CORE, RING  # noqa: E402
@@ -53,11 +55,11 @@ def fused(kernels: Counter[str]) -> int:
 def test_an_idle_attention_does_nothing_on_the_device() -> None:
     """Outside of the probe block: no kernel, no view, no sync, and the stock output object itself."""
     a = attention()
-    session, rows = a.session(policy("uvr"), None, concepts=5)
+    regulation, rows = a.regulation(policy("uvr"), None, concepts=5)
     output = a.stock()
     call = a.call("next", output)
     with counted() as (watch, syncs):
-        edited = session.on_call(call)
+        edited = intervene(call, regulation, FLUX)
     assert (rows, edited) == (0, None)
     assert not watch.kernels
     assert not syncs.calls
@@ -86,12 +88,12 @@ def test_the_number_of_anchors_does_not_show() -> None:
     a = attention()
     seen = []
     for anchors in (1, 1000):
-        session, _ = a.session(policy("uvr"), None, anchors=anchors)
-        session.leave("next")
-        session.enter("probe")
+        regulation, _ = a.regulation(policy("uvr"), None, anchors=anchors)
+        regulation.run.leave()
+        regulation.run.enter("probe")
         call = a.call("probe", a.stock())
         with counted() as (watch, _):
-            session.on_call(call)
+            intervene(call, regulation, FLUX)
         seen.append(watch.kernels)
     assert seen[0] == seen[1]
 
@@ -104,18 +106,18 @@ def test_the_number_of_anchors_does_not_show() -> None:
 def test_the_attention_matrix_is_never_held(name: str, references: int) -> None:
     """Nothing made is as large as one head's matrix, at most two q are held beside the call, few calls are made."""
     a = attention(references, patches=PATCHES // (1 + references))
-    session, rows = a.session(policy(name), 0.1)
+    regulation, rows = a.regulation(policy(name), 0.1)
     assert rows > 0
-    a.edit(session, a.stock())
+    a.edit(regulation, a.stock())
     output = a.stock()
     with counted() as (watch, _):
-        a.edit(session, output)
+        a.edit(regulation, output)
     tokens = a.query.shape[2]
     assert watch.largest < tokens * tokens
     assert watch.largest <= a.query.numel()
     expected = 2 if references and name == "uvr-released" else FUSED_CALLS[name]
     assert fused(watch.kernels) <= expected
-    assert peak_bytes(lambda: a.edit(session, output), CPU) <= 2 * a.unit
+    assert peak_bytes(lambda: a.edit(regulation, output), CPU) <= 2 * a.unit
 
 
 def test_the_form_that_holds_the_matrix_is_told_apart() -> None:
@@ -133,11 +135,11 @@ def test_an_edit_syncs_once(name: str) -> None:
     """The counts of the rows, whatever the batch."""
     for batch in (1, 3):
         a = attention(batch=batch)
-        session, _ = a.session(policy(name), 0.1)
-        a.edit(session, a.stock())
+        regulation, _ = a.regulation(policy(name), 0.1)
+        a.edit(regulation, a.stock())
         output = a.stock()
         with counted() as (_, syncs):
-            a.edit(session, output)
+            a.edit(regulation, output)
         assert syncs.calls == {"tolist": 1, "nonzero": 1}  # nonzero: of the policy's table, which lies on the host
 
 
@@ -146,14 +148,14 @@ def test_an_edit_syncs_once(name: str) -> None:
 
 def test_an_output_is_written_into_only_where_nobody_sees_it() -> None:
     a = attention()
-    session, _ = a.session(policy("uvr"), 0.1)
+    regulation, _ = a.regulation(policy("uvr"), 0.1)
     ours, shown = a.stock(), a.stock()
     stock = ours.clone()
-    assert a.edit(session, ours) is ours
+    assert a.edit(regulation, ours) is ours
     assert not torch.equal(ours, stock)
-    session.leave("next")
-    session.enter("probe")  # its output went to the detector
-    edited = session.on_call(a.call("probe", shown))
+    regulation.run.leave()
+    regulation.run.enter("probe")  # its output went to the detector
+    edited = intervene(a.call("probe", shown), regulation, FLUX)
     assert edited is not None
     assert torch.equal(shown, stock)
     assert torch.equal(edited, ours)
@@ -163,10 +165,10 @@ def test_an_output_is_written_into_only_where_nobody_sees_it() -> None:
 def test_classes_by_themselves_equal_one_call_with_a_weight_per_row(batch: int) -> None:
     """uvr cuts text for core rows, whose call leaves the text keys out, and attenuates it for ring rows."""
     a = attention(batch=batch)
-    session, _ = a.session(policy("uvr"), 0.1)
-    located = session._tracks[0].device
+    regulation, _ = a.regulation(policy("uvr"), 0.1)
+    located = regulation._states[0].located
     assert located is not None
-    edited = a.edit(session, a.stock())
+    edited = a.edit(regulation, a.stock())
     row_class = torch.zeros(batch, a.query.shape[2], dtype=torch.long)
     row_class[:, SMALL.text :] = located.core * CORE + located.ring * RING
     rows = rows_of(row_class > 0)
