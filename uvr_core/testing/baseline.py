@@ -40,10 +40,9 @@ def check_baseline(
     """
     first = make()
     suite = _Suite(baseline, make, first.pipe, _snapshot(first.pipe), _stock(first))
-    checks = checks_of(suite)
     name = getattr(baseline, "name", type(baseline).__name__)
     with torch.random.fork_rng(devices=[]):
-        return run_checks(f"baseline {name!r}", checks, expected_failures)
+        return run_checks(f"baseline {name!r}", checks_of(suite), expected_failures)
 
 
 @attrs.frozen(eq=False)

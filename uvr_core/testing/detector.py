@@ -55,10 +55,9 @@ def check_detector(
         UVRError: `expected_failures` names no check.
     """
     suite = _Suite(detector, bank or random_bank(probe=probe), probe, tuple(grids), per_patch)
-    checks = checks_of(suite)
     name = getattr(detector, "name", type(detector).__name__)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        return run_checks(f"detector {name!r}", checks, expected_failures)
+        return run_checks(f"detector {name!r}", checks_of(suite), expected_failures)
 
 
 @attrs.frozen(eq=False)

@@ -52,10 +52,9 @@ def check_judge(
         UVRError: `expected_failures` names no check.
     """
     suite = _Suite(judge, list(images) if images is not None else pictures(), tuple(grids))
-    checks = checks_of(suite)
     name = getattr(judge, "name", type(judge).__name__)
     with torch.random.fork_rng(devices=[]):
-        return run_checks(f"judge {name!r}", checks, expected_failures)
+        return run_checks(f"judge {name!r}", checks_of(suite), expected_failures)
 
 
 @attrs.frozen(eq=False)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from ...engine.regulator import Regulator
+from ..example import Example, Size
 from ..given import Edit, everywhere, regulated
 from ..suite import expect
 from .subject import Subject
@@ -16,10 +19,7 @@ class Untouched(Subject):
 
     def neutral_edit(self) -> None:
         """Factors of 1 on every row: written back bitwise; computed anew within rounding."""
-        example = self.make_example()
-        size = example.sizes[0]
-        arguments = example.arguments(size, 2, references=example.reference_sizes)
-        stock = example.run(arguments, size)
+        example, arguments, size, stock = self._stock()
         for policy, tolerance in ((Edit(), 0.0), (Edit(tokens=True), 1e-4)):
             with regulated(example.model, self.adapter, everywhere(2, size), policy) as reg:
                 edited = example.run(arguments, size)
@@ -29,22 +29,17 @@ class Untouched(Subject):
             expect(error <= tolerance, f"change by {what}", expected=f"at most {tolerance:g} of the output", got=error)
 
     def no_edit(self) -> None:
-        example = self.make_example()
-        size = example.sizes[0]
-        arguments = example.arguments(size, 2, references=example.reference_sizes)
-        stock = example.run(arguments, size)
+        example, arguments, size, stock = self._stock()
         with regulated(example.model, self.adapter, everywhere(2, size), Edit(nothing=True)) as reg:
             observed = example.run(arguments, size)
             _expect_located(reg)
-        change = f"a change of {float((observed - stock).abs().max()):.3g}"
-        same = torch.equal(observed, stock)
+        same, change = torch.equal(observed, stock), f"a change of {float((observed - stock).abs().max()):.3g}"
         expect(same, "output under a policy that returns None", expected="bitwise stock", got=change)
 
     def detach(self) -> None:
-        example = self.make_example()
-        model, size = example.model, example.sizes[0]
-        arguments = example.arguments(size, 2, references=example.reference_sizes)
-        stock, before = example.run(arguments, size), _state(model)
+        example, arguments, size, stock = self._stock()
+        model = example.model
+        before = _state(model)
         with regulated(model, self.adapter, everywhere(2, size), Edit(alpha=(0.0, 1.0, 0.0))):
             edited = example.run(arguments, size)
         expect(not torch.equal(edited, stock), "output under an edit", expected="a change", got="the stock output")
@@ -53,6 +48,13 @@ class Untouched(Subject):
         expect(not changed, "what differs after detach", expected="nothing", got=", ".join(changed))
         same = torch.equal(example.run(arguments, size), stock)
         expect(same, "output after detach", expected="bitwise stock", got="another")
+
+    def _stock(self) -> tuple[Example, dict[str, Any], Size, torch.Tensor]:
+        """An example, arguments of two samples, their size, and what the model makes of them."""
+        example = self.make_example()
+        size = example.sizes[0]
+        arguments = example.arguments(size, 2, references=example.reference_sizes)
+        return example, arguments, size, example.run(arguments, size)
 
 
 def _expect_located(reg: Regulator) -> None:
