@@ -59,10 +59,14 @@ class Arm:
 
 
 def plan(
-    policies: Sequence[str], detectors: Sequence[str] = (), baselines: Sequence[str] = (),
-    controls: Sequence[str] = (), vary: Mapping[str, Sequence[Any]] | None = None, without: Sequence[str] = (),
+    policies: Sequence[str],
+    detectors: Sequence[str] = (),
+    baselines: Sequence[str] = (),
+    controls: Sequence[str] = (),
+    vary: Mapping[str, Sequence[Any]] | None = None,
+    without: Sequence[str] = (),
     banks: Sequence[str] = (),
-) -> list[Arm]:  # fmt: skip
+) -> list[Arm]:
     """The arms that the options of `uvr eval` ask for, stock first.
 
     Args:

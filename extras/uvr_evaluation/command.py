@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 import click
@@ -30,52 +31,57 @@ def _variations(ctx: click.Context, param: click.Parameter, values: tuple[str, .
     return parameters
 
 
-def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, str]]:
+def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     """LABEL=FILE, repeatable."""
     pairs = [(label, file) for label, _, file in (text.partition("=") for text in values)]
     if bad := next((text for text, (label, file) in zip(values, pairs, strict=True) if not label or not file), None):
         raise click.BadParameter(f"expected LABEL=FILE, got {bad!r}", ctx, param)
-    return pairs
+    return dict(pairs)
 
 
 @click.command("eval")
 @click.argument("model")
 @click.option(
-    "--prompts", "file", type=PATH, required=True,
+    "--prompts",
+    type=PATH,
+    required=True,
     help="The prompt set (.csv, .jsonl, .parquet): prompt or instruction, concept, seed, image, expect, absent, group.",
-)  # fmt: skip
+)
 @click.option("--subjects", type=PATH, help="What judges and prompts call each concept.  [default: subjects.toml]")
 @click.option("--concept", "concepts", multiple=True, metavar="FILE_OR_NAME", help="A concept to regulate; repeatable.")
 @click.option("--policy", "policies", multiple=True, help="An arm; repeatable.  [default: selective]")
 @click.option("--detector", "detectors", multiple=True, help="How patches are located; repeatable.")
 @click.option("--baseline", "baselines", multiple=True, help="An arm without UVR; repeatable.")
 @click.option(
-    "--control", "controls", multiple=True,
+    "--control",
+    "controls",
+    multiple=True,
     help="oracle (the true mask), random (as many patches, anywhere), observe (locate, do not restrict); repeatable.",
-)  # fmt: skip
+)
 @click.option(
     "--without", multiple=True, help="noise, attenuation, boost, ring: each policy with that off; repeatable."
 )
 @click.option(
-    "--vary", multiple=True, callback=_variations, metavar="NAME=VALUE,...",
+    "--vary",
+    multiple=True,
+    callback=_variations,
+    metavar="NAME=VALUE,...",
     help="One arm of the first policy per value, of its parameters or of threshold, window=1:0.8, probe, anchors.",
-)  # fmt: skip
+)
 @click.option(
-    "--anchors-from", "others", multiple=True, callback=_pairs, metavar="LABEL=FILE",
+    "--anchors-from",
+    multiple=True,
+    callback=_pairs,
+    metavar="LABEL=FILE",
     help="One arm of the first policy with this concept file, made in another style, seed or checkpoint; repeatable.",
-)  # fmt: skip
+)
 @click.option("--judge", "judges", multiple=True, required=True, help="Who says what a picture shows; repeatable.")
 @click.option("--lpips", is_flag=True, help="Measure LPIPS too; needs torchvision and its weights.")
 @click.option("--out", type=PATH, required=True, help="Result folder. A run that was cut goes on in its own folder.")
 @click.option("--overwrite", is_flag=True, help="Begin anew in a folder that holds another evaluation.")
 @generation_options
 @json_option
-def evaluate(
-    model: str, file: Path, subjects: Path | None, concepts: tuple[str, ...], policies: tuple[str, ...],
-    detectors: tuple[str, ...], baselines: tuple[str, ...], controls: tuple[str, ...], without: tuple[str, ...],
-    vary: Mapping[str, Sequence[str]], others: Sequence[tuple[str, str]], judges: tuple[str, ...], lpips: bool,
-    out: Path, overwrite: bool, settings: Settings, as_json: bool,
-) -> None:  # fmt: skip
+def evaluate(model: str, settings: Settings, vary: Mapping[str, Sequence[str]], as_json: bool, **asked: Any) -> None:
     """Make the pictures of a prompt set under several arms, judge them, and say what each arm costs and gains.
 
     Writes one row per picture as it goes; run it again to go on after a crash. Ends with summary.json, report.html and
@@ -83,31 +89,36 @@ def evaluate(
 
         accelerate launch --multi_gpu --num_processes 4 --no_python uvr eval MODEL ...
     """
-    for kind, names in (("policy", policies), ("detector", detectors), ("baseline", baselines), ("judge", judges)):
-        for name in names:
+    kinds = {"policies": "policy", "detectors": "detector", "baselines": "baseline", "judges": "judge"}
+    for option, kind in kinds.items():
+        for name in asked[option]:
             check_registered(kind, name)
     check_registered("adapter", settings.adapter)
-    from . import comparison
+    from . import comparison, pages
     from .arms import parse_value
 
     process, processes, device = _share(settings.device)
     settings = attrs.evolve(settings, device=device)
     with stages() as show:
         summary = comparison.evaluate(
-            lambda: loading.load_model(model, settings), file, out, judges=judges, concepts=list(concepts) or None,
-            policies=policies, detectors=detectors, baselines=baselines, controls=controls, without=without,
+            lambda: loading.load_model(model, settings),
             vary={name: [parse_value(value) for value in values] for name, values in vary.items()},
-            anchors_from=dict(others), subjects=subjects, call=settings.call, seed=settings.seed,
-            batch=settings.batch, adapter=settings.adapter, size=settings.size, lpips=lpips, overwrite=overwrite,
-            process=process, processes=processes, running=loading.running, progress=show,
+            call=settings.call,
+            seed=settings.seed,
+            batch=settings.batch,
+            adapter=settings.adapter,
+            size=settings.size,
+            process=process,
+            processes=processes,
+            running=loading.running,
+            progress=show,
             facts={"model": model, "settings": {k: v for k, v in attrs.asdict(settings).items() if k != "device"}},
-        )  # fmt: skip
+            **asked,
+        )
     if summary["unfinished"]:
         say(f"note: this process is done; {summary['unfinished']} tasks are not yet (other processes, or run it again)")
         return
-    from .pages import load, text
-
-    click.echo(to_json(summary) if as_json else text(summary, load(out)[0]))
+    click.echo(to_json(summary) if as_json else pages.text(summary, pages.load(asked["out"])[0]))
 
 
 def _share(device: str) -> tuple[int, int, str]:

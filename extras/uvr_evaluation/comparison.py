@@ -116,9 +116,19 @@ def evaluate(
     from .runner import Evaluation
 
     evaluation = Evaluation(
-        pipe, call(pipe) if callable(call) else call or {}, question.tasks, columns, question.banks,
-        question.subjects, question.judges, out, batch, adapter, Lpips() if lpips else None, size,
-    )  # fmt: skip
+        pipe,
+        call(pipe) if callable(call) else call or {},
+        question.tasks,
+        columns,
+        question.banks,
+        question.subjects,
+        question.judges,
+        out,
+        batch,
+        adapter,
+        Lpips() if lpips else None,
+        size,
+    )
     with running(pipe):
         evaluation.run(process, processes, progress)
     return _finish(out, config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import attrs
 from uvr_core import UVRError
 from uvr_core.files import write_whole
 
+from .arms import STOCK
 from .compare import pooled
 from .pareto import draw_pareto
 from .render import NONE, OWN, count, number, render
@@ -26,8 +27,8 @@ class Table:
     """A title, head and cells of text."""
 
     title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -64,58 +65,63 @@ def _difference(cell: Mapping[str, Any]) -> str:
     return f"{100 * cell['left_minus_stock']:+.0f} ({100 * low:+.0f} to {100 * high:+.0f})"
 
 
+Columns = Mapping[str, Callable[[Mapping[str, Any]], str]]  # title -> how the figures of an arm are said
+ASKED_FOR = "all expected shown"  # a column where tasks say what to expect
+UNSAFE: Columns = {
+    "shows it, of all": lambda c: count(c["left"]),
+    "erased, of those that stock shows (95%)": lambda c: count(c["erased"], interval=True),
+    "1 − unsafe/all": lambda c: count(c["safe_share"]),
+    "unsafe minus stock, points (95%)": lambda c: _difference(c["difference"]),
+    "others kept": lambda c: count(c["kept"]),
+    ASKED_FOR: lambda c: count(c["carried_out"]),
+    "refused": lambda c: count(c["refused"]) if c["refused"]["hits"] else NONE,
+    "located": lambda c: count(c.get("located")),
+    "IoU": lambda c: number(c.get("iou")),
+    "AUROC": lambda c: number(c.get("auroc")),
+    "SSIM outside": lambda c: number(c["ssim"], 3),
+}
+BENIGN: Columns = {
+    "falsely located (95%)": lambda c: count(c.get("false_located"), interval=True),
+    "picture unchanged": lambda c: count(c["identical"]),
+    "unchanged where nothing was located": lambda c: count(c.get("identical_where_not_located")),
+    "objects kept": lambda c: count(c["kept"]),
+    ASKED_FOR: lambda c: count(c["carried_out"]),
+    "refused": lambda c: count(c["refused"]) if c["refused"]["hits"] else NONE,
+    "judged unsafe": lambda c: count(c["left"]),
+    "SSIM": lambda c: number(c["ssim"], 3),
+    "PSNR": lambda c: number(c["psnr"], 1),
+}
+
+
 def tables(summary: Mapping[str, Any]) -> list[Table]:
-    """One table per group of tasks, and one of times."""
+    """One table per group of tasks, one of times, and one of judges that disagree."""
     measured = {name: arm for name, arm in summary["arms"].items() if "unsupported" not in arm}
     groups = list(next(iter(measured.values()))["groups"]) if measured else []
-    made = []
-    for group in groups:
-        cells = {name: arm["groups"][group] for name, arm in measured.items()}
-        made.append(_unsafe(group, cells) if next(iter(cells.values()))["unsafe"] else _benign(group, cells))
-    times = [
-        (name, number(arm["time"]["ratio_to_stock"]), "{:.2f}–{:.2f}".format(*arm["time"]["range"]))
-        for name, arm in measured.items()
-        if arm["time"]
-    ]
-    made.append(Table("Time of a batch over stock's, median and range over batches", ("arm", "ratio", "range"),
-                      tuple(times)))  # fmt: skip
+    panels = [_table(group, {name: arm["groups"][group] for name, arm in measured.items()}) for group in groups]
+    times = {name: arm["time"] for name, arm in measured.items() if arm["time"]}
+    rows = [(n, number(t["ratio_to_stock"]), "{:.2f}–{:.2f}".format(*t["range"])) for n, t in times.items()]
+    panels.append(Table("Time of a batch over stock's, median and range over batches", ("arm", "ratio", "range"), rows))
     if summary["judges"]:
-        rows = tuple((pair, count(cell["disagree"])) for pair, cell in summary["judges"].items())
-        made.append(Table("Judges that disagree on whether a picture is unsafe", ("judges", "pictures"), rows))
-    return made
+        pairs = [(pair, count(cell["disagree"])) for pair, cell in summary["judges"].items()]
+        panels.append(Table("Judges that disagree on whether a picture is unsafe", ("judges", "pictures"), pairs))
+    return panels
 
 
-def _unsafe(group: str, cells: Mapping[str, Mapping[str, Any]]) -> Table:
-    edits = any(cell["carried_out"]["of"] for cell in cells.values())
-    head = ("arm", "shows it, of all", "erased, of those that stock shows (95%)", "1 − unsafe/all",
-            "unsafe minus stock, points (95%)", "others kept", *(("all expected shown",) if edits else ()),
-            "refused", "located", "IoU", "AUROC", "SSIM outside")  # fmt: skip
-    rows = tuple(
-        (
-            name, count(c["left"]), count(c["erased"], interval=True), count(c["safe_share"]),
-            _difference(c["difference"]), count(c["kept"]), *((count(c["carried_out"]),) if edits else ()),
-            count(c["refused"]) if c["refused"]["hits"] else NONE, count(c.get("located")), number(c.get("iou")),
-            number(c.get("auroc")), number(c["ssim"], 3),
-        )
-        for name, c in cells.items()
-    )  # fmt: skip
-    return Table(f"{group}: {next(iter(cells.values()))['tasks']} unsafe tasks", head, rows)
-
-
-def _benign(group: str, cells: Mapping[str, Mapping[str, Any]]) -> Table:
-    edits = any(cell["carried_out"]["of"] for cell in cells.values())
-    head = ("arm", "falsely located (95%)", "picture unchanged", "unchanged where nothing was located", "objects kept",
-            *(("all expected shown",) if edits else ()), "refused", "judged unsafe", "SSIM", "PSNR")  # fmt: skip
-    rows = tuple(
-        (
-            name, count(c.get("false_located"), interval=True), count(c["identical"]) if name != "stock" else NONE,
-            count(c.get("identical_where_not_located")), count(c["kept"]),
-            *((count(c["carried_out"]),) if edits else ()), count(c["refused"]) if c["refused"]["hits"] else NONE,
-            count(c["left"]), number(c["ssim"], 3), number(c["psnr"], 1),
-        )
-        for name, c in cells.items()
-    )  # fmt: skip
-    return Table(f"{group}: {next(iter(cells.values()))['tasks']} benign tasks", head, rows)
+def _table(group: str, cells: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A row per arm, of one group."""
+    first = next(iter(cells.values()))
+    asked_for = any(cell["carried_out"]["of"] for cell in cells.values())
+    columns = {
+        title: said
+        for title, said in (UNSAFE if first["unsafe"] else BENIGN).items()
+        if asked_for or title != ASKED_FOR
+    }
+    rows = []
+    for name, cell in cells.items():
+        cell = {**cell, "identical": None} if name == STOCK else cell  # with itself it is no finding
+        rows.append((name, *(said(cell) for said in columns.values())))
+    kind = "unsafe" if first["unsafe"] else "benign"
+    return Table(f"{group}: {first['tasks']} {kind} tasks", ("arm", *columns), rows)
 
 
 def text(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:

@@ -36,9 +36,14 @@ def draw_pareto(summary: Mapping[str, Any], path: Path, title: str) -> None:
     for (x, y), at, label in _apart(points):
         side = -7 if x > 60 else 7
         axes.annotate(
-            label, (x, y), xytext=(x + side / 4, at), fontsize=7, ha="right" if x > 60 else "left", va="center",
+            label,
+            (x, y),
+            xytext=(x + side / 4, at),
+            fontsize=7,
+            ha="right" if x > 60 else "left",
+            va="center",
             arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "grey", "shrinkA": 1, "shrinkB": 3},
-        )  # fmt: skip
+        )
     axes.set_xlim(-5, 108)
     axes.set_ylim(-14, 108)
     axes.set_xlabel("other objects kept, % of those that stock shows")

@@ -103,9 +103,15 @@ def _task(index: int, row: Mapping[str, Any], where: str, folder: Path, seed: in
         raise UVRError(f"{where}: image: no such file: {source}")
     concept = text("concept")
     return Task(
-        index, prompt, _seed(row.get("seed"), where, seed + index), concept, source, _labels(row, "expect", where),
-        _labels(row, "absent", where), text("group") or concept or "benign",
-    )  # fmt: skip
+        index,
+        prompt,
+        _seed(row.get("seed"), where, seed + index),
+        concept,
+        source,
+        _labels(row, "expect", where),
+        _labels(row, "absent", where),
+        text("group") or concept or "benign",
+    )
 
 
 def _labels(row: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:

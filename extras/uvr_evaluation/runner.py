@@ -15,23 +15,13 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from uvr_core import (
-    ConceptBank,
-    ConceptTerms,
-    Judge,
-    Report,
-    Request,
-    UnsafeContent,
-    UnsupportedRuntime,
-    UVRError,
-    attach,
-)
+from uvr_core import ConceptBank, ConceptTerms, Judge, Report, Request, UnsupportedRuntime, UVRError, attach
 from uvr_core.files import read_picture
 from uvr_core.fit.scores import auroc_of
 from uvr_core.plugins import registry
+from uvr_core.sampling import Sampling
 
-from . import arms as arm_module
-from .arms import Arm
+from .arms import Arm, attached, scattered
 from .metrics import Lpips, likeness, mask_of, overlap, patches_of
 from .prompt_sets import Task
 from .rows import Row, RowFile, read_rows
@@ -75,7 +65,6 @@ class Evaluation:
         """The tasks in batches; the same however many processes there are, and wherever a run stopped."""
         return [self.tasks[i : i + self.batch] for i in range(0, len(self.tasks), self.batch)]
 
-    # ------------------------------------------------------------------ the run
     def run(
         self, process: int = 0, processes: int = 1, progress: Callable[[str, int, int], None] | None = None
     ) -> None:
@@ -109,7 +98,7 @@ class Evaluation:
         truth = self._masks_on_disk(stock)
         start = time.perf_counter()
         try:
-            pictures, report = self._generate(arm, tasks, self._given(arm, tasks, truth))
+            pictures, report = self._generate(arm, tasks, self._masks_for(arm, tasks, truth))
         except UnsupportedRuntime as error:
             if arm.kind != "baseline":
                 raise
@@ -117,95 +106,93 @@ class Evaluation:
                 {"task": t.index, "arm": arm.name, "group": t.group, "concept": t.concept, "unsupported": str(error)}
                 for t in tasks
             ]
-        seconds = time.perf_counter() - start
+        seconds = (time.perf_counter() - start) / len(tasks)
         if len(pictures) != len(tasks):
             raise UVRError(f"arm {arm.name!r} gave {len(pictures)} pictures for {len(tasks)} prompts")
         seen = self._judged(pictures)
         if arm.kind == "stock":
             truth = self._locate(tasks, pictures)
-        folder = self.folder / "images" / arm.folder
-        folder.mkdir(parents=True, exist_ok=True)
         rows = []
         for index, (task, picture) in enumerate(zip(tasks, pictures, strict=True)):
-            file = f"images/{arm.folder}/{task.index:05d}.png"
-            if picture is not None:
-                picture.save(self.folder / file)
             row: Row = {
-                "task": task.index, "arm": arm.name, "group": task.group, "concept": task.concept, "seed": task.seed,
-                "file": file if picture is not None else None, "refused": picture is None,
+                "task": task.index,
+                "arm": arm.name,
+                "group": task.group,
+                "concept": task.concept,
+                "seed": task.seed,
+                "file": self._keep(picture, arm, task),
+                "refused": picture is None,
                 "seen": {name: each[index] for name, each in seen.items()},
-                "seconds": seconds / len(tasks), "batch": tasks[0].index,
-            }  # fmt: skip
+                "seconds": seconds,
+                "batch": tasks[0].index,
+            }
             mask = truth[index] if truth is not None else None
             if arm.kind == "stock":
                 row["truth"] = None if mask is None else {"patches": patches_of(mask), "grid": list(mask.shape)}
             elif picture is not None:
                 row |= self._compare(picture, stock[index], mask)
             if report is not None:
-                row["findings"] = self._findings(arm, report, index, task, mask)
+                row["findings"] = findings(arm, report, index, task, mask)
             rows.append(row)
         return rows
 
-    # ------------------------------------------------------------------ pictures
-    def _given(self, arm: Arm, tasks: Sequence[Task], truth: Sequence[Mask | None] | None) -> Mask | None:
-        """The masks that a control regulates."""
+    def _keep(self, picture: Any, arm: Arm, task: Task) -> str | None:
+        """Where the picture lies in the result folder; None: it was withheld."""
+        if picture is None:
+            return None
+        file = f"images/{arm.folder}/{task.index:05d}.png"
+        (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(self.folder / file)
+        return file
+
+    def _masks_for(self, arm: Arm, tasks: Sequence[Task], truth: Sequence[Mask | None] | None) -> Mask | None:
+        """The masks that a control regulates; None: what is located."""
         if arm.where == "located":
             return None
         if truth is None or any(mask is None for mask in truth):
             raise UVRError(f"arm {arm.name!r} needs a judge that can point (`locate`), such as 'zoo'")
         masks = np.stack([mask for mask in truth if mask is not None])
-        return arm_module.scattered(masks, [task.seed for task in tasks]) if arm.where == "random" else masks
+        return scattered(masks, [task.seed for task in tasks]) if arm.where == "random" else masks
 
     def _generate(self, arm: Arm, tasks: Sequence[Task], masks: Mask | None) -> tuple[list[Any], Report | None]:
-        call = self._call(tasks)
-        banks = self.banks.get(arm.banks, ())
-        if arm.kind == "stock":
-            return list(self.pipe(**call).images), None
+        sampling, banks = self._sampling(tasks), self.banks.get(arm.banks, ())
         if arm.kind == "baseline":
             baseline = registry().make("baseline", arm.plugin).object
             by_name = {bank.name: bank for bank in banks}
-            request = Request(
-                self.pipe, call, tuple(self.subjects.values()), tuple(by_name.get(name) for name in self.subjects),
-                self.judges,
-            )  # fmt: skip
-            return list(baseline.generate(request)), None
-        with arm_module.attached(arm, self.pipe, banks, masks, self.adapter) as reg:
-            try:
-                pictures = list(self.pipe(**call).images)
-            except UnsafeContent:  # every picture of the batch is refused
-                pictures = [None] * len(tasks)
-            return pictures, reg.report
+            own = tuple(by_name.get(name) for name in self.subjects)
+            call = sampling.arguments(slice(0, len(tasks)))
+            return list(
+                baseline.generate(Request(self.pipe, call, tuple(self.subjects.values()), own, self.judges))
+            ), None
+        around = None
+        if arm.kind == "policy":
+            around = lambda batch: attached(arm, self.pipe, banks, masks, self.adapter)  # noqa: E731
+        (drawn,) = sampling.draw(self.pipe, around)
+        return drawn.images, drawn.report
 
-    def _call(self, tasks: Sequence[Task]) -> dict[str, Any]:
-        import torch
+    def _sampling(self, tasks: Sequence[Task]) -> Sampling:
+        """One batch; the source pictures come with it where the tasks have them."""
+        sources = [read_picture(task.image, self.size) for task in tasks if task.image is not None]
+        prompts, seeds = [task.prompt for task in tasks], [task.seed for task in tasks]
+        return Sampling(prompts, seeds, {"image": sources or None}, self.call, len(tasks))
 
-        call = {**self.call, "prompt": [task.prompt for task in tasks]}
-        call["generator"] = [torch.Generator().manual_seed(task.seed) for task in tasks]
-        if isinstance(call.get("negative_prompt"), str):
-            call["negative_prompt"] = [call["negative_prompt"]] * len(tasks)
-        if tasks[0].image is not None:
-            call["image"] = [read_picture(task.image, self.size) for task in tasks if task.image is not None]
-        return call
-
-    # ------------------------------------------------------------------ judging
     def _judged(self, pictures: Sequence[Any]) -> dict[str, list[dict[str, float]]]:
         """{judge: [{label: score}]}; nothing is seen in a picture that was refused."""
-        there = [i for i, picture in enumerate(pictures) if picture is not None]
+        handed_out = [i for i, picture in enumerate(pictures) if picture is not None]
         seen: dict[str, list[dict[str, float]]] = {}
         for name, judge in self.judges.items():
-            results = judge([pictures[i] for i in there]) if there else []
+            results = judge([pictures[i] for i in handed_out]) if handed_out else []
             each: list[dict[str, float]] = [{} for _ in pictures]
-            for i, result in zip(there, results, strict=True):
+            for i, result in zip(handed_out, results, strict=True):
                 each[i] = {label: float(score) for label, score in result.items()}
             seen[name] = each
         return seen
 
     def _learn_grid(self, tasks: Sequence[Task]) -> None:
         """Note how many patches a picture of this batch has: a run under observation, which is a warm-up too."""
-        with attach(self.pipe, self.adapter) as reg:
-            picture = self.pipe(**self._call(tasks)).images[0]
-            if reg.last_grid is not None:
-                self._grids[picture.size] = reg.last_grid
+        (drawn,) = self._sampling(tasks).draw(self.pipe, lambda batch: attach(self.pipe, self.adapter))
+        if drawn.grid is not None:
+            self._grids[drawn.images[0].size] = drawn.grid
 
     def _locate(self, tasks: Sequence[Task], pictures: Sequence[Any]) -> list[Mask | None] | None:
         """True masks: patches of the stock pictures in which a judge sees the task's concept; None: no judge points."""
@@ -220,8 +207,8 @@ class Evaluation:
                 self._learn_grid(tasks)
             grid = self._grids[picture.size]
             labels = self.subjects[task.concept].labels if task.concept in self.subjects else ()
-            found = np.asarray(locate([picture], list(labels), grid)) if labels else np.zeros((1, *grid), bool)
-            masks.append(found[0].astype(bool))
+            seen = np.asarray(locate([picture], list(labels), grid)) if labels else np.zeros((1, *grid), bool)
+            masks.append(seen[0].astype(bool))
         return masks
 
     def _masks_on_disk(self, stock: Sequence[Row]) -> list[Mask | None] | None:
@@ -239,26 +226,30 @@ class Evaluation:
             row["lpips"] = self.lpips(one, twin)
         return row
 
-    def _findings(
-        self, arm: Arm, report: Report, sample: int, task: Task, truth: Mask | None
-    ) -> dict[str, Any]:  # fmt: skip
-        """{concept: what the report says of it}, with its overlap with the truth for the task's own concept.
 
-        The mask that a control is given is the task's concept's, whatever bank it runs under.
-        """
-        found: dict[str, Any] = {}
-        for finding in report.findings:
-            if finding.sample != sample:
-                continue
-            entry: dict[str, Any] = {
-                "located": finding.located, "score": finding.score, "first_step": finding.first_step,
-                "patches": finding.patches, "steps_regulated": finding.steps_regulated,
-                "from_source": finding.from_source, "core": patches_of(finding.core), "grid": list(finding.core.shape),
-            }  # fmt: skip
-            name = task.concept if arm.where != "located" and task.concept else finding.concept
-            if name == task.concept and truth is not None and truth.shape == finding.core.shape:
-                entry["iou"] = overlap(finding.core, truth) if truth.any() else None
-                if finding.heat is not None:
-                    entry["auroc"] = auroc_of(finding.heat.ravel(), truth.ravel())
-            found[name] = entry
-        return found
+def findings(arm: Arm, report: Report, sample: int, task: Task, truth: Mask | None) -> dict[str, Any]:
+    """{concept: what the report says of one image}, with its overlap with the truth for the task's own concept.
+
+    The mask that a control is given is the task's concept's, whatever bank it runs under.
+    """
+    entries: dict[str, Any] = {}
+    for finding in report.findings:
+        if finding.sample != sample:
+            continue
+        entry: dict[str, Any] = {
+            "located": finding.located,
+            "score": finding.score,
+            "first_step": finding.first_step,
+            "patches": finding.patches,
+            "steps_regulated": finding.steps_regulated,
+            "from_source": finding.from_source,
+            "core": patches_of(finding.core),
+            "grid": list(finding.core.shape),
+        }
+        name = task.concept if arm.where != "located" and task.concept else finding.concept
+        if name == task.concept and truth is not None and truth.shape == finding.core.shape:
+            entry["iou"] = overlap(finding.core, truth) if truth.any() else None
+            if finding.heat is not None:
+                entry["auroc"] = auroc_of(finding.heat.ravel(), truth.ravel())
+        entries[name] = entry
+    return entries

@@ -36,9 +36,13 @@ def paired_difference(
     if (difference == difference[0]).all():  # every draw is the same
         return (float(difference[0]),) * 3
     found = bootstrap(
-        (difference,), np.mean, confidence_level=confidence, n_resamples=resamples, method="percentile",
+        (difference,),
+        np.mean,
+        confidence_level=confidence,
+        n_resamples=resamples,
+        method="percentile",
         rng=np.random.default_rng(seed),
-    ).confidence_interval  # fmt: skip
+    ).confidence_interval
     return (float(difference.mean()), float(found.low), float(found.high))
 
 

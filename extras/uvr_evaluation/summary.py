@@ -50,8 +50,12 @@ def summarise(rows: Sequence[Row], config: Mapping[str, Any]) -> dict[str, Any]:
     tasks = {task["index"]: task for task in config["tasks"]}
     first = next(iter(config["judges"]))
     summary: dict[str, Any] = {
-        "schema": SCHEMA, "tasks": len(whole), "unfinished": len(tasks) - len(whole), "judge": first, "arms": {},
-    }  # fmt: skip
+        "schema": SCHEMA,
+        "tasks": len(whole),
+        "unfinished": len(tasks) - len(whole),
+        "judge": first,
+        "arms": {},
+    }
     for arm in config["arms"]:
         mine = {task: each[arm["name"]] for task, each in whole.items()}
         if why := next((row["unsupported"] for row in mine.values() if "unsupported" in row), None):
@@ -61,15 +65,21 @@ def summarise(rows: Sequence[Row], config: Mapping[str, Any]) -> dict[str, Any]:
             "kind": arm["kind"],
             "time": _time([whole[task][STOCK] for task in whole], list(mine.values())),
             "groups": {
-                group: _group([tasks[t] for t in members], [whole[t][STOCK] for t in members],
-                              [mine[t] for t in members], labels, first)
+                group: _group(
+                    [tasks[t] for t in members],
+                    [whole[t][STOCK] for t in members],
+                    [mine[t] for t in members],
+                    labels,
+                    first,
+                )
                 for group, members in groups.items()
             },
-        }  # fmt: skip
+        }
     able = [
-        judge for judge, reports in config["judges"].items()
+        judge
+        for judge, reports in config["judges"].items()
         if reports is None or any(set(reports) & meant for meant in labels.values())
-    ]  # fmt: skip
+    ]
     summary["judges"] = _disagreement(list(whole.values()), labels, able)
     summary["behind"] = behind(summary)
     return summary
@@ -222,6 +232,7 @@ def _disagreement(
         pairs = [(shows(row, every, one), shows(row, every, other)) for row in rows]
         table[f"{one}, {other}"] = {
             "disagree": rate(sum(a != b for a, b in pairs), len(pairs)),
-            f"only {one}": sum(a and not b for a, b in pairs), f"only {other}": sum(b and not a for a, b in pairs),
-        }  # fmt: skip
+            f"only {one}": sum(a and not b for a, b in pairs),
+            f"only {other}": sum(b and not a for a, b in pairs),
+        }
     return table
