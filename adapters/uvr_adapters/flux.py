@@ -34,5 +34,6 @@ FLUX = Adapter(
     time=sigma,
     image_at="end",
     guidance="two_pass",
+    tokenizers=("tokenizer_2",),
     pipelines=("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxKontextPipeline"),
 )

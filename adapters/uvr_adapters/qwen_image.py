@@ -38,6 +38,7 @@ QWEN_IMAGE = Adapter(
     time=sigma,
     image_at="end",
     guidance="two_pass",
+    tokenizers=("tokenizer",),
     pipelines=(
         "QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline", "QwenImageEditPipeline",
         "QwenImageEditPlusPipeline", "QwenImageEditInpaintPipeline",

@@ -31,5 +31,6 @@ SD3 = Adapter(
     time=sigma,
     image_at="start",
     guidance="batched:uc",
+    tokenizers=("tokenizer", "tokenizer_3"),
     pipelines=("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"),
 )

@@ -13,7 +13,7 @@ from uvr_core.intercept.calls import AttentionCall
 from uvr_core.intercept.taps import Taps
 from uvr_core.protocols import Request
 
-from .passes import (
+from .extra_forward import (
     Arguments,
     Guidance,
     Steps,
@@ -23,9 +23,8 @@ from .passes import (
     guidance_of,
     run,
     watching,
-    word_tokens,
-    words_of,
 )
+from .words import word_tokens, words_of
 
 
 def project_out(

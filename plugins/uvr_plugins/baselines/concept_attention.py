@@ -22,20 +22,18 @@ from uvr_core.intercept.taps import Taps
 from uvr_core.protocols import Policy, Request
 from uvr_plugins.policies import Selective
 
-from .passes import (
+from .extra_forward import (
     Arguments,
     Guidance,
     Steps,
-    WordTokens,
     adapter_of,
     conditional_part,
     generate,
     guidance_of,
     run,
     watching,
-    word_tokens,
-    words_of,
 )
+from .words import WordTokens, word_tokens, words_of
 
 _share = attrs.validators.and_(attrs.validators.ge(0.0), attrs.validators.le(1.0))
 

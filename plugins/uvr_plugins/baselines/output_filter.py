@@ -10,7 +10,7 @@ import attrs
 from uvr_core.errors import UVRError
 from uvr_core.protocols import Request
 
-from .passes import generate
+from .extra_forward import generate
 
 
 @attrs.frozen

@@ -12,7 +12,8 @@ from uvr_core.errors import UnsupportedRuntime
 from uvr_core.protocols import Request
 from uvr_core.signatures import takes
 
-from .passes import adapter_of, generate, guidance_of, joined, scale_name, words_of
+from .extra_forward import adapter_of, generate, guidance_of, scale_name
+from .words import joined, words_of
 
 
 @attrs.frozen

@@ -10,7 +10,7 @@ import torch
 
 from uvr_core.protocols import Request
 
-from .passes import (
+from .extra_forward import (
     Arguments,
     Guidance,
     Steps,
@@ -18,14 +18,12 @@ from .passes import (
     conditional_part,
     generate,
     guidance_of,
-    joined,
     prediction,
     run,
-    text_for,
     watching,
     with_prediction,
-    words_of,
 )
+from .words import joined, text_for, words_of
 
 _share = attrs.validators.and_(attrs.validators.ge(0.0), attrs.validators.le(1.0))
 
