@@ -10,9 +10,9 @@ import torch
 
 import uvr_zoo
 from uvr_core import plugins
-from uvr_core.protocols import Request, ConceptTerms
-from uvr_zoo.tasks import edits_for, prompt_of, scenes_for, settings, sources_of
+from uvr_core.protocols import ConceptTerms, Request
 from uvr_zoo.recipes import RECIPES
+from uvr_zoo.tasks import edits_for, prompt_of, scenes_for, settings, sources_of
 from uvr_zoo.vocabulary import CONCEPTS, SYNONYMS
 
 NAMES = ("blocklist", "negative-prompt", "sld", "concept-attention", "uni-adavd", "output-filter")

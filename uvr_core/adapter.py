@@ -65,8 +65,8 @@ class Adapter:
             order, while the pipeline's `do_classifier_free_guidance` is true. "single": no guidance branch.
         probes: patterns (a subset of `attention`) among which a probe block may be chosen.
         text_output: whether queries include the text tokens.
-        tokenizers: the pipeline's attributes that hold the tokenizers whose tokens lie on the text axis, in the order of
-            their place there. Through them baselines tell where a word's token lies.
+        tokenizers: the pipeline's attributes that hold the tokenizers whose tokens lie on the text axis, in that
+            order. Through them baselines tell where a word's token lies.
         pipelines: class names of pipelines known to drive it (documentation and `uvr doctor`).
     """
 

@@ -14,7 +14,7 @@ import torch
 
 from uvr_core.adapter import Adapter
 from uvr_core.errors import UnsupportedRuntime
-from uvr_core.protocols import Request, ConceptTerms
+from uvr_core.protocols import ConceptTerms, Request
 from uvr_core.signatures import takes
 
 from .extra_forward import Arguments, bound, scale_name
