@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import attrs
-import pluggy
 import pytest
 from click.testing import CliRunner
-from commands import copy_of, ran, refused
-from doctoring import doctor
+from commands import copy_of, ran, refused, registered
+from conformance import SD3
 
-from uvr_core import plugins
 from uvr_core.cli import main
 from uvr_core.doctor.compatibility import SITUATIONS
 
@@ -20,36 +17,26 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_checks_of_a_known_class() -> None:
-    shown = doctor("SD3Transformer2DModel", code=0).stdout
+    shown = ran("doctor", "SD3Transformer2DModel", code=0).stdout
     assert "adapter sd3: 2 joint attention blocks" in shown
     assert "transformer_blocks.1.attn" in shown
-    data = json.loads(doctor("SD3Transformer2DModel", "--json", code=0).stdout)
+    data = json.loads(ran("doctor", "SD3Transformer2DModel", "--json", code=0).stdout)
     assert data["adapter"] == "sd3"
     assert {check["name"]: check["status"] for check in data["checks"]} | {"published-size": "passed"} == {
         check["name"]: "passed" for check in data["checks"]
     }
 
 
-@pytest.fixture
-def broken() -> Iterator[None]:
-    """An adapter "upside-down" for SD3, registered."""
-
-    right = plugins.registry().get("adapter", "sd3")
-    plugin = type("Plugin", (), {"uvr_adapters": pluggy.HookimplMarker("uvr")(
-        lambda: {"upside-down": attrs.evolve(right, name="upside-down", image_at="end")}
-    )})  # fmt: skip
-    plugins.registry().manager.register(plugin, "for-a-test")
-    yield
-    plugins.registry().manager.unregister(plugin)
-
-
-def test_a_check_that_fails_ends_with_1(broken: None) -> None:
+def test_a_check_that_fails_ends_with_1() -> None:
+    upside_down = attrs.evolve(SD3, name="upside-down", image_at="end")
     arguments = ("SD3Transformer2DModel", "--adapter", "upside-down")
-    data = json.loads(doctor(*arguments, "--json", code=1).stdout)
+    with registered(uvr_adapters={"upside-down": upside_down}):
+        data = json.loads(ran("doctor", *arguments, "--json", code=1).stdout)
+        shown = ran("doctor", *arguments, code=1).stdout
     wrong = {check["name"]: check["message"] for check in data["checks"] if check["status"] == "failed"}
     assert {"last-block", "edit-lands"} <= set(wrong)
     assert "patch 0 lies at row 0" in wrong["last-block"]
-    assert "upside-down" in doctor(*arguments, code=1).stdout
+    assert "upside-down" in shown
 
 
 @pytest.mark.parametrize(
@@ -61,10 +48,7 @@ def test_a_check_that_fails_ends_with_1(broken: None) -> None:
      ("HunyuanDiT2DModel", "no small version of HunyuanDiT2DModel runs")],
 )  # fmt: skip
 def test_bad_input(name: str, message: str) -> None:
-    result = doctor(name, code=2)
-    assert message in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-    assert result.stdout == ""
+    assert message in refused("doctor", name)
 
 
 @pytest.mark.parametrize("as_json", [False, True])

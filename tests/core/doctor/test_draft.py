@@ -11,7 +11,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from doctoring import doctor
+from commands import ran
 from tiny import example
 
 from uvr_core import plugins
@@ -49,7 +49,7 @@ def edited(source: str, edits: tuple[tuple[str, str], ...]) -> str:
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_a_hidden_built_in_is_drafted_anew(name: str, hidden: None) -> None:
     """The draft of a family whose adapter is hidden, held against the real pipeline, and against that adapter."""
-    source = doctor(BUILT_IN[name], code=1).stdout
+    source = ran("doctor", BUILT_IN[name], code=1).stdout
     edits: tuple[tuple[str, str], ...] = ()  # none are needed
     drafted = load_draft(edited(source, edits))
     check_adapter(drafted, functools.partial(example, name))
@@ -145,7 +145,7 @@ FOREIGN: dict[str, tuple[Callable[[], Example], tuple[tuple[str, str], ...]]] = 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_class_without_an_adapter_is_drafted(name: str) -> None:
     make, edits = FOREIGN[name]
-    result = doctor(name, code=1)
+    result = ran("doctor", name, code=1)
     assert f"no adapter recognises {name}: this is a draft" in result.stderr
     assert f"{len(edits)} TODO" in result.stderr if edits else "no doubts" in result.stderr
     assert max(map(len, edited(result.stdout, edits).splitlines())) <= 120
@@ -158,7 +158,7 @@ class OtherSD3Transformer2DModel(diffusers.SD3Transformer2DModel):
 
 def test_what_no_pipeline_says_is_marked_and_matters(hidden: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diffusers, OtherSD3Transformer2DModel.__name__, OtherSD3Transformer2DModel, raising=False)
-    source = doctor("OtherSD3Transformer2DModel", code=1).stdout
+    source = ran("doctor", "OtherSD3Transformer2DModel", code=1).stdout
 
     def renamed() -> Example:
         sample = example("sd3")
@@ -177,7 +177,7 @@ def test_a_draft_as_json(tmp_path: Path) -> None:
     """From a checkpoint's configuration; its weights are not there."""
     config = {"_class_name": "AuraFlowTransformer2DModel", "num_mmdit_layers": 1, "num_single_dit_layers": 3}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    data = json.loads(doctor(tmp_path, "--json", code=1).stdout)
+    data = json.loads(ran("doctor", tmp_path, "--json", code=1).stdout)
     assert data["adapter"] is None
     assert data["findings"]["attention"] == ["joint_transformer_blocks.*.attn", "single_transformer_blocks.*.attn"]
     assert data["findings"]["unsure"] == {}
