@@ -9,6 +9,7 @@ between machines.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
 import re
@@ -31,7 +32,7 @@ from uvr_core.engine.attach import attach
 from uvr_core.errors import AdapterMismatch, ConformanceError
 from uvr_core.testing import Example, check_adapter
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GUIDES = ("port-a-model", "write-a-policy", "write-a-detector", "write-a-baseline")
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
@@ -159,6 +160,30 @@ def test_links_lead_somewhere(path: Path) -> None:
         if anchor:
             titles = re.findall(r"^#+ (.*)$", there.read_text(), re.M)
             assert anchor in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}, anchor
+
+
+def test_the_readme_is_read_in_three_minutes() -> None:
+    assert len((ROOT / "README.md").read_text().split()) < 700
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_source() -> None:
+    """If not: `python tools/architecture.py`. It raises if rooms import each other in a circle."""
+    spec = importlib.util.spec_from_file_location("architecture", ROOT / "tools" / "architecture.py")
+    assert spec is not None
+    assert spec.loader is not None
+    drawing = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(drawing)
+    assert drawing.PICTURE.read_text() == drawing.svg(drawing.graph())
+    with pytest.raises(ValueError, match="imports in a circle: a > b > a"):
+        drawing.floors({"a": {"b"}, "b": {"a"}})
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_a_page_names_are_there(path: Path) -> None:
+    """A file that moves takes its mention along; what was measured long ago may name what it was measured with."""
+    named = re.findall(r"`((?:uvr_core|adapters|plugins|extras|tests|tools|docs)/[\w/.-]+)`", path.read_text())
+    missing = [name for name in named if not (ROOT / name).exists() and "FILE" not in name and "NAME" not in name]
+    assert not missing or path.name == "measurements.md"
 
 
 def test_what_the_guide_says_of_lumina_2() -> None:
