@@ -29,14 +29,6 @@ class Attached(Protocol):
     last_grid: tuple[int, int] | None
 
 
-def nonblank(name: str, prompts: Sequence[str]) -> list[str]:
-    """The prompts that are not blank. Raises UVRError: there is none."""
-    prompts = [prompt for prompt in prompts if prompt.strip()]
-    if not prompts:
-        raise UVRError(f"{name}: no prompts given; expected at least one")
-    return prompts
-
-
 Around = Callable[[slice], AbstractContextManager[Attached]]
 
 
@@ -143,3 +135,11 @@ class Sampling:
             yield Drawn(batch.start, images, report, grid, seconds)
             if progress is not None:
                 progress(size)
+
+
+def nonblank(name: str, prompts: Sequence[str]) -> list[str]:
+    """The prompts that are not blank. Raises UVRError: there is none."""
+    prompts = [prompt for prompt in prompts if prompt.strip()]
+    if not prompts:
+        raise UVRError(f"{name}: no prompts given; expected at least one")
+    return prompts
