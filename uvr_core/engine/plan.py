@@ -5,7 +5,9 @@ from __future__ import annotations
 import attrs
 
 from ..concepts import ConceptBank
+from ..errors import ConceptMismatch
 from ..protocols import Detector, MaskOptions, Policy
+from ..validators import count, finite, share, window
 
 
 @attrs.frozen(eq=False)
@@ -26,6 +28,9 @@ class ConceptPlan:
             included.
         acts: the policy may change pictures.
         needs_uncond: the policy may ask for the text of the unconditional part.
+
+    Raises:
+        ConceptMismatch: a number that is not finite or out of its range: the concept would never be located.
     """
 
     bank: ConceptBank
@@ -34,11 +39,11 @@ class ConceptPlan:
     detector_name: str
     policy_name: str
     probe: str
-    window: tuple[float, float]
-    threshold: float
-    grow: float
-    min_patches: int = attrs.field(default=1, kw_only=True)
-    memory: float = attrs.field(default=0.0, kw_only=True)
+    window: tuple[float, float] = attrs.field(validator=window(ConceptMismatch))
+    threshold: float = attrs.field(validator=finite(ConceptMismatch))
+    grow: float = attrs.field(validator=finite(ConceptMismatch))
+    min_patches: int = attrs.field(default=1, kw_only=True, validator=count(ConceptMismatch))
+    memory: float = attrs.field(default=0.0, kw_only=True, validator=share(ConceptMismatch))
     masks: MaskOptions = attrs.field(factory=MaskOptions, kw_only=True)
     exact: bool = attrs.field(default=False, kw_only=True)
     acts: bool = attrs.field(default=True, kw_only=True)
