@@ -29,6 +29,7 @@ class Attached(Protocol):
     last_grid: tuple[int, int] | None
 
 
+Progress = Callable[[int], None]  # told how many images more are done with
 Around = Callable[[slice], AbstractContextManager[Attached]]
 
 
@@ -101,10 +102,7 @@ class Sampling:
         return arguments
 
     def draw(
-        self,
-        pipe: Any,
-        around: Attached | Around | None = None,
-        progress: Callable[[int], None] | None = None,
+        self, pipe: Any, around: Attached | Around | None = None, progress: Progress | None = None
     ) -> Iterator[Drawn]:
         """Draw batch by batch; nothing is drawn before it is asked for.
 

@@ -104,7 +104,7 @@ def _gather(
     """Draw both sets and gather what their patches are like."""
     gathered = Gathered(reg.fingerprint.heads * reg.fingerprint.head_dim)
     sources = samplings[0].per_image.get("image")
-    for batch in recorded(reg, pipe, samplings[0], paths, progress, with_text=True):
+    for batch in recorded(reg, pipe, samplings[0], paths, progress, text=True):
         inside = mask_of(masks, batch.images, batch.grid, batch.first)
         gathered.add(batch, inside, shown_by(masks, sources, batch.first, len(batch.images), batch.grid))
     if not gathered.images:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from ..engine import readings
 from ..engine.regulator import Regulator
 from ..intercept.calls import JointCall
-from ..sampling import Sampling
+from ..sampling import Progress, Sampling
 from ..tokens import Role
 
 MAX_PROBES = 6
@@ -40,28 +40,23 @@ class Recorded:
 
 
 def recorded(
-    reg: Regulator,
-    pipe: Any,
-    sampling: Sampling,
-    probes: Sequence[str],
-    progress: Callable[[int], None] | None,
-    with_text: bool = False,
+    reg: Regulator, pipe: Any, sampling: Sampling, probes: Sequence[str], progress: Progress | None, text: bool = False
 ) -> Iterator[Recorded]:
-    """Draw without regulation, and record what detectors get at the probes."""
+    """Draw without regulation, and record what detectors get at the probes; `text`: what the text is and feeds, too."""
     features: dict[tuple[str, int], torch.Tensor] = {}
     sigmas: dict[int, float] = {}
-    text: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = {}
+    texts: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def read(call: JointCall) -> None:
         key, sigmas[call.forward.step] = (call.tap, call.forward.step), call.forward.sigma
         features[key] = readings.features(call).detach().cpu()
-        if with_text and call.queries.count(Role.TEXT):
+        if text and call.queries.count(Role.TEXT):
             rows, mass = readings.text_features(call)
-            text[key] = rows.detach().cpu(), mass.detach().cpu()
+            texts[key] = rows.detach().cpu(), mass.detach().cpu()
 
     @contextmanager
     def recording(batch: slice) -> Iterator[Regulator]:
-        for records in (features, sigmas, text):
+        for records in (features, sigmas, texts):
             records.clear()
         with reg.recording(read, probes):
             yield reg
@@ -69,7 +64,7 @@ def recorded(
     for drawn in sampling.draw(pipe, recording, progress):
         assert drawn.grid is not None
         levels = [sigmas[step] for step in sorted(sigmas)]
-        yield Recorded(drawn.first, drawn.images, drawn.grid, dict(features), levels, dict(text))
+        yield Recorded(drawn.first, drawn.images, drawn.grid, dict(features), levels, dict(texts))
 
 
 def default_probes(reg: Regulator, transformer: torch.nn.Module) -> tuple[str, ...]:

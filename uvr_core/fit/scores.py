@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from .. import plugins
 from ..concepts import ConceptBank
 from ..engine.attach import attach
 from ..ops.evidence import Evidence, Scores
 from ..ops.masks import Mask
+from ..protocols import Detector
 from ..sampling import Sampling
 from .record import recorded
 from .regions import MaskSource, mask_of
@@ -66,16 +68,23 @@ def score_runs(
         bank.fingerprint.check(reg.fingerprint, f"concept {bank.name!r}")
         for batch in recorded(reg, pipe, sampling, bank.probes, progress):
             sigmas, grid = batch.sigmas, batch.grid
-            for path in bank.probes:
-                steps = [
-                    scorer.scores(batch.features[path, step].float(), sigma, bank, path).numpy()
-                    for step, sigma in enumerate(sigmas)
-                ]
-                columns[path].append(np.stack(steps, 1))
+            for path, scores in scores_of(scorer, bank, batch.features, sigmas).items():
+                columns[path].append(scores)
             if masks is not None:
                 located.append(mask_of(masks, batch.images, grid, batch.first))
-    scores = {path: np.concatenate(parts) for path, parts in columns.items()}
-    return ScoredRuns(scores, sigmas, grid, np.concatenate(located) if located else None)
+    whole = {path: np.concatenate(parts) for path, parts in columns.items()}
+    return ScoredRuns(whole, sigmas, grid, np.concatenate(located) if located else None)
+
+
+def scores_of(
+    detector: Detector, bank: ConceptBank, features: Mapping[tuple[str, int], torch.Tensor], sigmas: Sequence[float]
+) -> dict[str, Scores]:
+    """{probe: (B, steps, patches)} of a batch's features {(probe, step): (B, N, C)} at the steps' noise levels."""
+    scores = {}
+    for path in bank.probes:
+        steps = [detector.scores(features[path, i].float(), s, bank, path).numpy() for i, s in enumerate(sigmas)]
+        scores[path] = np.stack(steps, 1)
+    return scores
 
 
 def image_scores(scores: Scores, min_patches: int) -> Scores:

@@ -42,7 +42,7 @@ def test_every_batch_has_its_own_features_and_levels(pipe: Any) -> None:
     with uvr_core.attach(pipe) as reg:
         probes = default_probes(reg, pipe.transformer)
         batches = list(recorded(reg, pipe, sampling, probes, None))
-        alone = list(recorded(reg, pipe, sampling, probes[:1], None, with_text=True))
+        alone = list(recorded(reg, pipe, sampling, probes[:1], None, text=True))
     assert [(b.first, len(b.images), b.grid) for b in batches] == [(0, 2, (8, 8)), (2, 1, (8, 8))]
     for batch in batches:
         assert set(batch.features) == {(path, step) for path in probes for step in range(2)}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fitting import OPTIONS, UNSAFE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import uvr_core
-from uvr_core.fit.scores import auroc_of, image_scores, score_runs
+from uvr_core.fit.scores import auroc_of, image_scores, score_runs, scores_of
 
 
 @settings(max_examples=80, deadline=None)
@@ -34,3 +36,16 @@ def test_scores_do_not_depend_on_the_batch_size(pipe: Any, bank: uvr_core.Concep
     for probe in bank.probes:
         assert one.scores[probe].shape == (3, 2, 64)
         np.testing.assert_allclose(one.scores[probe], three.scores[probe], atol=0.05)
+
+
+def test_a_batch_is_scored_at_every_probe_and_step_at_its_own_level() -> None:
+    class Detector:
+        def scores(self, features: Any, sigma: float, bank: Any, probe: str) -> Any:
+            assert features.dtype == torch.float32
+            return features.sum(-1) * sigma + (100 if probe == "b" else 0)
+
+    features = {(path, step): torch.full((2, 3, 4), step + 1.0).half() for path in "ab" for step in range(2)}
+    scores = scores_of(Detector(), SimpleNamespace(probes=("a", "b")), features, [1.0, 0.25])
+    assert {path: each.shape for path, each in scores.items()} == {"a": (2, 2, 3), "b": (2, 2, 3)}
+    assert scores["a"][:, :, 0].tolist() == [[4.0, 2.0]] * 2
+    assert scores["b"][:, :, 0].tolist() == [[104.0, 102.0]] * 2
