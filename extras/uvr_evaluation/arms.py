@@ -85,41 +85,18 @@ def plan(
     for policy in policies:
         for detector in detectors or (None,):
             arms.append(Arm(policy if len(detectors) < 2 else f"{policy}, {detector}", "policy", policy, detector))
-    first = arms[1] if len(arms) > 1 else None
-    fields = {policy: parameters(policy) for policy in policies}
-    if first is None and (controls or vary or without or banks):
-        raise UVRError("controls and ablations need a policy")
     for term in without:
-        if term not in TERMS:
-            raise UVRError(f"--without: unknown term {term!r}{did_you_mean(term, TERMS)}")
-        having = [arm for arm in arms if arm.kind == "policy" and set(TERMS[term]) & set(fields[arm.plugin])]
-        if not having:
-            raise UVRError(f"--without {term}: none of the policies ({', '.join(policies)}) has it")
-        for arm in having:
-            off = {name: value for name, value in TERMS[term].items() if name in fields[arm.plugin]}
-            arms.append(attrs.evolve(arm, name=f"{arm.name} without {term}", set=off))
-    for name, values in (vary or {}).items():
-        assert first is not None
-        if name not in RULE and name not in fields[first.plugin]:
-            raise UVRError(
-                f"--vary: policy {first.plugin!r} has no parameter {name!r}"
-                f"{did_you_mean(name, [*fields[first.plugin], *RULE])}"
-            )
-        arms += [attrs.evolve(first, name=f"{first.name}, {name}={value}", set={name: value}) for value in values]
-    for label in banks:
-        assert first is not None
-        arms.append(attrs.evolve(first, name=f"{first.name}, anchors {label}", banks=label))
-    for control in controls:
-        assert first is not None
-        if control not in CONTROLS:
-            raise UVRError(f"--control: unknown control {control!r}{did_you_mean(control, CONTROLS)}")
-        if control == "observe":
-            arms.append(Arm("observe", "policy", "observe", first.detector))
-        else:
-            alone = {"ring": 0} if control == "random" and "ring" in fields[first.plugin] else {}
-            arms.append(Arm(f"{control} mask", "policy", first.plugin, where=control, set=alone))  # type: ignore[arg-type]
+        arms += _without(term, [arm for arm in arms if arm.kind == "policy"])
+    if vary or banks or controls:
+        if len(arms) < 2:
+            raise UVRError("controls and ablations need a policy")
+        first = arms[1]
+        for name, values in (vary or {}).items():
+            arms += _varied(first, name, values)
+        arms += [attrs.evolve(first, name=f"{first.name}, anchors {label}", banks=label) for label in banks]
+        arms += [_control(first, control) for control in controls]
+    known = plugins.registry().names("baseline") if baselines else {}
     for name in baselines:
-        known = plugins.registry().names("baseline")
         if name not in known:
             raise UVRError(f"--baseline: unknown baseline {name!r}{did_you_mean(name, known)}")
         arms.append(Arm(f"baseline {name}", "baseline", name))
@@ -127,6 +104,39 @@ def plan(
     if doubled:
         raise UVRError(f"the arm {doubled[0]!r} is asked for twice")
     return arms
+
+
+def _without(term: str, arms: Sequence[Arm]) -> list[Arm]:
+    """Every arm whose policy has a term, with it off."""
+    if not arms:
+        raise UVRError("controls and ablations need a policy")
+    if term not in TERMS:
+        raise UVRError(f"--without: unknown term {term!r}{did_you_mean(term, TERMS)}")
+    off = [{name: v for name, v in TERMS[term].items() if name in parameters(arm.plugin)} for arm in arms]
+    if not any(off):
+        names = ", ".join(dict.fromkeys(arm.plugin for arm in arms))
+        raise UVRError(f"--without {term}: none of the policies ({names}) has it")
+    pairs = zip(arms, off, strict=True)
+    return [attrs.evolve(arm, name=f"{arm.name} without {term}", set=values) for arm, values in pairs if values]
+
+
+def _varied(first: Arm, name: str, values: Sequence[Any]) -> list[Arm]:
+    """The first policy with each value of a parameter."""
+    known = parameters(first.plugin)
+    if name not in RULE and name not in known:
+        hint = did_you_mean(name, [*known, *RULE])
+        raise UVRError(f"--vary: policy {first.plugin!r} has no parameter {name!r}{hint}")
+    return [attrs.evolve(first, name=f"{first.name}, {name}={value}", set={name: value}) for value in values]
+
+
+def _control(first: Arm, control: str) -> Arm:
+    """One of CONTROLS beside the first policy; random patches have no ring."""
+    if control not in CONTROLS:
+        raise UVRError(f"--control: unknown control {control!r}{did_you_mean(control, CONTROLS)}")
+    if control == "observe":
+        return Arm("observe", "policy", "observe", first.detector)
+    alone = {"ring": 0} if control == "random" and "ring" in parameters(first.plugin) else {}
+    return Arm(f"{control} mask", "policy", first.plugin, where=control, set=alone)  # type: ignore[arg-type]
 
 
 def parameters(policy: str) -> list[str]:

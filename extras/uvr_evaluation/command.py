@@ -97,7 +97,7 @@ def evaluate(model: str, settings: Settings, vary: Mapping[str, Sequence[str]], 
     from . import comparison, pages
     from .arms import parse_value
 
-    process, processes, device = _share(settings.device)
+    share, device = _share(settings.device)
     settings = attrs.evolve(settings, device=device)
     with stages() as show:
         summary = comparison.evaluate(
@@ -108,8 +108,7 @@ def evaluate(model: str, settings: Settings, vary: Mapping[str, Sequence[str]], 
             batch=settings.batch,
             adapter=settings.adapter,
             size=settings.size,
-            process=process,
-            processes=processes,
+            share=share,
             running=loading.running,
             progress=show,
             facts={"model": model, "settings": {k: v for k, v in attrs.asdict(settings).items() if k != "device"}},
@@ -121,13 +120,13 @@ def evaluate(model: str, settings: Settings, vary: Mapping[str, Sequence[str]], 
     click.echo(to_json(summary) if as_json else pages.text(summary, pages.load(asked["out"])[0]))
 
 
-def _share(device: str) -> tuple[int, int, str]:
-    """Number of this process, of how many, and its device, under `accelerate launch` or torchrun."""
+def _share(device: str) -> tuple[tuple[int, int], str]:
+    """(Number of this process, of how many), and its device, under `accelerate launch` or torchrun."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes <= 1:
-        return 0, 1, device
+        return (0, 1), device
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     import torch
 
     cuda = device in ("auto", "cuda") and torch.cuda.is_available()
-    return rank, processes, f"cuda:{local % torch.cuda.device_count()}" if cuda else device
+    return (rank, processes), f"cuda:{local % torch.cuda.device_count()}" if cuda else device

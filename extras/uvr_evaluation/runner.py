@@ -15,7 +15,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from uvr_core import ConceptBank, ConceptTerms, Judge, Report, Request, UnsupportedRuntime, UVRError, attach
+from uvr_core import Report, Request, UnsupportedRuntime, UVRError, attach
 from uvr_core.files import read_picture
 from uvr_core.fit.scores import auroc_of
 from uvr_core.plugins import registry
@@ -24,6 +24,7 @@ from uvr_core.sampling import Sampling
 from .arms import Arm, attached, scattered
 from .metrics import Lpips, likeness, mask_of, overlap, patches_of
 from .prompt_sets import Task
+from .question import Question
 from .rows import Row, RowFile, read_rows
 
 Mask = npt.NDArray[np.bool_]
@@ -35,11 +36,8 @@ class Evaluation:
 
     Attributes:
         pipe: the pipeline; call: keyword arguments of every call.
-        tasks: the prompt set.
+        question: tasks, banks, subjects and judges; the first judge that can point (`locate`) draws the true masks.
         arms: stock first.
-        banks: {label: banks}; "" are the run's own.
-        subjects: by concept name, in the order of the banks.
-        judges: by name; the first that can point (`locate`) draws the true masks.
         folder: where rows and pictures go.
         batch: images at a time.
         adapter: name, or None: recognised.
@@ -49,11 +47,8 @@ class Evaluation:
 
     pipe: Any
     call: Mapping[str, Any]
-    tasks: Sequence[Task]
+    question: Question
     arms: Sequence[Arm]
-    banks: Mapping[str, Sequence[ConceptBank]]
-    subjects: Mapping[str, ConceptTerms]
-    judges: Mapping[str, Judge]
     folder: Path
     batch: int = 4
     adapter: str | None = None
@@ -63,7 +58,7 @@ class Evaluation:
 
     def batches(self) -> list[Sequence[Task]]:
         """The tasks in batches; the same however many processes there are, and wherever a run stopped."""
-        return [self.tasks[i : i + self.batch] for i in range(0, len(self.tasks), self.batch)]
+        return [self.question.tasks[i : i + self.batch] for i in range(0, len(self.question.tasks), self.batch)]
 
     def run(
         self, process: int = 0, processes: int = 1, progress: Callable[[str, int, int], None] | None = None
@@ -155,15 +150,12 @@ class Evaluation:
         return scattered(masks, [task.seed for task in tasks]) if arm.where == "random" else masks
 
     def _generate(self, arm: Arm, tasks: Sequence[Task], masks: Mask | None) -> tuple[list[Any], Report | None]:
-        sampling, banks = self._sampling(tasks), self.banks.get(arm.banks, ())
+        sampling, banks = self._sampling(tasks), self.question.banks.get(arm.banks, ())
         if arm.kind == "baseline":
-            baseline = registry().make("baseline", arm.plugin).object
-            by_name = {bank.name: bank for bank in banks}
-            own = tuple(by_name.get(name) for name in self.subjects)
-            call = sampling.arguments(slice(0, len(tasks)))
-            return list(
-                baseline.generate(Request(self.pipe, call, tuple(self.subjects.values()), own, self.judges))
-            ), None
+            asked, by_name = self.question, {bank.name: bank for bank in banks}
+            terms, known = tuple(asked.subjects.values()), tuple(by_name.get(name) for name in asked.subjects)
+            request = Request(self.pipe, sampling.arguments(slice(0, len(tasks))), terms, known, asked.judges)
+            return list(registry().make("baseline", arm.plugin).object.generate(request)), None
         around = None
         if arm.kind == "policy":
             around = lambda batch: attached(arm, self.pipe, banks, masks, self.adapter)  # noqa: E731
@@ -180,7 +172,7 @@ class Evaluation:
         """{judge: [{label: score}]}; nothing is seen in a picture that was refused."""
         handed_out = [i for i, picture in enumerate(pictures) if picture is not None]
         seen: dict[str, list[dict[str, float]]] = {}
-        for name, judge in self.judges.items():
+        for name, judge in self.question.judges.items():
             results = judge([pictures[i] for i in handed_out]) if handed_out else []
             each: list[dict[str, float]] = [{} for _ in pictures]
             for i, result in zip(handed_out, results, strict=True):
@@ -196,7 +188,7 @@ class Evaluation:
 
     def _locate(self, tasks: Sequence[Task], pictures: Sequence[Any]) -> list[Mask | None] | None:
         """True masks: patches of the stock pictures in which a judge sees the task's concept; None: no judge points."""
-        for judge in self.judges.values():
+        for judge in self.question.judges.values():
             if callable(locate := getattr(judge, "locate", None)):
                 break
         else:
@@ -206,7 +198,7 @@ class Evaluation:
             if picture.size not in self._grids:
                 self._learn_grid(tasks)
             grid = self._grids[picture.size]
-            labels = self.subjects[task.concept].labels if task.concept in self.subjects else ()
+            labels = self.question.subjects[task.concept].labels if task.concept in self.question.subjects else ()
             seen = np.asarray(locate([picture], list(labels), grid)) if labels else np.zeros((1, *grid), bool)
             masks.append(seen[0].astype(bool))
         return masks

@@ -44,8 +44,9 @@ def summarise(rows: Sequence[Row], config: Mapping[str, Any]) -> dict[str, Any]:
         by_task.setdefault(row["task"], {})[row["arm"]] = row
     whole = {task: each for task, each in sorted(by_task.items()) if set(arms) <= set(each)}
     groups: dict[str, list[int]] = {}
-    for task, each in whole.items():
-        groups.setdefault(each[STOCK]["group"], []).append(task)
+    stock = {task: each[STOCK] for task, each in whole.items()}
+    for task, row in stock.items():
+        groups.setdefault(row["group"], []).append(task)
     labels = {name: set(subject["labels"]) for name, subject in config["subjects"].items()}
     tasks = {task["index"]: task for task in config["tasks"]}
     first = next(iter(config["judges"]))
@@ -61,20 +62,12 @@ def summarise(rows: Sequence[Row], config: Mapping[str, Any]) -> dict[str, Any]:
         if why := next((row["unsupported"] for row in mine.values() if "unsupported" in row), None):
             summary["arms"][arm["name"]] = {"unsupported": why}
             continue
-        summary["arms"][arm["name"]] = {
-            "kind": arm["kind"],
-            "time": _time([whole[task][STOCK] for task in whole], list(mine.values())),
-            "groups": {
-                group: _group(
-                    [tasks[t] for t in members],
-                    [whole[t][STOCK] for t in members],
-                    [mine[t] for t in members],
-                    labels,
-                    first,
-                )
-                for group, members in groups.items()
-            },
+        cells = {
+            group: _group(*([each[t] for t in members] for each in (tasks, stock, mine)), labels, first)
+            for group, members in groups.items()
         }
+        time = _time(list(stock.values()), list(mine.values()))
+        summary["arms"][arm["name"]] = {"kind": arm["kind"], "time": time, "groups": cells}
     able = [
         judge
         for judge, reports in config["judges"].items()

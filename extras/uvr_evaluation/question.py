@@ -1,0 +1,95 @@
+"""What an evaluation asks, read and checked before any model is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from uvr_core import ConceptBank, ConceptTerms, Judge, UVRError
+from uvr_core.concepts import resolve
+from uvr_core.plugins import registry
+
+from .arms import Arm, plan
+from .prompt_sets import Task, read_tasks
+from .terms import SUBJECTS, check_labels, read_subjects, subjects_of
+
+
+@attrs.frozen(eq=False)
+class Question:
+    """What an evaluation asks: of which tasks, with which concepts, judged by whom.
+
+    Attributes:
+        source: of the prompt set: {"file", "sha256"}.
+        banks: {label: banks}; "" are the run's own.
+        subjects: by concept name, in the order of the banks.
+        judges: by name.
+    """
+
+    source: Mapping[str, str]
+    tasks: Sequence[Task]
+    banks: Mapping[str, Sequence[ConceptBank]]
+    subjects: Mapping[str, ConceptTerms]
+    judges: Mapping[str, Judge]
+
+    def columns(self, arms: Sequence[Arm], policies: Sequence[str] = (), **options: Any) -> list[Arm]:
+        """Every arm, stock first; checked against what there is."""
+        policies = tuple(policies) or (("selective",) if self.banks[""] and not arms else ())
+        columns = [*plan(policies, banks=[label for label in self.banks if label], **options), *arms]
+        if any(arm.kind == "policy" for arm in columns) and not self.banks[""]:
+            raise UVRError("--policy needs a --concept to regulate")
+        check_labels(self.tasks, self.subjects, self.judges)
+        return columns
+
+    def config(self, arms: Sequence[Arm], lpips: bool, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """What config.json says: a run goes on only in a folder whose config says the same."""
+        labelled = {label: banks for label, banks in self.banks.items() if label}
+        return {
+            "model": facts["model"],
+            "prompts": dict(self.source),
+            "tasks": [{**attrs.asdict(task), "image": task.image and task.image.name} for task in self.tasks],
+            "subjects": {name: attrs.asdict(subject) for name, subject in self.subjects.items()},
+            "concepts": [_described(bank) for bank in self.banks[""]],
+            "anchors_from": {label: _described(banks[0]) for label, banks in labelled.items()},
+            "arms": [attrs.asdict(arm) for arm in arms],
+            "lpips": lpips,
+            "judges": {name: list(getattr(judge, "labels", None) or ()) or None for name, judge in self.judges.items()},
+            "settings": facts["settings"],
+        }
+
+
+def asked(
+    prompts: str | Path | Sequence[Task],
+    judges: Sequence[str] | Mapping[str, Judge],
+    concepts: object,
+    subjects: str | Path | Mapping[str, ConceptTerms] | None,
+    anchors_from: Mapping[str, object] | None,
+    seed: int,
+) -> Question:
+    if isinstance(prompts, (str, Path)):
+        path = Path(prompts)
+        tasks: Sequence[Task] = read_tasks(path, seed)
+        source = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        if subjects is None and (path.parent / SUBJECTS).is_file():
+            subjects = path.parent / SUBJECTS
+    else:
+        tasks, source = list(prompts), {"file": "", "sha256": hashlib.sha256(repr(list(prompts)).encode()).hexdigest()}
+    known = read_subjects(Path(subjects)) if isinstance(subjects, (str, Path)) else subjects or {}
+    banks = [bank for bank, _ in resolve(concepts)]
+    named = dict.fromkeys([*(bank.name for bank in banks), *(task.concept for task in tasks if task.concept)])
+    others = {label: [resolve(concept)[0][0]] for label, concept in (anchors_from or {}).items()}
+    if not isinstance(judges, Mapping):
+        judges = {name: registry().make("judge", name).object for name in judges}
+    return Question(source, tasks, {"": banks, **others}, subjects_of(list(named), known), judges)
+
+
+def _described(bank: ConceptBank) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(bank.tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().float().numpy().tobytes())
+    calibration = bank.calibration and attrs.asdict(bank.calibration)
+    return {"name": bank.name, "sha256": digest.hexdigest(), "calibration": calibration, "provenance": bank.provenance}
