@@ -11,7 +11,6 @@ import torch
 import uvr_core
 from uvr_core.adapter import Adapter, Layout
 from uvr_core.engine.locate import ConceptState
-from uvr_core.engine.lookup import masks_of
 from uvr_core.engine.plan import ConceptPlan
 from uvr_core.engine.readings import Reader
 from uvr_core.engine.regulation import Regulation
@@ -20,6 +19,7 @@ from uvr_core.intercept.calls import AttentionCall, JointCall, joint_call
 from uvr_core.intercept.forwards import intervene
 from uvr_core.intercept.guidance import Part, parts_of
 from uvr_core.intercept.ledger import Forward, Run
+from uvr_core.protocols import PolicyTraits
 
 
 def adapter_of(image_at: Any = "end", output_first: bool = True, guidance: str = "two_pass") -> Adapter:
@@ -87,7 +87,8 @@ def plan_of(
     bank: uvr_core.ConceptBank, detector: Any, policy: Any, threshold: float = 0.0, **options: Any
 ) -> ConceptPlan:
     """A plan that looks for the concept in block "a" at every noise level."""
-    options = {"grow": threshold, "masks": masks_of(policy), **options}
+    traits = PolicyTraits.of(policy)
+    options = {"grow": threshold, **attrs.asdict(traits, recurse=False), **options}
     return ConceptPlan(
         bank,
         detector,
@@ -98,8 +99,6 @@ def plan_of(
         (1.0, 0.0),
         threshold,
         exact=bool(getattr(detector, "exact", False)),
-        acts=bool(getattr(policy, "acts", True)),
-        needs_uncond=bool(getattr(policy, "needs_unconditional", False)),
         **options,
     )
 

@@ -15,7 +15,7 @@ from tiny import tiny_zoo
 import uvr_core
 from uvr_core.engine.lookup import find_adapter, fingerprint
 from uvr_core.intercept.hooks import Hook
-from uvr_core.protocols import CallInfo, FlowEdit, Located, row_classes
+from uvr_core.protocols import CallInfo, FlowEdit, KeyWeights, Located, MaskOptions, Reweight, row_classes
 
 PIPELINES = ("flux", "flux-kontext", "qwen-image", "qwen-image-edit", "sd3")
 PROMPTS = ["a cat", "a knife on the left"]
@@ -29,10 +29,11 @@ MASK[1, 2:5, 3:6] = True
 class TextOnly:
     """Located rows attend to the text alone: an edit whose result is easy to compute by hand."""
 
-    name, ring = "text-only", 0
+    name, masks = "text-only", MaskOptions(ring=0)
 
     def edit(self, located: Located, call: CallInfo) -> FlowEdit:
-        return FlowEdit(row_classes(located), ((1.0,) * 4, (1.0, 0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0)))
+        text = KeyWeights(safe=0.0, located=0.0, reference=0.0)
+        return FlowEdit(row_classes(located), Reweight(text, text))
 
 
 class Second:

@@ -12,7 +12,17 @@ import torch
 from rig import PIPELINES, STEPS, Rig, Second, TextOnly, reference
 
 import uvr_core
-from uvr_core.protocols import CallInfo, ColumnScale, FlowEdit, Located, Projection
+from uvr_core.protocols import (
+    CallInfo,
+    ColumnScale,
+    ColumnWeights,
+    FlowEdit,
+    KeyWeights,
+    Located,
+    MaskOptions,
+    NoiseBlend,
+    Projection,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -84,82 +94,84 @@ class Edits:
     change: Callable[[FlowEdit, Located, CallInfo], object]
     on: bool = True
     name: str = "edits"
-    ring: int = 0
+    masks: MaskOptions = attrs.field(default=MaskOptions(ring=0))
 
     def edit(self, located: Located, call: CallInfo) -> Any:
         edit = TextOnly().edit(located, call)
         return self.change(edit, located, call) if self.on and located.step == STEPS - 1 else edit
 
 
-def table(*lines: tuple[float, ...]) -> Callable[[FlowEdit, Located, CallInfo], FlowEdit]:
-    return lambda edit, located, call: attrs.evolve(edit, table=lines)
-
-
 def with_(**fields: Any) -> Callable[[FlowEdit, Located, CallInfo], FlowEdit]:
     return lambda edit, located, call: attrs.evolve(edit, **fields)
 
 
+def reweighted(**fields: Any) -> Callable[[FlowEdit, Located, CallInfo], FlowEdit]:
+    return lambda edit, located, call: attrs.evolve(edit, reweight=attrs.evolve(edit.reweight, **fields))
+
+
+def core(*factors: float) -> Callable[[FlowEdit, Located, CallInfo], FlowEdit]:
+    return lambda edit, located, call: reweighted(core=KeyWeights(*factors))(edit, located, call)
+
+
+def noise(**fields: Any) -> Callable[[FlowEdit, Located, CallInfo], FlowEdit]:
+    return lambda edit, located, call: attrs.evolve(edit, noise=NoiseBlend(**fields))
+
+
 def factor(fill: float, extra: int = 0) -> Callable[[FlowEdit, Located, CallInfo], FlowEdit]:
     """Of every text token."""
+    return lambda edit, located, call: reweighted(
+        text_factor=torch.full((len(located.core), call.text + extra), fill)
+    )(edit, located, call)
+
+
+def columns(fill: float) -> Callable[[FlowEdit, Located, CallInfo], FlowEdit]:
+    return lambda edit, located, call: attrs.evolve(edit, columns=ColumnScale(output=ColumnWeights(output=fill)))
+
+
+def projection(fill: float = 1.0, width: int = 32, share: float = 1.0) -> Any:
     return lambda edit, located, call: attrs.evolve(
-        edit, text_factor=torch.full((len(located.core), call.text + extra), fill)
+        edit, projection=Projection(torch.full((width,), fill), torch.ones(located.core.shape), share, share)
     )
-
-
-def columns(fill: float, width: int = 5) -> Callable[[FlowEdit, Located, CallInfo], FlowEdit]:
-    return with_(columns=ColumnScale(((1.0,) * width, (fill,) * width, (1.0,) * width)))
-
-
-def projection(fill: float = 1.0, width: int = 32, strength: Any = (0.0, 1.0, 1.0)) -> Any:
-    return lambda edit, located, call: attrs.evolve(
-        edit, projection=Projection(torch.full((width,), fill), torch.ones(located.core.shape), strength)
-    )
-
-
-SAME = (1.0,) * 4
 
 
 BAD_EDITS: dict[str, tuple[Callable[[FlowEdit, Located, CallInfo], object], str]] = {
-    "table: NaN": (table(SAME, (torch.nan, 1.0, 1.0, 1.0), SAME), "FlowEdit.table: expected"),
-    "table: negative": (table(SAME, (-0.5, 1.0, 1.0, 1.0), SAME), "FlowEdit.table: expected"),
-    "table: infinite": (table(SAME, (torch.inf, 1.0, 1.0, 1.0), SAME), "FlowEdit.table: expected"),
-    "table: two lines": (table(SAME, SAME), "FlowEdit.table: expected"),
-    "table: three columns": (table(*((1.0,) * 3,) * 3), "FlowEdit.table: expected"),
-    "table: everything cut": (table(SAME, (0.0,) * 4, SAME), "gave NaN or Inf"),
-    "alpha: NaN": (with_(alpha=(0.0, torch.nan, 0.0)), "FlowEdit.alpha: expected"),
-    "alpha: above 1": (with_(alpha=(0.0, 1.5, 0.0)), "FlowEdit.alpha: expected"),
-    "alpha: two shares": (with_(alpha=(0.0, 0.5)), "FlowEdit.alpha: expected"),
-    "noise: unknown": (with_(noise="pink", alpha=(0.0, 0.5, 0.0)), "FlowEdit.noise: expected"),
-    "text: unknown": (with_(text="none"), "FlowEdit.text: expected"),
+    "table: NaN": (core(torch.nan), "KeyWeights.text: expected"),
+    "table: negative": (core(-0.5), "KeyWeights.text: expected"),
+    "table: infinite": (core(torch.inf), "KeyWeights.text: expected"),
+    "table: two lines": (reweighted(ring=None), "Reweight.ring: expected"),
+    "table: three columns": (reweighted(core=(1.0,) * 3), "Reweight.core: expected"),
+    "table: everything cut": (core(0.0, 0.0, 0.0, 0.0), "gave NaN or Inf"),
+    "alpha: NaN": (noise(core=torch.nan), "NoiseBlend.core: expected"),
+    "alpha: above 1": (noise(core=1.5), "NoiseBlend.core: expected"),
+    "alpha: two shares": (with_(noise=(0.0, 0.5)), "FlowEdit.noise: expected"),
+    "noise: unknown": (noise(kind="pink", core=0.5), "NoiseBlend.kind: expected"),
+    "text: unknown": (reweighted(text="none"), "Reweight.text: expected"),
     "rows: a patch too many": (
-        lambda edit, located, call: attrs.evolve(edit, row_class=torch.nn.functional.pad(edit.row_class, (0, 1))),
-        "FlowEdit.row_class: expected",
+        lambda edit, located, call: attrs.evolve(edit, rows=torch.nn.functional.pad(edit.rows, (0, 1))),
+        "FlowEdit.rows: expected",
     ),
     "rows: of one sample": (
-        lambda edit, located, call: attrs.evolve(edit, row_class=edit.row_class[-1:]), "FlowEdit.row_class: expected",
+        lambda edit, located, call: attrs.evolve(edit, rows=edit.rows[-1:]), "FlowEdit.rows: expected",
     ),
-    "rows: floats": (
-        lambda edit, located, call: attrs.evolve(edit, row_class=edit.row_class.float()),
-        "FlowEdit.row_class: expected",
-    ),
+    "rows: floats": (lambda edit, located, call: attrs.evolve(edit, rows=edit.rows.float()), "FlowEdit.rows: expected"),
     "text factor: NaN": (factor(torch.nan), "gave NaN or Inf"),
     "text factor: negative": (factor(-1.0), "gave NaN or Inf"),
     "text factor: infinite": (factor(torch.inf), "gave NaN or Inf"),
-    "text factor: a token too many": (factor(1.0, extra=1), "FlowEdit.text_factor: expected"),
-    "text factor: a list": (with_(text_factor=[1.0]), "FlowEdit.text_factor: expected"),
-    "reference factor: wrong": (with_(reference_factor=torch.ones(2, 3)), "FlowEdit.reference_factor: expected"),
-    "columns: NaN": (columns(torch.nan), "FlowEdit.columns.table: expected"),
-    "columns: negative": (columns(-1.0), "FlowEdit.columns.table: expected"),
-    "columns: four": (columns(1.0, width=4), "FlowEdit.columns.table: expected"),
+    "text factor: a token too many": (factor(1.0, extra=1), "Reweight.text_factor: expected"),
+    "text factor: a list": (reweighted(text_factor=[1.0]), "Reweight.text_factor: expected"),
+    "reference factor: wrong": (reweighted(reference_factor=torch.ones(2, 3)), "Reweight.reference_factor: expected"),
+    "columns: NaN": (columns(torch.nan), "ColumnWeights.output: expected"),
+    "columns: negative": (columns(-1.0), "ColumnWeights.output: expected"),
+    "columns: four": (lambda e, *_: attrs.evolve(e, columns=ColumnScale((1.0,) * 4)), "ColumnScale.text: expected"),
     "projection: NaN": (projection(torch.nan), "gave NaN or Inf"),
     "projection: NaN offset": (
         lambda edit, located, call: attrs.evolve(
-            edit, projection=Projection(torch.ones(32), torch.full(located.core.shape, torch.nan), (0.0, 1.0, 1.0))
+            edit, projection=Projection(torch.ones(32), torch.full(located.core.shape, torch.nan))
         ),
         "gave NaN or Inf",
     ),
-    "projection: too wide": (projection(width=33), "FlowEdit.projection.vector: expected"),
-    "projection: negative": (projection(strength=(0.0, -1.0, 0.0)), "FlowEdit.projection.strength: expected"),
+    "projection: too wide": (projection(width=33), "Projection.vector: expected"),
+    "projection: negative": (projection(share=-1.0), "Projection.core: expected"),
     "no edit at all": (lambda edit, located, call: located, "returned Located"),
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ from rig import PIPELINES, STEPS, Rig, Second, TextOnly, reference, seen_through
 
 import uvr_core
 from uvr_core.intercept.hooks import Hook
-from uvr_core.protocols import CallInfo, FlowEdit, Located
+from uvr_core.protocols import CallInfo, FlowEdit, Located, MaskOptions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -191,7 +191,7 @@ class Edits:
     change: Callable[[FlowEdit, Located, CallInfo], object]
     on: bool = True
     name: str = "edits"
-    ring: int = 0
+    masks: MaskOptions = attrs.field(default=MaskOptions(ring=0))
 
     def edit(self, located: Located, call: CallInfo) -> Any:
         edit = TextOnly().edit(located, call)

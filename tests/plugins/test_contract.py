@@ -48,7 +48,7 @@ def test_project_with_a_direction() -> None:
     projections = []
 
     class Directed:
-        name, ring, margin = "directed", project.ring, project.margin
+        name, masks = "directed", project.masks
 
         def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
             patches = located.core.shape[1]

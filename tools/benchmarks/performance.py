@@ -35,7 +35,7 @@ from sizes import NEVER, Attention, Size, Stack, bank, blob, flux, policy
 import uvr_core
 import uvr_zoo
 from uvr_core.plugins import registry
-from uvr_core.protocols import CORE
+from uvr_core.protocols import RowClass
 from uvr_zoo.experiment import generate
 from uvr_zoo.tasks import benign_tasks, cases, settings, unsafe_tasks
 
@@ -96,7 +96,7 @@ def attention(plan: Plan, length: int) -> dict[str, Any]:
     variants |= {t: plain(lambda s=s: a.edit(s, a.stock())) for t, s in works.items()}
     if _fits(plan, length):
         rows["matrix"] = length
-        variants["matrix"] = plain(lambda: a.materialised(mask.long() * CORE))
+        variants["matrix"] = plain(lambda: a.materialised(mask.long() * RowClass.CORE))
     taken = interleaved(variants, plan.turns, plan.device, warm="stock" if longest else None)
     table: dict[str, Any] = {}
     for title in rows:

@@ -16,7 +16,6 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 import uvr_core
 from uvr_adapters.flux import FLUX
 from uvr_core.adapter import Layout
-from uvr_core.engine.lookup import masks_of
 from uvr_core.engine.plan import ConceptPlan
 from uvr_core.engine.regulation import Regulation
 from uvr_core.intercept.calls import AttentionCall
@@ -26,7 +25,7 @@ from uvr_core.intercept.ledger import Forward, Run
 from uvr_core.intercept.taps import rebind
 from uvr_core.ops.masks import ring_of
 from uvr_core.plugins import registry
-from uvr_core.protocols import CORE, RING
+from uvr_core.protocols import PolicyTraits, RowClass
 from uvr_plugins.detectors import Anchor, Oracle
 
 SIGMA = 0.9  # inside every policy's window
@@ -122,11 +121,10 @@ class Attention:
             share: of output patches, ring included; None: nothing is ever located (anchors, NEVER).
         """
         model = uvr_core.Fingerprint("FluxTransformer2DModel", 2, self.size.heads, self.size.head_dim)
-        masks = masks_of(policy)
-        mask = blob(self.layout.grid, share or 0.0, masks.ring)
+        traits = PolicyTraits.of(policy)
+        mask = blob(self.layout.grid, share or 0.0, traits.masks.ring)
         detector = Anchor() if share is None else Oracle(np.repeat(mask[None], len(self.query), 0))
         more = {"anchors/next": torch.randn(1, self.size.width)}
-        needs_uncond = bool(getattr(policy, "needs_unconditional", False))
         plan = [
             ConceptPlan(
                 bank(model, "probe", anchors, f"concept {number}", **more),
@@ -138,16 +136,16 @@ class Attention:
                 (1.0, 0.0),
                 NEVER if share is None else 0.0,
                 NEVER if share is None else 0.0,
-                masks=masks,
+                masks=traits.masks,
                 exact=share is not None,
-                needs_uncond=needs_uncond,
+                needs_uncond=traits.needs_uncond,
             )
             for number in range(concepts)
         ]
         run = Run(("probe", "next"))
         regulation = Regulation(run, FLUX, plan, lambda report, grid: None)
         output = self.stock()
-        names: tuple[Any, ...] = ("uncond", "cond") if needs_uncond else ("all",)
+        names: tuple[Any, ...] = ("uncond", "cond") if traits.needs_uncond else ("all",)
         for name in names:
             step, number, sigma = run.next_forward(torch.tensor([SIGMA]), self.layout)
             run.open(Forward(step, number, self.layout, sigma, len(self.query), (Part(name),)))
@@ -159,7 +157,7 @@ class Attention:
             if name == "uncond":
                 run.close()
         finding = regulation.report().findings[0]
-        wide = ring_of(finding.core, masks.ring) | finding.core if finding.located else finding.core
+        wide = ring_of(finding.core, traits.masks.ring) | finding.core if finding.located else finding.core
         return regulation, int(wide.sum())
 
     def edit(self, regulation: Regulation, output: torch.Tensor) -> torch.Tensor:
@@ -189,7 +187,9 @@ def materialised(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, row_class: t
     """
     weight = (q @ k.mT).mul_(q.shape[-1] ** -0.5).softmax(-1)  # (B, H, L, L)
     factor = torch.ones(k.shape[2], device=q.device, dtype=q.dtype)
-    factor[text:] = torch.where(row_class == CORE, 0.2, torch.where(row_class == RING, 0.4, 1.0)).to(q.dtype)
+    factor[text:] = torch.where(row_class == RowClass.CORE, 0.2, torch.where(row_class == RowClass.RING, 0.4, 1.0)).to(
+        q.dtype
+    )
     weight *= factor
     weight[:, :, text:] *= 1.05
     return weight @ v
@@ -260,7 +260,7 @@ class Stack:
 
         def dispatch_attention_fn(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
             q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-            return materialised(q, k, v, mask.long() * CORE, self.size.text).transpose(1, 2)
+            return materialised(q, k, v, mask.long() * RowClass.CORE, self.size.text).transpose(1, 2)
 
         call = rebind(FluxAttnProcessor.__call__, {"dispatch_attention_fn": dispatch_attention_fn, "F": F})
         kind = type("Materialised", (FluxAttnProcessor,), {"__call__": call})

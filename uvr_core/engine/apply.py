@@ -7,13 +7,11 @@ from typing import Any
 
 import torch
 
-from .. import edits
 from ..intercept.calls import JointCall
 from ..ops.noise import blended_rows, matched_noise
 from ..ops.project import projected_rows
-from ..ops.rows import rows_of, take_rows, write_rows
-from ..protocols import CORE, STOCK, FlowEdit
-from ..tokens import Role
+from ..ops.rows import Rows, rows_of, take_rows, write_rows
+from ..protocols import FlowEdit, Projection, RowClass
 from .columns import with_scaled_columns
 from .finite import Finite
 from .reweight import reweighted_rows
@@ -47,65 +45,53 @@ class Edits:
         self._claimed: torch.Tensor | None = None  # (B, N) bool, patches that an earlier concept edits
         self._scales: torch.Tensor | None = None  # (B, 3, Sk), of the columns
 
-    def carry_out(self, edit: FlowEdit, policy: str) -> torch.Tensor:
-        """Apply one concept's edit; `policy` is named in errors.
+    def carry_out(self, edit: FlowEdit) -> torch.Tensor:
+        """Apply one concept's edit.
 
         Returns:
             (B,) bool, on the device: the images in which it changed the output. Rows whose every factor is neutral are
             computed anew, but the rounding in them does not count as a change.
-
-        Raises:
-            UVRError: the edit cannot be carried out as it says.
         """
-        call, output = self.call, self.output
-        edits.check(
-            edit,
-            policy,
-            batch=len(output),
-            patches=call.layout.output,
-            text=call.keys.count(Role.TEXT),
-            reference=call.keys.count(Role.REFERENCE),
-            width=output.shape[1] * output.shape[3],
-        )
+        output = self.output
         changed = torch.zeros(len(output), dtype=torch.bool, device=output.device)
         if edit.columns is not None:
-            self.output, scales = with_scaled_columns(edit, call, output, self._scales, self._claimed, self._finite)
+            self.output, scales = with_scaled_columns(
+                edit.columns, edit.rows, self.call, output, self._scales, self._claimed, self._finite
+            )
             changed = (self.output != output).any(3).any(2).any(1) & (scales != 1).flatten(1).any(1)
             self._scales = scales
-        claims = edit.row_class > 0
-        row_class = edit.row_class if self._claimed is None else edit.row_class.masked_fill(self._claimed, STOCK)
-        changed = changed | self._write(edit, row_class)
+        claims = edit.rows != RowClass.STOCK
+        classes = edit.rows if self._claimed is None else edit.rows.masked_fill(self._claimed, RowClass.STOCK)
+        changed = changed | self._write(edit, classes)
         self._claimed = claims if self._claimed is None else self._claimed | claims
         return changed
 
-    def _write(self, edit: FlowEdit, row_class: torch.Tensor) -> torch.Tensor:
-        """Rewrite the rows of a class above 0; returns (B,) bool, where that changed the output. One host sync."""
+    def _write(self, edit: FlowEdit, classes: torch.Tensor) -> torch.Tensor:
+        """Rewrite the rows that are not STOCK in classes (B, N).
+
+        Returns:
+            (B,) bool, where that changed the output. One host sync.
+        """
         call, output = self.call, self.output
-        full = torch.zeros(len(row_class), call.queries.tokens, dtype=torch.long, device=row_class.device)
-        full[:, call.queries.output] = row_class
-        located = (full > 0, full == CORE)
+        full = torch.zeros(len(classes), call.queries.tokens, dtype=torch.long, device=classes.device)
+        full[:, call.queries.output] = classes
+        located = (full != RowClass.STOCK, full == RowClass.CORE)
         counts: list[list[int]] = torch.stack(located).sum(2).tolist()  # host sync
         rows = rows_of(located[0], counts[0])
         if rows.width == 0:
             return torch.zeros(len(output), dtype=torch.bool, device=output.device)
-        row_class = full.gather(1, rows.index)
+        kinds = full.gather(1, rows.index)  # (B, R)
         old = new = take_rows(output, rows)
         meant = torch.zeros_like(rows.valid)
-        plain = edit.text == "own" and edit.text_factor is None and edit.reference_factor is None
-        if not plain or any(factor != 1.0 for line in edit.table[1:] for factor in line):
-            new, meant = reweighted_rows(edit, call, rows, row_class, counts[1], self._uncond)
+        if edit.reweight is not None and not edit.reweight.neutral:
+            new, meant = reweighted_rows(edit.reweight, edit.rows, call, rows, kinds, counts[1], self._uncond)
         if edit.projection is not None:
-            patch = (rows.index - call.queries.output.start).clamp_min(0)  # padding: any
-            strength = torch.tensor(edit.projection.strength, device=output.device)[row_class]
-            offset = edit.projection.offset.gather(1, patch)
-            self._finite.watch(edit.projection.vector)  # NaN there would project nothing
-            self._finite.watch(offset)
-            projected = projected_rows(new, edit.projection.vector, offset, strength)
+            projected = self._projected(edit.projection, new, rows, kinds)
             new, meant = projected, meant | _differ(projected, new)
         value = new
-        if any(edit.alpha):
-            alpha = torch.tensor(edit.alpha, device=output.device)[row_class]
-            stats: dict[str, Any] = {"mean": 0.0, "std": 1.0} if edit.noise == "unit" else {}
+        if edit.noise is not None and (edit.noise.core or edit.noise.ring):
+            alpha = torch.tensor((0.0, edit.noise.core, edit.noise.ring), device=output.device)[kinds]
+            stats: dict[str, Any] = {"mean": 0.0, "std": 1.0} if edit.noise.kind == "unit" else {}
             noise = matched_noise(new, rows, self._generators(len(full)), **stats)
             value, meant = blended_rows(new, noise, alpha), meant | (alpha > 0)
         in_place = not output.requires_grad and (self._in_place or output is not call.output)
@@ -113,6 +99,15 @@ class Edits:
         after = take_rows(self.output, rows) if value is not new or rows.padded else new.to(output.dtype)
         self._finite.watch(after)
         return (meant & rows.valid & _differ(after, old)).any(1)
+
+    def _projected(self, part: Projection, new: torch.Tensor, rows: Rows, kinds: torch.Tensor) -> torch.Tensor:
+        """Rows (B, H, R, D) without the direction."""
+        patch = (rows.index - self.call.queries.output.start).clamp_min(0)  # padding: any
+        strength = torch.tensor((0.0, part.core, part.ring), device=new.device)[kinds]
+        offset = part.offset.gather(1, patch)
+        self._finite.watch(part.vector)  # NaN there would project nothing
+        self._finite.watch(offset)
+        return projected_rows(new, part.vector, offset, strength)
 
 
 def _differ(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

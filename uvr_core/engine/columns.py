@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+import attrs
 import torch
 
 from ..intercept.calls import JointCall
 from ..ops.columns import scaled_columns
 from ..ops.grids import facing
-from ..protocols import (
-    K_FACING_CORE,
-    K_FACING_RING,
-    K_OUTPUT,
-    K_REFERENCE,
-    K_TEXT,
-    Q_OUTPUT,
-    Q_REFERENCE,
-    Q_TEXT,
-    FlowEdit,
-)
+from ..protocols import ColumnScale, ColumnWeights, RowClass
+from ..tokens import Role
 from .finite import Finite
+
+_COLUMN = {field.name: number for number, field in enumerate(attrs.fields(ColumnWeights))}
 
 
 def with_scaled_columns(
-    edit: FlowEdit,
+    columns: ColumnScale,
+    rows: torch.Tensor,
     call: JointCall,
     output: torch.Tensor,
     before: torch.Tensor | None,
@@ -32,7 +27,7 @@ def with_scaled_columns(
     """One host sync.
 
     Args:
-        edit: its `columns` are not None.
+        rows: (B, N) RowClass; images in which all are STOCK stay as they are.
         output: (B, H, Sq, D) as earlier concepts left it.
         before: (B, 3, Sk), scales of earlier concepts, which these multiply; None: there are none.
         claimed: (B, N) bool, output patches that stay as they are; None: there are none.
@@ -40,17 +35,17 @@ def with_scaled_columns(
     Returns:
         The output, a new tensor if anything changed, and all scales (B, 3, Sk).
     """
-    assert edit.columns is not None
     if before is None:
         before = torch.ones(len(output), 3, call.keys.tokens, device=output.device)
-    some = (edit.row_class > 0).any(1).nonzero().flatten()  # host sync
+    some = (rows != RowClass.STOCK).any(1).nonzero().flatten()  # host sync
     if not len(some):
         return output, before
-    table, part = edit.columns.table, call if len(some) == len(output) else call.of_rows(some)
-    classes = _key_classes(edit.row_class[some], call)
-    scales = before[some] * torch.tensor(table, device=output.device)[:, classes].transpose(0, 1)  # (b, 3, Sk)
+    part = call if len(some) == len(output) else call.of_rows(some)
+    roles = [getattr(columns, role.name.lower()) for role in Role]  # of the queries
+    table = torch.tensor([attrs.astuple(weights) for weights in roles], dtype=torch.float32, device=output.device)
+    scales = before[some] * table[:, _key_classes(rows[some], call)].transpose(0, 1)  # (b, 3, Sk)
 
-    def anew(role: int, span: slice) -> torch.Tensor:
+    def anew(role: Role, span: slice) -> torch.Tensor:
         mask = part.mask
         new = scaled_columns(
             part.query[:, :, span],
@@ -62,28 +57,27 @@ def with_scaled_columns(
         )
         finite.watch(new)
         kept = (scales[:, role] == 1).all(1)[:, None]
-        if claimed is not None and role == Q_OUTPUT:
+        if claimed is not None and role == Role.OUTPUT:
             kept = kept | claimed[some]
         return torch.where(kept[:, None, :, None], output[:, :, span][some], new)
 
-    spans = ((Q_TEXT, call.queries.text), (Q_OUTPUT, call.queries.output), (Q_REFERENCE, call.queries.reference))
     new = [  # the queries of a role whose every factor is neutral stay as they are
-        (span, anew(role, span))
-        for role, span in spans
-        if span.start < span.stop and any(factor != 1.0 for factor in table[role])
+        (call.queries[role], anew(role, call.queries[role]))
+        for role in Role
+        if call.queries.count(role) and roles[role] != ColumnWeights()
     ]
     result = output.clone()
-    for span, rows in new:
-        result[:, :, span].index_copy_(0, some, rows)
+    for span, values in new:
+        result[:, :, span].index_copy_(0, some, values)
     return result, before.index_copy(0, some, scales)
 
 
-def _key_classes(row_class: torch.Tensor, call: JointCall) -> torch.Tensor:
-    """(b, Sk): text, output, or reference, by what lies at the same place in the output."""
-    classes = torch.full((len(row_class), call.keys.tokens), K_TEXT, device=row_class.device)
-    classes[:, call.keys.output] = K_OUTPUT
+def _key_classes(rows: torch.Tensor, call: JointCall) -> torch.Tensor:
+    """(b, Sk): which of the ColumnWeights every key has; a reference token's by what lies there in the output."""
+    classes = torch.full((len(rows), call.keys.tokens), _COLUMN["text"], device=rows.device)
+    classes[:, call.keys.output] = _COLUMN["output"]
     if call.layout.references:
-        by_row = torch.tensor([K_REFERENCE, K_FACING_CORE, K_FACING_RING], device=row_class.device)
-        faced = [facing(row_class, call.layout.grid, grid) for grid in call.layout.references]
+        by_row = torch.tensor([_COLUMN[name] for name in ("reference", "facing_core", "facing_ring")]).to(rows.device)
+        faced = [facing(rows, call.layout.grid, grid) for grid in call.layout.references]
         classes[:, call.keys.reference] = by_row[torch.cat(faced, 1)]
     return classes

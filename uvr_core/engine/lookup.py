@@ -18,7 +18,7 @@ from ..errors import (
     UVRError,
     did_you_mean,
 )
-from ..protocols import Detector, MaskOptions, Policy
+from ..protocols import Detector, Policy, PolicyTraits
 from .plan import ConceptPlan
 
 
@@ -105,6 +105,7 @@ def make_plan(
     same = calibration if calibration is not None and finder.name == calibration.detector else None
     if threshold is None:
         threshold = float(fixed) if fixed is not None else _calibrated(bank, same, finder.name)
+    traits = PolicyTraits.of(remedy.object)
     return ConceptPlan(
         bank,
         finder.object,
@@ -117,10 +118,10 @@ def make_plan(
         grow=same.grow if same and same.grow is not None else threshold,
         min_patches=same.min_patches if same else 1,
         memory=same.memory if same else 0.0,
-        masks=masks_of(remedy.object),
+        masks=traits.masks,
         exact=bool(getattr(finder.object, "exact", False)),
-        acts=bool(getattr(remedy.object, "acts", remedy.name != "observe")),
-        needs_uncond=bool(getattr(remedy.object, "needs_unconditional", False)),
+        acts=traits.acts,
+        needs_uncond=traits.needs_uncond,
     )
 
 
@@ -133,12 +134,6 @@ def _calibrated(bank: ConceptBank, calibration: Calibration | None, detector: st
         f"concept {bank.name!r} is {was} and detector {detector!r} needs a threshold: run `uvr calibrate`, "
         "or pass threshold="
     )
-
-
-def masks_of(policy: object) -> MaskOptions:
-    """How a policy wants located patches shaped; what it does not say is as MaskOptions has it."""
-    options = {name: getattr(policy, name) for name in ("ring", "margin", "mass_ratio") if hasattr(policy, name)}
-    return MaskOptions(**options)
 
 
 def check_plan(plan: ConceptPlan, model: Fingerprint, taps: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from ..errors import UnsafeContent, UVRError
 from ..intercept.calls import JointCall
 from ..intercept.intervention import Intervention
 from ..intercept.ledger import Forward, Run
-from ..protocols import CallInfo
+from ..protocols import CallInfo, FlowEdit, Located
 from ..tokens import Role
 from .apply import Edits
 from .finite import Finite
@@ -87,13 +87,13 @@ class Regulation(Intervention):
                 continue
             located = attrs.evolve(state.located, sigma=call.forward.sigma, step=call.forward.step)
             try:
-                edit = state.plan.policy.edit(located, _info(call, state))
+                edit = _asked(state, located, call)
             except UnsafeContent as error:
                 if not self._withhold(error, state.plan):
                     raise
                 state.refused, edit = state.located, None
             if edit is not None:
-                state.note_change(call.forward.step, edits.carry_out(edit, state.plan.policy_name))
+                state.note_change(call.forward.step, edits.carry_out(edit))
         return None if edits.output is call.output else edits.output  # None also where it was written into
 
     def _withhold(self, error: UnsafeContent, plan: ConceptPlan) -> bool:
@@ -150,6 +150,30 @@ class Regulation(Intervention):
         """The account so far; posture None: of a whole run."""
         acts = any(concept.acts for concept in self.plan)
         return summarise(self.run, self._states, self._refusals, posture or ("regulate" if acts else "observe"))
+
+
+def _asked(state: ConceptState, located: Located, call: JointCall) -> FlowEdit | None:
+    """The policy's edit of a call, or None.
+
+    Raises:
+        UVRError: what it gives is no edit of this call; names the policy.
+    """
+    info, plan = _info(call, state), state.plan
+    try:
+        edit: object = plan.policy.edit(located, info)
+        if edit is None:
+            return None
+        if not isinstance(edit, FlowEdit):
+            raise UVRError(f"returned {type(edit).__name__}; expected a FlowEdit or None")
+        batch, heads, _, size = call.output.shape
+        edit.check_shapes(
+            batch=batch, patches=call.layout.output, text=info.text, reference=info.reference, width=heads * size
+        )
+    except UVRError as error:
+        if type(error) is not UVRError:  # a refusal, or a bank that does not fit
+            raise
+        raise UVRError(f"policy {plan.policy_name!r}: {error}") from error
+    return edit
 
 
 def _info(call: JointCall, state: ConceptState) -> CallInfo:

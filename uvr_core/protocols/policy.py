@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 import torch
 
-from .edit import CORE, RING, FlowEdit
+from ..errors import UVRError
+from .edit import FlowEdit, RowClass
+
+
+def _patches(options: object, field: attrs.Attribute[Any], value: Any) -> None:
+    if not isinstance(value, int) or value < 0:
+        raise UVRError(f"MaskOptions.{field.name}: expected a number of patches >= 0, got {value!r}")
 
 
 @attrs.frozen
@@ -18,12 +24,16 @@ class MaskOptions:
     Attributes:
         ring: patches by which the core is ringed.
         margin: patches by which it is widened first.
-        mass_ratio: share of the score mass that the kept components cover, 0..1.
+        mass_ratio: share of the score mass that the kept components cover, above 0 and up to 1.
     """
 
-    ring: int = 1
-    margin: int = 0
+    ring: int = attrs.field(default=1, validator=_patches)
+    margin: int = attrs.field(default=0, validator=_patches)
     mass_ratio: float = 1.0
+
+    def __attrs_post_init__(self) -> None:
+        if not (isinstance(self.mass_ratio, (int, float)) and 0 < self.mass_ratio <= 1):
+            raise UVRError(f"MaskOptions.mass_ratio: expected 0 < ratio <= 1, got {self.mass_ratio!r}")
 
 
 @attrs.frozen(eq=False)
@@ -92,10 +102,8 @@ class CallInfo:
 class Policy(Protocol):
     """Masks -> what flows into the located patches.
 
-    Optional attributes: `ring`, `margin` (patches by which the mask is ringed and widened), `mass_ratio` (share of
-    the score mass that the kept components cover), `needs_unconditional` (true: it gives edits with unconditional
-    text, so the engine keeps the text keys and values of unconditional passes), `instead` (what a pipeline returns in
-    place of an image that the policy refuses, None unless given).
+    Optional attributes: those of PolicyTraits, and `instead` (what a pipeline returns in place of an image that the
+    policy refuses, None unless given).
     """
 
     def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
@@ -107,6 +115,35 @@ class Policy(Protocol):
         ...
 
 
+@attrs.frozen
+class PolicyTraits:
+    """What a policy declares beside its method, by attributes of these names.
+
+    Attributes:
+        acts: it may change pictures; false: it only reports.
+        needs_uncond: it gives edits with `text="uncond"`, so the engine keeps the text keys and values of parts that
+            follow the negative prompt.
+        masks: how it wants located patches shaped.
+    """
+
+    acts: bool = True
+    needs_uncond: bool = False
+    masks: MaskOptions = MaskOptions()
+
+    @classmethod
+    def of(cls, policy: object) -> PolicyTraits:
+        """Those of a policy; what it does not declare has the default.
+
+        Raises:
+            UVRError: its `masks` are no MaskOptions.
+        """
+        masks = getattr(policy, "masks", cls().masks)
+        if not isinstance(masks, MaskOptions):
+            raise UVRError(f"{type(policy).__name__}.masks: expected MaskOptions, got {masks!r}")
+        acts, needs_uncond = getattr(policy, "acts", True), getattr(policy, "needs_uncond", False)
+        return cls(bool(acts), bool(needs_uncond), masks)
+
+
 def row_classes(located: Located) -> torch.Tensor:
-    """(B, N) long: CORE, RING or STOCK."""
-    return located.core.long() * CORE + (located.ring & ~located.core).long() * RING
+    """(B, N) int64 of RowClass."""
+    return located.core.long() * RowClass.CORE + (located.ring & ~located.core).long() * RowClass.RING

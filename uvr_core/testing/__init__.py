@@ -13,7 +13,7 @@ from .baseline import check_baseline
 from .detector import check_detector
 from .example import Example, patches
 from .judge import check_judge
-from .policies import check_policy
+from .policy import check_policy
 from .suite import Conformance, Outcome, Status
 
 __all__ = [

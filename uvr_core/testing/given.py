@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import torch
@@ -14,7 +14,7 @@ from ..concepts import Calibration, ConceptBank
 from ..engine.attach import attach
 from ..engine.lookup import find_adapter, fingerprint
 from ..engine.regulator import Regulator
-from ..protocols import CallInfo, FlowEdit, Located, Policy, row_classes
+from ..protocols import CallInfo, FlowEdit, Located, MaskOptions, NoiseBlend, Policy, Reweight, row_classes
 from .example import Size
 
 
@@ -44,28 +44,29 @@ class Edit:
     """A policy with a given edit of core rows.
 
     Attributes:
-        alpha: share of noise per row class.
+        noise: share of noise.
         tokens: give every text and reference token a factor of 1, so that the rows are computed anew.
         nothing: return None.
         only: the block to edit; None: all.
     """
 
-    alpha: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    noise: float = 0.0
     tokens: bool = False
     nothing: bool = False
     only: str | None = None
     name: str = "edit"
-    ring: int = 0
-    margin: int = 0
+    masks: ClassVar[MaskOptions] = MaskOptions(ring=0)
 
     def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
         if self.nothing or self.only not in (None, call.path):
             return None
-        rows = row_classes(located)
-        if not self.tokens:
-            return FlowEdit(rows, alpha=self.alpha)
-        text, reference = (torch.ones(len(rows), count, device=rows.device) for count in (call.text, call.reference))
-        return FlowEdit(rows, alpha=self.alpha, text_factor=text, reference_factor=reference)
+        rows, reweight = row_classes(located), None
+        if self.tokens:
+            text, reference = (
+                torch.ones(len(rows), tokens, device=rows.device) for tokens in (call.text, call.reference)
+            )
+            reweight = Reweight(text_factor=text, reference_factor=reference)
+        return FlowEdit(rows, reweight, noise=NoiseBlend(core=self.noise))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 
 from uvr_core.adapter import Adapter, Layout
 from uvr_core.concepts import ConceptBank
-from uvr_core.engine.lookup import fingerprint, masks_of
+from uvr_core.engine.lookup import fingerprint
 from uvr_core.engine.plan import ConceptPlan
 from uvr_core.engine.regulation import Regulation
 from uvr_core.intercept.calls import AttentionCall
@@ -19,7 +19,7 @@ from uvr_core.intercept.forwards import intervene
 from uvr_core.intercept.guidance import parts_of
 from uvr_core.intercept.ledger import Forward, Run
 from uvr_core.intercept.taps import Taps
-from uvr_core.protocols import Policy, Request
+from uvr_core.protocols import Policy, PolicyTraits, Request
 from uvr_plugins.policies import Selective
 
 from .extra_forward import (
@@ -150,7 +150,7 @@ def _state(
         ConceptPlan(
             ConceptBank(subject.name, model, {}), _Map(found), policy, "concept-attention",
             getattr(policy, "name", type(policy).__name__), first, (1.0, 0.0), method.threshold, method.threshold,
-            min_patches=method.min_patches, masks=masks_of(policy),
+            min_patches=method.min_patches, masks=PolicyTraits.of(policy).masks,
         )
         for subject, found in zip(request.subjects, maps, strict=True)
     ]  # fmt: skip

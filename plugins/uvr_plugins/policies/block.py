@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from uvr_core.protocols import CallInfo, FlowEdit, Located, row_classes
-
-_SAME = (1.0, 1.0, 1.0, 1.0)
+from uvr_core.protocols import CallInfo, FlowEdit, KeyWeights, Located, MaskOptions, Reweight, row_classes
 
 
 @attrs.frozen
@@ -17,6 +15,10 @@ class Block:
     margin: int = 0
     name: str = "block"
 
+    @property
+    def masks(self) -> MaskOptions:
+        return MaskOptions(self.ring, self.margin)
+
     def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
-        cut = (0.0, 1.0, 1.0, 0.0)
-        return FlowEdit(row_classes(located), (_SAME, cut, cut))
+        cut = KeyWeights(text=0.0, reference=0.0)
+        return FlowEdit(row_classes(located), Reweight(cut, cut))

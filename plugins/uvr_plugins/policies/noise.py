@@ -6,7 +6,7 @@ from typing import Literal
 
 import attrs
 
-from uvr_core.protocols import CallInfo, FlowEdit, Located, row_classes
+from uvr_core.protocols import CallInfo, FlowEdit, Located, MaskOptions, NoiseBlend, row_classes
 
 from ..settings import share
 
@@ -31,7 +31,11 @@ class Noise:
     ring: int = 0
     name: str = "noise"
 
+    @property
+    def masks(self) -> MaskOptions:
+        return MaskOptions(self.ring)
+
     def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
         if located.sigma < self.startup:
             return None
-        return FlowEdit(row_classes(located), alpha=(0.0, self.alpha, 0.0), noise=self.noise)
+        return FlowEdit(row_classes(located), noise=NoiseBlend(core=self.alpha, kind=self.noise))

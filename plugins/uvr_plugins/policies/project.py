@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from uvr_core.protocols import CallInfo, FlowEdit, Located, Projection, row_classes
+from uvr_core.protocols import CallInfo, FlowEdit, Located, MaskOptions, Projection, row_classes
 
 
 @attrs.frozen
@@ -28,9 +28,13 @@ class Project:
     margin: int = 0
     name: str = "project"
 
+    @property
+    def masks(self) -> MaskOptions:
+        return MaskOptions(self.ring, self.margin)
+
     def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
         direction = call.direction()
         if direction is None:
             return None
-        strength = (0.0, self.strength, self.strength)
-        return FlowEdit(row_classes(located), projection=Projection(direction.vector, direction.offset, strength))
+        share = self.strength
+        return FlowEdit(row_classes(located), projection=Projection(direction.vector, direction.offset, share, share))

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import attrs
 
-from uvr_core.protocols import CallInfo, FlowEdit, Located, row_classes
+from uvr_core.protocols import CallInfo, FlowEdit, Located, MaskOptions, Reweight, row_classes
 
 
 @attrs.frozen
@@ -22,7 +22,11 @@ class Redirect:
     ring: int = 1
     margin: int = 0
     name: str = "redirect"
-    needs_unconditional: ClassVar[bool] = True
+    needs_uncond: ClassVar[bool] = True
+
+    @property
+    def masks(self) -> MaskOptions:
+        return MaskOptions(self.ring, self.margin)
 
     def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
-        return FlowEdit(row_classes(located), text="unconditional")
+        return FlowEdit(row_classes(located), Reweight(text="uncond"))

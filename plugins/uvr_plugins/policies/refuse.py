@@ -7,9 +7,7 @@ from typing import Any
 import attrs
 
 from uvr_core.errors import UnsafeContent, UVRError
-from uvr_core.protocols import CallInfo, FlowEdit, Located, Policy
-
-_OPTIONAL = ("ring", "margin", "mass_ratio", "needs_unconditional")
+from uvr_core.protocols import CallInfo, FlowEdit, Located, MaskOptions, Policy, PolicyTraits
 
 
 @attrs.frozen
@@ -43,11 +41,13 @@ class Refuse:
                 "which the concept is located after these steps must not go unregulated"
             )
 
-    def __getattr__(self, name: str) -> Any:
-        """The optional attributes of a policy (`ring`, ...) are those of `then`."""
-        if name in _OPTIONAL and self.then is not None:
-            return getattr(self.then, name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+    @property
+    def needs_uncond(self) -> bool:
+        return PolicyTraits.of(self.then).needs_uncond
+
+    @property
+    def masks(self) -> MaskOptions:
+        return PolicyTraits.of(self.then).masks
 
     def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
         if self.then is not None and self.steps is not None and located.step >= self.steps:

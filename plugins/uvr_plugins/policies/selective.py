@@ -5,11 +5,9 @@ from __future__ import annotations
 import attrs
 import torch
 
-from uvr_core.protocols import RING, STOCK, CallInfo, FlowEdit, Located, row_classes
+from uvr_core.protocols import CallInfo, FlowEdit, KeyWeights, Located, MaskOptions, Reweight, RowClass, row_classes
 
 from ..settings import share
-
-_SAME = (1.0, 1.0, 1.0, 1.0)
 
 
 @attrs.frozen
@@ -50,6 +48,10 @@ class Selective:
     margin: int = 0
     name: str = "selective"
 
+    @property
+    def masks(self) -> MaskOptions:
+        return MaskOptions(self.ring, self.margin)
+
     def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
         if located.sigma < self.until:
             return None
@@ -62,13 +64,13 @@ class Selective:
 
         rows, words = row_classes(located), call.text_contrast()
         if not call.reference:
-            return FlowEdit(rows, text_factor=factor(words, self.contrast))
+            return FlowEdit(rows, Reweight(text_factor=factor(words, self.contrast)))
         shown = located.from_source
         if shown is None:
             shown = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         shown = shown[:, None]
         source = factor(call.reference_contrast(), self.source_contrast).masked_fill(~shown, 1.0)
         text = torch.where(shown, factor(words, self.contrast), factor(words, self.instruction_contrast))
-        apart = (1.0, 1.0, self.amplification, 1.0)
-        rows = rows.masked_fill((rows == RING) & ~shown, STOCK)
-        return FlowEdit(rows, (_SAME, apart, apart), text_factor=text, reference_factor=source)
+        apart = KeyWeights(located=self.amplification)
+        rows = rows.masked_fill((rows == RowClass.RING) & ~shown, RowClass.STOCK)
+        return FlowEdit(rows, Reweight(apart, apart, text_factor=text, reference_factor=source))

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import attrs
 
-from uvr_core.protocols import CallInfo, FlowEdit, Located, row_classes
+from uvr_core.protocols import CallInfo, FlowEdit, KeyWeights, Located, MaskOptions, NoiseBlend, Reweight, row_classes
 
 from ..settings import share
-
-_SAME = (1.0, 1.0, 1.0, 1.0)
 
 
 @attrs.frozen
@@ -36,13 +34,13 @@ class Uvr:
     mass_ratio: float = 1.0
     name: str = "uvr"
 
+    @property
+    def masks(self) -> MaskOptions:
+        return MaskOptions(self.ring, self.margin, self.mass_ratio)
+
     def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
         if located.sigma < self.until:
             return None
-        table = (
-            _SAME,
-            (self.strong, self.boost, 1.0, self.strong),
-            (self.mild, self.boost, 1.0, self.mild),
-        )
-        alpha = (0.0, self.alpha if located.sigma >= self.startup else 0.0, 0.0)
-        return FlowEdit(row_classes(located), table, alpha)
+        core, ring = (KeyWeights(text=weak, safe=self.boost, reference=weak) for weak in (self.strong, self.mild))
+        noise = NoiseBlend(core=self.alpha) if located.sigma >= self.startup else None
+        return FlowEdit(row_classes(located), Reweight(core, ring), noise=noise)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import attrs
 
-from uvr_core.protocols import CallInfo, ColumnScale, FlowEdit, Located, row_classes
+from uvr_core.protocols import (
+    CallInfo,
+    ColumnScale,
+    ColumnWeights,
+    FlowEdit,
+    Located,
+    MaskOptions,
+    NoiseBlend,
+    row_classes,
+)
 
 from ..settings import share
 
@@ -36,12 +45,15 @@ class UvrReleased:
     mass_ratio: float = 0.3
     name: str = "uvr-released"
 
+    @property
+    def masks(self) -> MaskOptions:
+        return MaskOptions(self.ring, mass_ratio=self.mass_ratio)
+
     def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
         if located.sigma < self.startup:
             return None
         if not call.reference:
-            return FlowEdit(row_classes(located), alpha=(0.0, 1 - self.keep, 0.0), noise="unit")
-        text = (1.0, 1.0, 1.0, self.strong, self.mild)
-        output = (self.boost, self.boost, 1.0, self.strong, self.mild)
-        columns = ColumnScale((text, output, (1.0,) * 5))
-        return FlowEdit(row_classes(located), columns=columns)
+            return FlowEdit(row_classes(located), noise=NoiseBlend(core=1 - self.keep, kind="unit"))
+        source = {"facing_core": self.strong, "facing_ring": self.mild}
+        output = ColumnWeights(text=self.boost, output=self.boost, **source)
+        return FlowEdit(row_classes(located), columns=ColumnScale(text=ColumnWeights(**source), output=output))

@@ -7,7 +7,7 @@ import torch
 from runner import Runner
 
 import uvr_core
-from uvr_core.protocols import FlowEdit, row_classes
+from uvr_core.protocols import FlowEdit, MaskOptions, Reweight, row_classes
 from uvr_plugins.detectors import Oracle
 from uvr_plugins.policies import Uvr
 
@@ -53,12 +53,12 @@ def test_steps_in_which_nothing_changed_are_not_counted(runner: Runner, bank: uv
     class Late:
         """Acts below a noise level; before, its edit is neutral."""
 
-        name, ring = "late", 0
+        name, masks = "late", MaskOptions(ring=0)
 
         def edit(self, located, call):  # type: ignore[no-untyped-def]
             factor = 0.0 if located.sigma < 0.7 else 1.0
             rows = row_classes(located)
-            return FlowEdit(rows, text_factor=torch.full((len(rows), call.text), factor))
+            return FlowEdit(rows, Reweight(text_factor=torch.full((len(rows), call.text), factor)))
 
     stock = runner.run()
     with uvr_core.attach(runner.pipe, concepts=bank, detector=Oracle(one_masked()), policy=Late()) as reg:

@@ -11,7 +11,7 @@ from runner import PROBE, Runner
 import uvr_core
 from uvr_core.adapter import Layout
 from uvr_core.engine.reweight import seen_keys
-from uvr_core.protocols import FlowEdit, row_classes
+from uvr_core.protocols import FlowEdit, KeyWeights, MaskOptions, Reweight, row_classes
 from uvr_core.tokens import TokenSpans
 from uvr_plugins.detectors import Oracle
 
@@ -28,10 +28,10 @@ def test_policy_table_is_what_flows(runner: Runner, bank: uvr_core.ConceptBank) 
 
     class TextOnly:
         name = "text-only"
-        ring = 0
+        masks = MaskOptions(ring=0)
 
         def edit(self, located, call):  # type: ignore[no-untyped-def]
-            return FlowEdit(row_classes(located), ((1.0,) * 4, (1.0, 0.0, 0.0, 0.0), (1.0,) * 4))
+            return FlowEdit(row_classes(located), Reweight(core=KeyWeights(safe=0.0, located=0.0, reference=0.0)))
 
     with uvr_core.attach(runner.pipe, concepts=bank, detector=Oracle(one_masked()), policy=TextOnly()) as reg:
         calls = spied(reg)
@@ -63,4 +63,4 @@ def test_keys_that_are_cut_for_a_class_are_left_out(
     image_at: str, output_first: bool, factors: tuple[float, ...], seen: slice
 ) -> None:
     spans = TokenSpans.of(adapter_of(image_at, output_first), Layout(6, 4, (2, 2), ((1, 2),)), 9)
-    assert seen_keys(factors, spans) == seen
+    assert seen_keys(KeyWeights(*factors), spans) == seen

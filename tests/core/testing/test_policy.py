@@ -11,7 +11,18 @@ import torch
 from conformance import failed, nudge_output, shift_output
 
 from uvr_core.errors import UnsafeContent
-from uvr_core.protocols import CallInfo, ColumnScale, FlowEdit, Located, row_classes
+from uvr_core.protocols import (
+    CallInfo,
+    ColumnScale,
+    ColumnWeights,
+    FlowEdit,
+    KeyWeights,
+    Located,
+    MaskOptions,
+    NoiseBlend,
+    Reweight,
+    row_classes,
+)
 from uvr_core.testing import Status, check_policy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -21,10 +32,11 @@ class Cut:
     """A sound policy that the broken ones change."""
 
     name = "cut"
-    ring = 1
+    masks = MaskOptions(ring=1)
 
     def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
-        return FlowEdit(row_classes(located), ((1.0,) * 4, (0.0, 1.0, 1.0, 0.0), (0.5, 1.0, 1.0, 0.5)))
+        core, ring = KeyWeights(text=0.0, reference=0.0), KeyWeights(text=0.5, reference=0.5)
+        return FlowEdit(row_classes(located), Reweight(core, ring))
 
 
 def broken_policy(change: Callable[[FlowEdit, Located, CallInfo], Any]) -> object:
@@ -35,8 +47,12 @@ def broken_policy(change: Callable[[FlowEdit, Located, CallInfo], Any]) -> objec
     return Broken()
 
 
-def table(edit: FlowEdit, factor: float) -> FlowEdit:
-    return attrs.evolve(edit, table=((1.0,) * 4, (factor, 1.0, 1.0, 0.0), (0.5, 1.0, 1.0, 0.5)))
+def reweighted(edit: FlowEdit, **fields: Any) -> FlowEdit:
+    return attrs.evolve(edit, reweight=attrs.evolve(edit.reweight, **fields))
+
+
+def cut(edit: FlowEdit, factor: float) -> FlowEdit:
+    return reweighted(edit, core=KeyWeights(text=factor, reference=0.0))
 
 
 def mask_in_place(edit: FlowEdit, located: Located, call: CallInfo) -> FlowEdit:
@@ -45,38 +61,46 @@ def mask_in_place(edit: FlowEdit, located: Located, call: CallInfo) -> FlowEdit:
 
 
 def contrast_in_place(edit: FlowEdit, located: Located, call: CallInfo) -> FlowEdit:
-    return attrs.evolve(edit, text_factor=call.text_contrast().nan_to_num_(0.0, 9.0).div_(9.0).clamp_(0, 1))
+    return reweighted(edit, text_factor=call.text_contrast().nan_to_num_(0.0, 9.0).div_(9.0).clamp_(0, 1))
 
 
 def dither(edit: FlowEdit, located: Located, call: CallInfo) -> FlowEdit:
-    return attrs.evolve(edit, text_factor=torch.rand(len(located.core), call.text))
+    return reweighted(edit, text_factor=torch.rand(len(located.core), call.text))
 
 
 def by_area(edit: FlowEdit, located: Located, call: CallInfo) -> FlowEdit:
-    return table(edit, 1 - float(located.core.float().mean()))
+    return cut(edit, 1 - float(located.core.float().mean()))
 
 
 def everything(edit: FlowEdit, located: Located, call: CallInfo) -> FlowEdit:
-    return attrs.evolve(edit, row_class=torch.ones_like(edit.row_class))
+    return attrs.evolve(edit, rows=torch.ones_like(edit.rows))
 
 
 POLICIES = {
-    "negative factor": (lambda e, *_: table(e, -0.5), {"factors"}),
-    "NaN factor": (lambda e, *_: table(e, float("nan")), {"factors"}),
-    "short table": (lambda e, *_: attrs.evolve(e, table=((1.0,) * 3,) * 3), {"shapes"}),
-    "short columns": (lambda e, *_: attrs.evolve(e, columns=ColumnScale(((1.0,) * 4,) * 3)), {"shapes"}),
-    "share above 1": (lambda e, *_: attrs.evolve(e, alpha=(0.0, 1.5, 0.0)), {"factors"}),
-    "noise on stock rows alone": (lambda e, *_: attrs.evolve(e, alpha=(0.0, 0.5)), {"shapes"}),
+    "negative factor": (lambda e, *_: cut(e, -0.5), {"factors"}),
+    "NaN factor": (lambda e, *_: cut(e, float("nan")), {"factors"}),
+    "short table": (lambda e, *_: reweighted(e, core=(1.0,) * 3), {"shapes"}),
+    "short columns": (lambda e, *_: attrs.evolve(e, columns=ColumnScale((1.0,) * 4)), {"shapes"}),
+    "share above 1": (lambda e, *_: attrs.evolve(e, noise=NoiseBlend(core=1.5)), {"factors"}),
+    "noise on stock rows alone": (lambda e, *_: attrs.evolve(e, noise=0.5), {"shapes"}),
     "a factor of text tokens for references": (
-        lambda e, located, call: attrs.evolve(e, reference_factor=torch.ones(len(located.core), call.text)), {"shapes"},
+        lambda e, located, call: reweighted(e, reference_factor=torch.ones(len(located.core), call.text)), {"shapes"},
     ),
-    "float classes": (lambda e, *_: attrs.evolve(e, row_class=e.row_class.float()), {"shapes"}),
+    "a factor token by token": (
+        lambda e, located, call: reweighted(e, text_factor=torch.full((len(located.core), call.text), -1.0)),
+        {"factors"},
+    ),
+    "columns that are NaN": (
+        lambda e, *_: attrs.evolve(e, columns=ColumnScale(ColumnWeights(text=float("nan")))), {"factors"},
+    ),
+    "float classes": (lambda e, *_: attrs.evolve(e, rows=e.rows.float()), {"shapes"}),
+    "a fourth class": (lambda e, *_: attrs.evolve(e, rows=e.rows * 3), {"shapes"}),
     "rows that were not located": (everything, {"located-rows-only", "stock-samples"}),
     "a factor by the batch's area": (by_area, {"samples-independent"}),
     "masks changed in place": (mask_in_place, {"inputs-unchanged"}),
     "contrast changed in place": (contrast_in_place, {"inputs-unchanged"}),
     "random factors": (dither, {"deterministic", "no-global-random"}),
-    "a tensor": (lambda e, *_: e.row_class, {"protocol"}),
+    "a tensor": (lambda e, *_: e.rows, {"protocol"}),
 }  # fmt: skip
 
 
@@ -93,9 +117,12 @@ def test_a_sound_policy_passes() -> None:
 
 
 def test_a_policy_with_bad_mask_options_is_caught() -> None:
-    policy = Cut()
-    policy.ring = -1
-    assert "ring: expected a number of patches >= 0, got -1" in failed(check_policy, policy)["mask-options"]
+    class Wide(Cut):
+        @property
+        def masks(self) -> MaskOptions:  # type: ignore[override]
+            return MaskOptions(ring=-1)
+
+    assert "ring: expected a number of patches >= 0, got -1" in failed(check_policy, Wide())["mask-options"]
 
 
 def test_a_policy_may_refuse() -> None:

@@ -21,7 +21,23 @@ from uvr_core.engine.withhold import Refusal
 from uvr_core.intercept.calls import AttentionCall
 from uvr_core.ops.noise import matched_noise
 from uvr_core.ops.rows import rows_of, take_rows
-from uvr_core.protocols import CORE, RING, STOCK, CallInfo, Detector, Direction, FlowEdit, Located, Policy, row_classes
+from uvr_core.protocols import (
+    CallInfo,
+    ColumnScale,
+    ColumnWeights,
+    Detector,
+    Direction,
+    FlowEdit,
+    KeyWeights,
+    Located,
+    MaskOptions,
+    NoiseBlend,
+    Policy,
+    PolicyTraits,
+    Reweight,
+    RowClass,
+    row_classes,
+)
 from uvr_plugins.detectors import Anchor, AnchorCosine, ConceptToken, Contrast, Oracle
 from uvr_plugins.policies import Block, Noise, Observe, Project, Redirect, Refuse, Selective, Uvr, UvrReleased
 
@@ -133,7 +149,7 @@ def info(contrast: Tensor | None = None, source: Tensor | None = None, reference
     )  # fmt: skip
 
 
-STOCK_LINE = (1.0, 1.0, 1.0, 1.0)
+STOCK, CORE, RING = RowClass
 CLASSES = [[CORE, RING, CORE, STOCK]]
 CUSTOM = Uvr(strong=0.1, mild=0.5, boost=1.25, alpha=0.3, startup=0.8, until=0.2)
 
@@ -141,16 +157,19 @@ CUSTOM = Uvr(strong=0.1, mild=0.5, boost=1.25, alpha=0.3, startup=0.8, until=0.2
 def test_uvr_weakens_what_is_not_output_and_boosts_safe_output() -> None:
     edit = CUSTOM.edit(located(), info())
     assert edit is not None
-    assert edit.row_class.tolist() == CLASSES
-    assert edit.table == (STOCK_LINE, (0.1, 1.25, 1.0, 0.1), (0.5, 1.25, 1.0, 0.5))
-    assert edit.text_factor is None
-    assert edit.noise == "matched"
+    assert edit.rows.tolist() == CLASSES
+    assert edit.reweight is not None
+    assert (edit.reweight.core, edit.reweight.ring) == (KeyWeights(0.1, 1.25, 1, 0.1), KeyWeights(0.5, 1.25, 1, 0.5))
+    assert edit.reweight.text_factor is None
+    assert edit.noise == NoiseBlend(core=0.3, kind="matched")
 
 
 @pytest.mark.parametrize(("sigma", "alpha"), [(1.0, 0.3), (0.8, 0.3), (0.79, 0.0), (0.2, 0.0), (0.19, None)])
 def test_uvr_mixes_noise_at_startup_only_and_stops_at_until(sigma: float, alpha: float | None) -> None:
     edit = CUSTOM.edit(located(sigma), info())
-    assert edit is None if alpha is None else edit is not None and edit.alpha == (0.0, alpha, 0.0)
+    assert (edit is None) == (alpha is None)
+    if edit is not None:
+        assert edit.noise == (NoiseBlend(core=alpha) if alpha else None)
 
 
 @pytest.mark.parametrize(("sigma", "acts"), [(1.0, True), (0.85, True), (0.849, False), (0.1, False)])
@@ -158,27 +177,27 @@ def test_uvr_released_replaces_core_rows_within_startup_only(sigma: float, acts:
     edit = UvrReleased().edit(located(sigma), info(reference=0))
     assert (edit is not None) == acts
     if edit is not None:
-        assert edit.alpha == pytest.approx((0.0, 0.999, 0.0))
-        assert edit.noise == "unit"
-        assert edit.table == (STOCK_LINE,) * 3
-        assert edit.text_factor is None
+        assert edit.noise is not None
+        assert (edit.noise.core, edit.noise.ring) == pytest.approx((0.999, 0.0))
+        assert edit.noise.kind == "unit"
+        assert edit.reweight is None
 
 
 def test_uvr_released_scales_columns_when_there_is_a_source() -> None:
     edit = UvrReleased().edit(located(0.9), info())
     assert edit is not None
-    assert edit.columns is not None
-    assert edit.alpha == (0.0, 0.0, 0.0)
-    assert edit.columns.table == ((1.0, 1.0, 1.0, 0.2, 0.4), (1.05, 1.05, 1.0, 0.2, 0.4), (1.0,) * 5)
+    assert edit.columns == ColumnScale(ColumnWeights(1, 1, 1, 0.2, 0.4), ColumnWeights(1.05, 1.05, 1, 0.2, 0.4))
+    assert edit.noise is None
     assert UvrReleased().edit(located(0.8), info()) is None
 
 
 def test_block_cuts_text_and_reference_from_core_and_ring() -> None:
     edit = Block().edit(located(0.0), info())
     assert edit is not None
-    assert edit.row_class.tolist() == CLASSES
-    assert edit.table == (STOCK_LINE, (0.0, 1.0, 1.0, 0.0), (0.0, 1.0, 1.0, 0.0))
-    assert edit.alpha == (0.0, 0.0, 0.0)
+    assert edit.rows.tolist() == CLASSES
+    assert edit.reweight is not None
+    assert edit.reweight.core == edit.reweight.ring == KeyWeights(0, 1, 1, 0)
+    assert edit.noise is None
 
 
 def test_selective_scales_only_the_tokens_that_feed_the_located_rows() -> None:
@@ -186,18 +205,20 @@ def test_selective_scales_only_the_tokens_that_feed_the_located_rows() -> None:
     contrast = torch.tensor([[0.4, 2.0, 2.1]])
     edit = policy.edit(located(), info(contrast, reference=0))
     assert edit is not None
-    assert edit.text_factor is not None
-    assert edit.text_factor.tolist() == [[1.0, 1.0, 0.25]]
-    assert edit.reference_factor is None
-    assert edit.table == (STOCK_LINE,) * 3
+    assert edit.reweight is not None
+    assert edit.reweight.text_factor is not None
+    assert edit.reweight.text_factor.tolist() == [[1.0, 1.0, 0.25]]
+    assert edit.reweight.reference_factor is None
+    assert edit.reweight.core.neutral
     for shown, words, source in ((True, [1.0, 1.0, 0.25], [0.25, 1.0]), (False, [1.0, 0.25, 0.25], [1.0, 1.0])):
         found = attrs.evolve(located(), from_source=torch.tensor([shown]))
         edit = policy.edit(found, info(contrast, torch.tensor([[1.6, 1.5]]), reference=2))
         assert edit is not None
-        assert edit.text_factor is not None
-        assert edit.reference_factor is not None
-        assert edit.text_factor.tolist() == [words]
-        assert edit.reference_factor.tolist() == [source]
+        assert edit.reweight is not None
+        assert edit.reweight.text_factor is not None
+        assert edit.reweight.reference_factor is not None
+        assert edit.reweight.text_factor.tolist() == [words]
+        assert edit.reweight.reference_factor.tolist() == [source]
     assert policy.edit(located(0.29), info()) is None
 
 
@@ -206,10 +227,9 @@ def test_noise_replaces_core_rows_within_startup_only(sigma: float, acts: bool) 
     edit = Noise(0.4, "unit", 0.7).edit(located(sigma), info())
     assert (edit is not None) == acts
     if edit is not None:
-        assert edit.row_class.tolist() == CLASSES
-        assert edit.alpha == (0.0, 0.4, 0.0)
-        assert edit.noise == "unit"
-        assert edit.table == (STOCK_LINE,) * 3
+        assert edit.rows.tolist() == CLASSES
+        assert edit.noise == NoiseBlend(core=0.4, kind="unit")
+        assert edit.reweight is None
     assert (Noise().alpha, Noise().noise, Noise().startup, Noise().ring) == (0.999, "matched", 0.85, 0)
 
 
@@ -219,21 +239,22 @@ def test_project_hands_on_the_direction_or_does_nothing() -> None:
     edit = Project(0.75).edit(located(0.0), attrs.evolve(info(), direction=lambda: direction))
     assert edit is not None
     assert edit.projection is not None
-    assert edit.row_class.tolist() == CLASSES
+    assert edit.rows.tolist() == CLASSES
     assert edit.projection.vector is direction.vector
     assert edit.projection.offset is direction.offset
-    assert edit.projection.strength == (0.0, 0.75, 0.75)
+    assert (edit.projection.core, edit.projection.ring) == (0.75, 0.75)
 
 
 def test_redirect_asks_for_the_unconditional_text() -> None:
     edit = Redirect().edit(located(0.0), info())
     assert edit is not None
-    assert edit.row_class.tolist() == CLASSES
-    assert edit.text == "unconditional"
-    assert edit.table == (STOCK_LINE,) * 3
-    assert Redirect.needs_unconditional
+    assert edit.rows.tolist() == CLASSES
+    assert edit.reweight is not None
+    assert edit.reweight.text == "uncond"
+    assert edit.reweight.core.neutral
+    assert Redirect.needs_uncond
     with pytest.raises(UVRError, match="text_factor is for a row's own text tokens"):
-        attrs.evolve(edit, text_factor=torch.ones(1, 3))
+        attrs.evolve(edit.reweight, text_factor=torch.ones(1, 3))
 
 
 def test_refuse_names_concept_images_and_step() -> None:
@@ -246,16 +267,19 @@ def test_refuse_names_concept_images_and_step() -> None:
 
 def test_refuse_hands_on_what_is_located_later() -> None:
     policy = Refuse(steps=4, then=Uvr(ring=2, margin=1))
-    assert (policy.ring, policy.margin, policy.mass_ratio) == (2, 1, 1.0)
-    assert Refuse(steps=1, then=Redirect()).needs_unconditional
-    assert not hasattr(Refuse(), "ring")
+    assert policy.masks == MaskOptions(ring=2, margin=1)
+    assert Refuse(steps=1, then=Redirect()).needs_uncond
+    assert PolicyTraits.of(Refuse()) == PolicyTraits()
     early, late = (attrs.evolve(located(), step=step) for step in (3, 4))
     with pytest.raises(UnsafeContent):
         policy.edit(early, info())
     edit, want = policy.edit(late, info()), Uvr(ring=2, margin=1).edit(late, info())
     assert edit is not None
     assert want is not None
-    assert (edit.table, edit.row_class.tolist()) == (want.table, want.row_class.tolist())
+    assert edit.rows.tolist() == want.rows.tolist()
+    assert edit.reweight is not None
+    assert want.reweight is not None
+    assert (edit.reweight.core, edit.reweight.ring) == (want.reweight.core, want.reweight.ring)
 
 
 @pytest.mark.parametrize("options", [{"steps": 3}, {"then": Uvr()}])
@@ -271,6 +295,7 @@ def test_refuse_asks_for_a_policy_and_not_its_name() -> None:
 
 def test_observe_changes_nothing() -> None:
     assert Observe().edit(located(), info()) is None
+    assert not PolicyTraits.of(Observe()).acts
 
 
 @pytest.mark.parametrize(
@@ -768,7 +793,7 @@ class Fixed:
     fields: dict[str, Any]
     nobody: bool = False
     name: str = "fixed"
-    ring: int = 0
+    masks: MaskOptions = attrs.field(default=MaskOptions(ring=0))
 
     def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
         rows = row_classes(located)
@@ -784,15 +809,15 @@ def factor(value: float) -> Tensor:
 
 NEUTRAL: dict[str, Fixed] = {
     "nothing asked": Fixed({}),
-    "factors of one": Fixed({"text_factor": factor(1.0)}),
-    "no rows": Fixed({"text_factor": factor(0.1), "alpha": (0.5,) * 3}, nobody=True),
-    "noise on the ring alone": Fixed({"alpha": (0.0, 0.0, 0.9)}),
-    "another class's table": Fixed({"table": (STOCK_LINE, STOCK_LINE, (0.0, 1.0, 1.0, 0.0))}),
+    "factors of one": Fixed({"reweight": Reweight(text_factor=factor(1.0))}),
+    "no rows": Fixed({"reweight": Reweight(text_factor=factor(0.1)), "noise": NoiseBlend(0.5, 0.5)}, nobody=True),
+    "noise on the ring alone": Fixed({"noise": NoiseBlend(ring=0.9)}),
+    "another class's table": Fixed({"reweight": Reweight(ring=KeyWeights(text=0.0, reference=0.0))}),
 }
 REAL: dict[str, Fixed] = {
-    "a factor": Fixed({"text_factor": factor(0.1)}),
-    "a table": Fixed({"table": (STOCK_LINE, (0.0, 1.0, 1.0, 1.0), STOCK_LINE)}),
-    "noise": Fixed({"alpha": (0.0, 0.5, 0.0)}),
+    "a factor": Fixed({"reweight": Reweight(text_factor=factor(0.1))}),
+    "a table": Fixed({"reweight": Reweight(core=KeyWeights(text=0.0))}),
+    "noise": Fixed({"noise": NoiseBlend(core=0.5)}),
 }
 
 

@@ -24,7 +24,7 @@ from uvr_adapters.flux import FLUX  # noqa: E402
 from uvr_core.intercept.forwards import intervene  # noqa: E402
 from uvr_core.ops.restrict import log_weights, restricted_rows  # noqa: E402
 from uvr_core.ops.rows import rows_of, write_rows  # noqa: E402
-from uvr_core.protocols import CORE, RING  # noqa: E402
+from uvr_core.protocols import RowClass  # noqa: E402
 
 CPU = torch.device("cpu")
 SMALL = Size(heads=12, head_dim=64, text=128, text_width=32)
@@ -170,14 +170,14 @@ def test_classes_by_themselves_equal_one_call_with_a_weight_per_row(batch: int) 
     assert located is not None
     edited = a.edit(regulation, a.stock())
     row_class = torch.zeros(batch, a.query.shape[2], dtype=torch.long)
-    row_class[:, SMALL.text :] = located.core * CORE + located.ring * RING
+    row_class[:, SMALL.text :] = located.core * RowClass.CORE + located.ring * RowClass.RING
     rows = rows_of(row_class > 0)
     key_class = torch.zeros_like(row_class)  # text
     key_class[:, SMALL.text :] = torch.where(row_class[:, SMALL.text :] > 0, 2, 1)
     table = torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.05, 1.0], [0.4, 1.05, 1.0]])
     bias = log_weights(row_class.gather(1, rows.index), key_class, table)
     want = write_rows(a.stock(), restricted_rows(a.query, a.key, a.value, rows, bias), rows)
-    assert (row_class[0, :] == RING).any()
+    assert (row_class[0, :] == RowClass.RING).any()
     torch.testing.assert_close(edited, want, rtol=0, atol=2e-6)
 
 

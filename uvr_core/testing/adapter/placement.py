@@ -45,7 +45,7 @@ class Placement(Subject):
         stock = example.run(arguments, size)
         last = list(self.adapter.taps(example.model))[-1]
         mask = torch.eye(count, dtype=torch.bool)
-        with regulated(example.model, self.adapter, Given(mask), Edit(alpha=(0.0, 1.0, 0.0), only=last)):
+        with regulated(example.model, self.adapter, Given(mask), Edit(noise=1.0, only=last)):
             edited = example.run(arguments, size)
         moved = (edited - stock).abs().amax(-1)
         _expect_rows(patches_of_rows(moved), [[i] for i in range(count)], f"located patch, edited at {last}")

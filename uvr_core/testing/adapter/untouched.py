@@ -40,7 +40,7 @@ class Untouched(Subject):
         example, arguments, size, stock = self._stock()
         model = example.model
         before = _state(model)
-        with regulated(model, self.adapter, everywhere(2, size), Edit(alpha=(0.0, 1.0, 0.0))):
+        with regulated(model, self.adapter, everywhere(2, size), Edit(noise=1.0)):
             edited = example.run(arguments, size)
         expect(not torch.equal(edited, stock), "output under an edit", expected="a change", got="the stock output")
         after = _state(model)

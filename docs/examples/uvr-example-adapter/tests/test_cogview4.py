@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, CogView4Pipeline, CogView4Transformer2DMode
 from uvr_example_adapter.cogview4 import COGVIEW4, layout, sigma
 
 import uvr_core
+from uvr_core.protocols import MaskOptions, NoiseBlend
 from uvr_core.testing import Example, check_adapter
 
 LAYERS, TEXT = 3, 16
@@ -68,10 +69,10 @@ class OnePatch:
 class Noise:
     """A policy that replaces the located rows, and nothing around them, by noise."""
 
-    ring = 0
+    masks = MaskOptions(ring=0)
 
     def edit(self, located: uvr_core.Located, call: uvr_core.CallInfo) -> uvr_core.FlowEdit:
-        return uvr_core.FlowEdit(located.core.long(), alpha=(0.0, 1.0, 0.0), noise="unit")
+        return uvr_core.FlowEdit(located.core.long(), noise=NoiseBlend(core=1.0, kind="unit"))
 
 
 def bank(block: int) -> uvr_core.ConceptBank:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
@@ -11,7 +12,7 @@ from uvr_example_plugin.policy import Fade
 
 import uvr_core
 from uvr_core import CallInfo, Located, Policy
-from uvr_core.protocols import CORE, RING, STOCK
+from uvr_core.protocols import MaskOptions, RowClass
 from uvr_core.testing import check_policy
 
 PROBE = "single_transformer_blocks.0.attn"  # the last block: what is restricted there reaches no other patch
@@ -38,13 +39,14 @@ def test_factors_of_core_and_ring() -> None:
     policy = Fade(strong=0.2, full=0.8, none=0.2)
     edit = policy.edit(located(0.9), CALL)
     assert edit is not None
-    assert edit.row_class.tolist() == [[CORE, RING, STOCK, STOCK]]
-    assert edit.table[STOCK] == (1.0, 1.0, 1.0, 1.0)
-    assert edit.table[CORE] == pytest.approx((0.2, 1.0, 1.0, 0.2))
-    assert edit.table[RING] == pytest.approx((0.6, 1.0, 1.0, 0.6))
+    assert edit.rows.tolist() == [[RowClass.CORE, RowClass.RING, RowClass.STOCK, RowClass.STOCK]]
+    assert edit.reweight is not None
+    assert attrs.astuple(edit.reweight.core) == pytest.approx((0.2, 1.0, 1.0, 0.2))  # text, safe, located, reference
+    assert attrs.astuple(edit.reweight.ring) == pytest.approx((0.6, 1.0, 1.0, 0.6))
     half = policy.edit(located(0.5), CALL)
     assert half is not None
-    assert half.table[CORE] == pytest.approx((0.6, 1.0, 1.0, 0.6))
+    assert half.reweight is not None
+    assert attrs.astuple(half.reweight.core) == pytest.approx((0.6, 1.0, 1.0, 0.6))
     assert policy.edit(located(0.2), CALL) is None
 
 
@@ -114,7 +116,7 @@ def test_inside_a_transformer_the_restriction_fades_and_ends_bitwise_stock(model
     assert torch.equal(torch.cat([forward(model, sigma) for sigma in levels]), stock)
 
 
-@pytest.mark.parametrize("policy", [Fade(), Fade(strong=0.3, full=1.0, none=0.0, ring=2)])
+@pytest.mark.parametrize("policy", [Fade(), Fade(strong=0.3, full=1.0, none=0.0, masks=MaskOptions(ring=2))])
 def test_the_contract(policy: Fade) -> None:
     check_policy(policy)
 

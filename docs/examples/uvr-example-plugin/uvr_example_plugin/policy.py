@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from uvr_core import CallInfo, FlowEdit, Located
-from uvr_core.protocols import row_classes
+from uvr_core.protocols import KeyWeights, MaskOptions, Reweight, row_classes
 
 _share = attrs.validators.and_(attrs.validators.ge(0.0), attrs.validators.le(1.0))
 
@@ -23,13 +23,13 @@ class Fade:
     Attributes:
         strong: factor on text and reference tokens at full restriction, 0..1; 0 cuts them off.
         full, none: noise levels, 0 <= none < full <= 1.
-        ring: width of the ring around the core, in patches.
+        masks: width of the ring around the core, in patches, and what else shapes the masks.
     """
 
     strong: float = attrs.field(default=0.0, validator=_share)
     full: float = attrs.field(default=0.3, validator=_share)
     none: float = attrs.field(default=0.1, validator=_share)
-    ring: int = 1
+    masks: MaskOptions = attrs.field(factory=MaskOptions)
     name: str = "fade"
 
     def __attrs_post_init__(self) -> None:
@@ -47,10 +47,5 @@ class Fade:
             return None
         core = 1 - weight * (1 - self.strong)
         ring = (core + 1) / 2
-        #        text  safe  located  reference
-        table = (
-            (1.0, 1.0, 1.0, 1.0),
-            (core, 1.0, 1.0, core),
-            (ring, 1.0, 1.0, ring),
-        )
-        return FlowEdit(row_classes(located), table)
+        weights = (KeyWeights(text=factor, reference=factor) for factor in (core, ring))
+        return FlowEdit(row_classes(located), Reweight(*weights))
