@@ -119,9 +119,9 @@ def noise(**fields: Any) -> Callable[[FlowEdit, Located, CallInfo], FlowEdit]:
 
 def factor(fill: float, extra: int = 0) -> Callable[[FlowEdit, Located, CallInfo], FlowEdit]:
     """Of every text token."""
-    return lambda edit, located, call: reweighted(
-        text_factor=torch.full((len(located.core), call.text + extra), fill)
-    )(edit, located, call)
+    return lambda edit, located, call: reweighted(text_factor=torch.full((len(located.core), call.text + extra), fill))(
+        edit, located, call
+    )
 
 
 def columns(fill: float) -> Callable[[FlowEdit, Located, CallInfo], FlowEdit]:

@@ -200,7 +200,7 @@ class FlowEdit:
         Raises:
             UVRError: names the first tensor that does not.
         """
-        shapes = [("FlowEdit.rows", self.rows, (batch, patches))]
+        shapes: list[tuple[str, torch.Tensor, tuple[int, ...]]] = [("FlowEdit.rows", self.rows, (batch, patches))]
         if self.reweight is not None:
             for name, factor, tokens in (
                 ("text_factor", self.reweight.text_factor, text),

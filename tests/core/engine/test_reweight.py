@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from calls import CORE, KEYS, LAYOUTS, PATCHES, STOCK, classes, flow, restricted, spans
 from driven import adapter_of, spied
 from runner import PROBE, Runner
 
@@ -14,6 +17,7 @@ from uvr_core.engine.reweight import seen_keys
 from uvr_core.protocols import FlowEdit, KeyWeights, MaskOptions, Reweight, row_classes
 from uvr_core.tokens import TokenSpans
 from uvr_plugins.detectors import Oracle
+from uvr_plugins.policies import Block, Uvr
 
 
 def one_masked() -> np.ndarray:
@@ -64,3 +68,31 @@ def test_keys_that_are_cut_for_a_class_are_left_out(
 ) -> None:
     spans = TokenSpans.of(adapter_of(image_at, output_first), Layout(6, 4, (2, 2), ((1, 2),)), 9)
     assert seen_keys(KeyWeights(*factors), spans) == seen
+
+
+@pytest.mark.parametrize(("image_at", "output_first"), LAYOUTS)
+@pytest.mark.parametrize(
+    "policy",
+    [Uvr(0.1, 0.5, 1.25), Uvr(0.0, 0.4, 1.0, margin=1), Uvr(ring=0), Uvr(0.2, 0.6, ring=2), Block(), Block(ring=0)],
+    ids=lambda p: f"{p.name}-ring{p.ring}-margin{p.margin}",
+)
+def test_what_flows_is_the_policys_table(policy: Any, image_at: str, output_first: bool) -> None:
+    q, k, v, stock, edited = flow(policy, image_at, output_first)
+    text, output, reference = spans(image_at, output_first)
+    kind = classes(policy)
+    factor = torch.ones(3, KEYS, KEYS)
+    for sample in range(3):
+        for patch in range(PATCHES):
+            if kind[sample, patch] == STOCK:
+                continue
+            row = factor[sample, output.start + patch]
+            if isinstance(policy, Uvr):
+                row[text] = row[reference] = policy.strong if kind[sample, patch] == CORE else policy.mild
+                row[output] = torch.where(kind[sample] == STOCK, policy.boost, 1.0)
+            else:
+                row[text] = row[reference] = 0.0
+    expected = restricted(q, k, v, factor)
+    assert (edited.double() - expected).abs().max() < 5e-6
+    rows = torch.zeros(3, KEYS, dtype=torch.bool)
+    rows[:, output] = kind != STOCK
+    assert torch.equal((edited != stock).any(-1).any(1), rows), "other rows must stay bitwise stock, these must change"
