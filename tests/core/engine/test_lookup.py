@@ -10,9 +10,10 @@ from runner import PROBE, make_bank
 from tiny import tiny_flux
 
 from uvr_core import Calibration, ConceptMismatch, UVRError
-from uvr_core.engine.lookup import check_plan, find_adapter, fingerprint, make_plan, masks_of
+from uvr_core.engine.lookup import check_plan, find_adapter, fingerprint, make_plan
 from uvr_core.engine.plan import ConceptPlan
 from uvr_plugins.detectors import Oracle
+from uvr_plugins.policies import Noise, Observe, Redirect
 
 
 def plan(bank: Any = None, policy: Any = "block", detector: Any = None, threshold: float | None = None) -> ConceptPlan:
@@ -62,5 +63,19 @@ def test_a_probe_that_is_no_tap_is_refused_with_the_nearest() -> None:
         check_plan(plan(wrong), model, tuple(taps))
 
 
+@pytest.mark.parametrize(
+    ("policy", "acts", "needs_uncond", "ring"),
+    [(Observe(), False, False, 1), (Redirect(ring=2), True, True, 2), (Noise(), True, False, 0)],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_what_a_policy_declares_is_in_the_plan(policy: Any, acts: bool, needs_uncond: bool, ring: int) -> None:
+    made = plan(policy=policy, threshold=0.5)
+    assert (made.acts, made.needs_uncond, made.masks.ring) == (acts, needs_uncond, ring)
+
+
 def test_what_a_policy_does_not_say_of_its_masks_is_usual() -> None:
-    assert attrs.astuple(masks_of(object())) == (1, 0, 1.0)
+    class Bare:
+        def edit(self, located: Any, call: Any) -> None:
+            return None
+
+    assert attrs.astuple(plan(policy=Bare(), threshold=0.5).masks) == (1, 0, 1.0)
