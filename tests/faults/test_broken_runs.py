@@ -16,18 +16,20 @@ from uvr_core.intercept.hooks import Hook
 from uvr_core.protocols import CallInfo, FlowEdit, Located, MaskOptions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 Undo = Callable[[], object]
-
-
 Fault = Callable[[Rig, Any], Undo]
-
-
 NOTHING: Undo = lambda: None  # noqa: E731
-
-
 FAULTS: dict[str, tuple[Fault, str, tuple[str, ...]]] = {}
+
+
+def fault(says: str, on: tuple[str, ...] = PIPELINES) -> Callable[[Fault], Fault]:
+    """A function that breaks something between two steps and returns what mends it; `says`: part of the error."""
+
+    def keep(function: Fault) -> Fault:
+        FAULTS[function.__name__.replace("_", " ")] = function, says, on
+        return function
+
+    return keep
 
 
 def at(step: int, do: Callable[[], object]) -> Callable[..., Any]:
@@ -55,6 +57,97 @@ def drop(hooks: Any) -> Undo:
     return undo
 
 
+@fault("did not fire at step 1")
+def a_tap_loses_its_first_hook(rig: Rig, reg: Any) -> Undo:
+    return drop(rig.transformer.transformer_blocks[1].attn._forward_pre_hooks)
+
+
+@fault("was entered and not left at step 1")
+def a_tap_loses_its_second_hook(rig: Rig, reg: Any) -> Undo:
+    return drop(rig.transformer.transformer_blocks[0].attn._forward_hooks)
+
+
+@fault("was entered and not left at step 1")
+def the_last_tap_loses_its_second_hook(rig: Rig, reg: Any) -> Undo:
+    return drop(reg._interceptor.taps.modules[reg.taps[-1]]._forward_hooks)
+
+
+@fault("ran outside a call of the transformer")
+def the_transformer_loses_its_first_hook(rig: Rig, reg: Any) -> Undo:
+    return drop(rig.transformer._forward_pre_hooks)
+
+
+@fault("began inside the first")
+def the_transformer_loses_its_second_hook(rig: Rig, reg: Any) -> Undo:
+    return drop(rig.transformer._forward_hooks)
+
+
+@fault("did not fire at step 1")
+def the_taps_are_taken_off(rig: Rig, reg: Any) -> Undo:
+    taps = reg._interceptor.taps
+    originals = dict(taps._originals)
+    taps.remove()
+
+    def undo() -> None:
+        reg.detach()
+        assert all(module.processor in originals.values() for module in taps.modules.values())
+
+    return undo
+
+
+@fault("did not fire at step 1")
+def a_block_is_skipped(rig: Rig, reg: Any) -> Undo:
+    block = rig.transformer.transformer_blocks[1]
+    block.forward = lambda hidden_states, encoder_hidden_states, *args, **kw: (encoder_hidden_states, hidden_states)
+    return lambda: block.__dict__.pop("forward")
+
+
+class Opaque:
+    """Attention by a name that nobody knows."""
+
+    def __call__(self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: Any = None, **kw: Any) -> Any:
+        return hidden_states, encoder_hidden_states
+
+
+def swap(attention: Any, processor: object) -> Undo:
+    old, attention.processor = attention.processor, processor
+    return lambda: setattr(attention, "processor", old)
+
+
+@fault("reaches no attention call that UVR can see")
+def a_processor_is_swapped(rig: Rig, reg: Any) -> Undo:
+    return swap(rig.transformer.transformer_blocks[1].attn, Opaque())
+
+
+@fault("did not fire at step 1")
+def a_processor_is_swapped_behind_the_hook(rig: Rig, reg: Any) -> Undo:
+    """By a hook that runs later: with a stock processor, which would attend unseen."""
+    attention = rig.transformer.transformer_blocks[1].attn
+    seated, stock = attention.processor, type(attention.processor).__mro__[1]()
+    handle = attention.register_forward_pre_hook(lambda m, args: setattr(m, "processor", stock))
+
+    def undo() -> None:
+        handle.remove()
+        attention.processor = seated
+
+    return undo
+
+
+@fault("did not fire at step 1")
+def an_attention_module_is_replaced(rig: Rig, reg: Any) -> Undo:
+    block, other = rig.transformer.transformer_blocks[0], Rig(rig.name)
+    mine, block.attn = block.attn, other.transformer.transformer_blocks[0].attn
+    return lambda: setattr(block, "attn", mine)
+
+
+@fault("fired 2 times at step 1")
+def an_attention_call_fires_twice(rig: Rig, reg: Any) -> Undo:
+    attention = rig.transformer.transformer_blocks[1].attn
+    stock = attention.forward
+    attention.forward = lambda *args, **kw: (stock(*args, **kw), stock(*args, **kw))[1]
+    return lambda: attention.__dict__.pop("forward")
+
+
 class Replay:
     """In the transformer's place: a pipeline's own cache, which gives some forwards from memory."""
 
@@ -76,6 +169,17 @@ def replayed(rig: Rig, skipped: Callable[[int], bool]) -> Undo:
     stock = rig.pipe.transformer
     rig.pipe.__dict__["transformer"] = Replay(stock, skipped)
     return lambda: rig.pipe.__dict__.update(transformer=stock)
+
+
+@fault(f"ran {STEPS} steps but {STEPS - 1} carried a verified forward")
+def a_step_without_a_forward(rig: Rig, reg: Any) -> Undo:
+    return replayed(rig, lambda call: call == 2)
+
+
+@fault(f"ran {STEPS} steps but 1 carried a verified forward")
+def the_transformer_is_replaced(rig: Rig, reg: Any) -> Undo:
+    stock, rig.pipe.transformer = rig.pipe.transformer, Rig(rig.name).transformer
+    return lambda: setattr(rig.pipe, "transformer", stock)
 
 
 @pytest.mark.parametrize("name", PIPELINES)
