@@ -31,13 +31,13 @@ def pipeline(name: str) -> Any:
 def options(name: str, steps: int = 2, guided: bool = True) -> dict[str, Any]:
     """Keyword arguments of a pipeline's call, with guidance's second branch or without."""
     scale = 3.0 if guided else 1.0
-    made: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": steps}
-    made |= {"guidance_scale": scale} if name == "sd3" else {"true_cfg_scale": scale}
+    call: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": steps}
+    call |= {"guidance_scale": scale} if name == "sd3" else {"true_cfg_scale": scale}
     if guided and name != "sd3":
-        made["negative_prompt"] = "a dog"
+        call["negative_prompt"] = "a dog"
     if name == "flux-kontext":
-        made |= {"max_area": 64 * 64, "_auto_resize": False}
-    return made
+        call |= {"max_area": 64 * 64, "_auto_resize": False}
+    return call
 
 
 def sources(name: str) -> list[Image.Image] | None:
@@ -45,8 +45,8 @@ def sources(name: str) -> list[Image.Image] | None:
 
 
 def measured(name: str, **more: Any) -> Flows:
-    given = {"generate": options(name), **more}
-    return measure_flows(pipeline(name), PROMPTS, sources(name), **given)
+    more = {"generate": options(name), **more}
+    return measure_flows(pipeline(name), PROMPTS, sources(name), **more)
 
 
 def curves(line: Any, images: int = 16, noise: float = 0.01, seed: int = 0) -> np.ndarray:

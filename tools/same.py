@@ -78,8 +78,8 @@ def probed(tree: Path, folder: Path, only: str) -> dict[str, Any]:
 
 def roots(tree: Path) -> list[Path]:
     """The source roots of a checkout, those of packages with a pyproject of their own included."""
-    own = [path.parent for path in tree.glob("extras/*/pyproject.toml")]
-    return [path for path in (*(tree / name for name in ROOTS), *own) if path.is_dir()]
+    several = [path.parent for path in tree.glob("extras/*/pyproject.toml")]
+    return [path for path in (*(tree / name for name in ROOTS), *several) if path.is_dir()]
 
 
 def write_metadata(tree: Path, folder: Path) -> None:

@@ -54,9 +54,8 @@ class _Task:
         """The concept as analysis.json describes it."""
         if self.bank is None:
             return None
-        own = self.bank.calibration.detector if self.bank.calibration else "contrast"
-        probes = list(self.bank.probes)
-        detector = self.detector or own
+        calibrated = self.bank.calibration.detector if self.bank.calibration else "contrast"
+        detector, probes = self.detector or calibrated, list(self.bank.probes)
         return {"name": self.bank.name, "detector": detector, "threshold": self.threshold, "probes": probes}
 
 
@@ -108,9 +107,15 @@ def analyze(
 
 
 def _read(
-    *, model: str, prompts: Sequence[Prompt], pictures: Sequence[Path], concept: str | None, detector: str | None,
-    masks: str | None, settings: Settings,
-) -> _Task:  # fmt: skip
+    *,
+    model: str,
+    prompts: Sequence[Prompt],
+    pictures: Sequence[Path],
+    concept: str | None,
+    detector: str | None,
+    masks: str | None,
+    settings: Settings,
+) -> _Task:
     """Read what the options name, before a model is loaded.
 
     Raises:
@@ -133,10 +138,8 @@ def _read(
     source, word = mask_source(masks, bank.name if bank else "", len(prompts)) if masks else (None, None)
     images = [read_picture(path, settings.size, option="--image") for path in pictures]
     images = images * len(prompts) if len(images) == 1 else images
-    return _Task(
-        model=model, prompts=prompts, sources=images, bank=bank, detector=detector, masks=source, masks_from=word,
-        settings=settings,
-    )  # fmt: skip
+    named = {"model": model, "detector": detector, "settings": settings}
+    return _Task(prompts=prompts, sources=images, bank=bank, masks=source, masks_from=word, **named)
 
 
 def _analyse(task: _Task, stage: Path) -> dict[str, Any]:
@@ -153,10 +156,18 @@ def _analyse(task: _Task, stage: Path) -> dict[str, Any]:
         call = settings.call(pipe)
         with load.running(pipe):
             flows = measure_flows(
-                pipe, texts, task.sources or None, masks=task.masks, bank=task.bank, detector=task.detector,
-                adapter=settings.adapter, seed=seeds, batch_size=settings.batch, generate=call,
+                pipe,
+                texts,
+                task.sources or None,
+                masks=task.masks,
+                bank=task.bank,
+                detector=task.detector,
+                adapter=settings.adapter,
+                seed=seeds,
+                batch_size=settings.batch,
+                generate=call,
                 progress=counter(show, "analysing", len(texts)),
-            )  # fmt: skip
+            )
     return {
         "schema": SCHEMA,
         "model": task.model,

@@ -59,10 +59,8 @@ def localisation_of(flows: Flows, resamples: int = 1000) -> dict[str, Localisati
 
 def _wins(scores: Scores, inside: Mask) -> Array:
     """(I, I): how many pairs of a patch inside of image i and one outside of image j are in the right order."""
-    return np.array([
-        [_below(np.sort(theirs[~out]), mine[own]) for theirs, out in zip(scores, inside, strict=True)]
-        for mine, own in zip(scores, inside, strict=True)
-    ])  # fmt: skip
+    others = [np.sort(theirs[~hits]) for theirs, hits in zip(scores, inside, strict=True)]
+    return np.array([[_below(rest, mine[hits]) for rest in others] for mine, hits in zip(scores, inside, strict=True)])
 
 
 def _below(others: Array, values: Array) -> float:

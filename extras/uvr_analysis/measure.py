@@ -102,8 +102,8 @@ def _batches(
 
 
 def _detector(name_or_object: Any, bank: ConceptBank) -> Detector:
-    own = bank.calibration.detector if bank.calibration else "contrast"
-    return plugins.registry().make("detector", name_or_object or own).object  # type: ignore[no-any-return]
+    default = bank.calibration.detector if bank.calibration else "contrast"
+    return plugins.registry().make("detector", name_or_object or default).object  # type: ignore[no-any-return]
 
 
 def _scores(

@@ -134,7 +134,8 @@ def train(
             raise UVRError(f"{name} is built on parts not in {_data()}: uvr zoo ground {absent[0]}") from error
         raise
     trainer = Trainer(recipe, shared, out, device=where, resume=resume, start_from=start)
-    trainer.run(minutes, distil=distil, fidelity=_fidelity(recipe, trainer.parts))
+    with stages() as show:
+        trainer.run(minutes, distil=distil, fidelity=_fidelity(recipe, trainer.parts), progress=show)
     if trainer.stopped:
         raise KeyboardInterrupt
     if export is not None:

@@ -254,9 +254,15 @@ class Trainer:
 
     # -- the loop
     def run(
-        self, minutes: float, *, distil: bool = False, decay: float = 0.25,
-        fidelity: Callable[[Any], dict[str, float]] | None = None, fidelity_every: float = 10.0,
-    ) -> None:  # fmt: skip
+        self,
+        minutes: float,
+        *,
+        distil: bool = False,
+        decay: float = 0.25,
+        fidelity: Callable[[Any], dict[str, float]] | None = None,
+        fidelity_every: float = 10.0,
+        progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    ) -> None:
         """Train for `minutes` of wall time; the learning rate falls linearly over the last `decay` of them.
 
         Distillation starts from the average that plain training left, which stays the teacher however often the run
@@ -284,6 +290,7 @@ class Trainer:
                     warm = min(1.0, (len(losses) + first + 1) / 100)
                     rate = warm * min(1.0, max(1 - elapsed / total, 0.01) / decay) * (0.5 if distil else 1.0)
                     losses.append(self.train_step(rate, self.teacher))
+                    progress(f"training {self.recipe.name}, seconds", round(elapsed), round(total))
                     if self.step % training.LOG_EVERY == 0:
                         self.log(loss=float(np.mean(losses)), distil=distil, lr=rate * self.recipe.learning_rate)
                         first, losses = 100, []

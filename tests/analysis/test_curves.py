@@ -13,20 +13,20 @@ from uvr_core.errors import UVRError
 @pytest.mark.parametrize("at", [3, 6, 15])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_step_is_found_where_it_is(at: int, sign: int) -> None:
-    found = boundary(curves(0.5 + sign * np.where(at > STEPS, -0.15, 0.15)))
-    assert found.step == at
-    assert found.interval == (at, at)
-    assert np.sign(found.change) == sign
-    assert found.reason == ""
+    result = boundary(curves(0.5 + sign * np.where(at > STEPS, -0.15, 0.15)))
+    assert result.step == at
+    assert result.interval == (at, at)
+    assert np.sign(result.change) == sign
+    assert result.reason == ""
 
 
 def test_a_soft_change_is_found_with_its_uncertainty() -> None:
-    found = boundary(curves(0.3 + 0.3 / (1 + np.exp(STEPS - 7.0)), noise=0.03))
-    assert found.step is not None
-    assert found.interval is not None
-    assert found.interval[0] <= 7 <= found.interval[1] + 1
-    assert found.interval[0] < found.interval[1]
-    assert -0.55 < found.change < -0.45
+    result = boundary(curves(0.3 + 0.3 / (1 + np.exp(STEPS - 7.0)), noise=0.03))
+    assert result.step is not None
+    assert result.interval is not None
+    assert result.interval[0] <= 7 <= result.interval[1] + 1
+    assert result.interval[0] < result.interval[1]
+    assert -0.55 < result.change < -0.45
 
 
 @pytest.mark.parametrize(
@@ -42,29 +42,29 @@ def test_a_soft_change_is_found_with_its_uncertainty() -> None:
     ],
 )
 def test_no_boundary(line: np.ndarray, noise: float, reason: str) -> None:
-    found = boundary(curves(line, noise=noise))
-    assert found.step is None
-    assert found.interval is None
-    assert reason in found.reason
+    result = boundary(curves(line, noise=noise))
+    assert result.step is None
+    assert result.interval is None
+    assert reason in result.reason
 
 
 def test_images_that_disagree_on_the_step_give_none() -> None:
     """Each image has a step of its own, some early and some late: two wide groups."""
     early, late = curves(np.where(STEPS < 2, 0.6, 0.3), 8), curves(np.where(STEPS < 17, 0.6, 0.3), 8, seed=1)
-    found = boundary(np.concatenate([early, late]))
-    assert found.step is None
-    assert "uncertain" in found.reason or "drifts" in found.reason
+    result = boundary(np.concatenate([early, late]))
+    assert result.step is None
+    assert "uncertain" in result.reason or "drifts" in result.reason
 
 
 def test_scale_does_not_matter_and_images_with_gaps_are_left_out() -> None:
     line = curves(FALL)
-    found = boundary(line)
+    result = boundary(line)
     for factor in (1e-3, 1e3):
         scaled = boundary(factor * line)
-        assert (scaled.step, scaled.interval) == (found.step, found.interval)
-        assert scaled.change == pytest.approx(found.change)
+        assert (scaled.step, scaled.interval) == (result.step, result.interval)
+        assert scaled.change == pytest.approx(result.change)
     broken = np.concatenate([line, np.full((3, 20), np.nan), np.full((2, 20), 5.0) * np.where(STEPS == 3, np.nan, 1)])
-    assert boundary(broken) == found
+    assert boundary(broken) == result
 
 
 def test_too_little_to_tell() -> None:

@@ -20,14 +20,14 @@ def test_localisation_is_the_pooled_auroc_of_every_step() -> None:
     masks[5] = False
     scores = rng.integers(0, 4, (6, 3, 12)).astype(float)  # with ties
     scores[:, 2] += 3 * masks.reshape(6, 12)
-    found = localisation_of(scored(scores, masks))["a"]
+    line = localisation_of(scored(scores, masks))["a"]
     truth = masks.reshape(6, 12)[:5]
     for step in range(3):
-        assert found.auroc[step] == pytest.approx(auroc_of(scores[:5, step].ravel(), truth.ravel()))
-    assert found.images == 5
-    assert (found.low <= found.auroc).all()
-    assert (found.auroc <= found.high).all()
-    assert found.low[2] > found.high[0]
+        assert line.auroc[step] == pytest.approx(auroc_of(scores[:5, step].ravel(), truth.ravel()))
+    assert line.images == 5
+    assert (line.low <= line.auroc).all()
+    assert (line.auroc <= line.high).all()
+    assert line.low[2] > line.high[0]
 
 
 def test_nothing_to_localise() -> None:

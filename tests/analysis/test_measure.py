@@ -29,10 +29,10 @@ SPANS = {
 def draw(pipe: Any, name: str, **call: Any) -> list[Image.Image]:
     """The pictures of PROMPTS, with the seeds that `flows` takes."""
     generators = [torch.Generator().manual_seed(i) for i in range(2)]
-    given = {"image": SOURCES} if name in EDITS else {}
+    more = {"image": SOURCES} if name in EDITS else {}
     if "negative_prompt" in call:
         call["negative_prompt"] = [call["negative_prompt"]] * 2
-    return pipe(prompt=PROMPTS, generator=generators, **given, **call).images  # type: ignore[no-any-return]
+    return pipe(prompt=PROMPTS, generator=generators, **more, **call).images  # type: ignore[no-any-return]
 
 
 def materialised(name: str, tokens: list[int] | None, masks: np.ndarray | None = None) -> np.ndarray:
@@ -50,8 +50,8 @@ def materialised(name: str, tokens: list[int] | None, masks: np.ndarray | None =
         attention = logits.softmax(-1).mean(1).numpy()  # (B, Sq, Sk)
         for image, weights in enumerate(attention):
             text, output, reference = (np.arange(weights.shape[1])[span] for span in SPANS[name](weights.shape[1]))
-            own = text if tokens is None else text[: tokens[image]]
-            roles = [own, output, reference]
+            kept = text if tokens is None else text[: tokens[image]]
+            roles = [kept, output, reference]
             if masks is not None:
                 roles += [output[masks[image].ravel()], output[~masks[image].ravel()]]
             for x, rows in enumerate(roles):
@@ -66,21 +66,21 @@ def materialised(name: str, tokens: list[int] | None, masks: np.ndarray | None =
 @pytest.mark.parametrize("name", SPANS)
 def test_flows_are_those_of_the_whole_attention_matrix(name: str) -> None:
     """Text first and last, references, guidance in one batch and in two passes, masked text, known masks."""
-    found = measured(name, masks=MASKS)
+    flows = measured(name, masks=MASKS)
     tokens = None
     if name.startswith("qwen"):
-        given = {} if name == "qwen-image" else {"image": SOURCES}
-        tokens = pipeline(name).encode_prompt(prompt=PROMPTS, **given)[1].sum(1).tolist()
+        more = {} if name == "qwen-image" else {"image": SOURCES}
+        tokens = pipeline(name).encode_prompt(prompt=PROMPTS, **more)[1].sum(1).tolist()
         assert tokens[0] < tokens[1]  # the first is padded
-        assert found.counts[:, TEXT].tolist() == tokens
+        assert flows.counts[:, TEXT].tolist() == tokens
     expected = materialised(name, tokens, MASKS)
-    np.testing.assert_allclose(found.share, expected, atol=2e-6)
-    assert found.counts[:, OUTPUT].tolist() == [N, N]
-    assert found.counts[:, REFERENCE].tolist() == [N * (name in EDITS)] * 2
-    assert found.counts[:, LOCATED].tolist() == [9, 8]
-    assert np.isnan(found.share[:, :, :, REFERENCE]).all() == (name not in EDITS)
-    there = [TEXT, OUTPUT, LOCATED, REST] + [REFERENCE] * (name in EDITS)
-    np.testing.assert_allclose(found.share[:, :, :, there, :LOCATED].sum(-1), 1, atol=1e-5)
+    np.testing.assert_allclose(flows.share, expected, atol=2e-6)
+    assert flows.counts[:, OUTPUT].tolist() == [N, N]
+    assert flows.counts[:, REFERENCE].tolist() == [N * (name in EDITS)] * 2
+    assert flows.counts[:, LOCATED].tolist() == [9, 8]
+    assert np.isnan(flows.share[:, :, :, REFERENCE]).all() == (name not in EDITS)
+    roles = [TEXT, OUTPUT, LOCATED, REST] + [REFERENCE] * (name in EDITS)
+    np.testing.assert_allclose(flows.share[:, :, :, roles, :LOCATED].sum(-1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["flux", "sd3", "qwen-image"])
@@ -96,8 +96,8 @@ def test_the_pass_that_follows_the_prompt_is_the_one_measured(name: str) -> None
 def test_the_pictures_are_bitwise_stock(name: str) -> None:
     pipe = pipeline(name)
     stock = draw(pipe, name, **options(name))
-    found = measured(name, masks=lambda images, grid: MASKS)
-    assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(stock, found.images, strict=True))
+    flows = measured(name, masks=lambda images, grid: MASKS)
+    assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(stock, flows.images, strict=True))
     again = draw(pipe, name, **options(name))  # and nothing stays behind
     assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(stock, again, strict=True))
 
@@ -138,6 +138,6 @@ def test_batches_change_nothing_and_image_i_has_its_own_seed() -> None:
     ],
 )
 def test_what_does_not_match_is_refused(more: dict[str, Any], words: str) -> None:
-    given = {"prompts": PROMPTS, "generate": options("flux", 1), **more}
+    more = {"prompts": PROMPTS, "generate": options("flux", 1), **more}
     with pytest.raises(UVRError, match=words):
-        measure_flows(pipeline("flux"), given.pop("prompts"), given.pop("sources", None), **given)
+        measure_flows(pipeline("flux"), more.pop("prompts"), more.pop("sources", None), **more)

@@ -30,7 +30,7 @@ def test_masks_that_come_late_tell_readers_apart_and_not_what_is_read() -> None:
 
 
 def test_an_image_without_the_concept_counts_in_no_located_flow() -> None:
-    found = measured("flux", masks=np.stack([MASKS[0], np.zeros((8, 8), bool)]))
-    assert np.isnan(found.share[1, :, :, LOCATED]).all()
-    assert to_dict(found)["directions"]["text to located"]["images"] == 1
-    assert to_dict(found)["directions"]["text to rest"]["images"] == 2
+    flows = measured("flux", masks=np.stack([MASKS[0], np.zeros((8, 8), bool)]))
+    assert np.isnan(flows.share[1, :, :, LOCATED]).all()
+    assert to_dict(flows)["directions"]["text to located"]["images"] == 1
+    assert to_dict(flows)["directions"]["text to rest"]["images"] == 2

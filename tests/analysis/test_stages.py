@@ -21,8 +21,8 @@ def synthetic(text: Any, reference: Any) -> Flows:
     return Flows(share, counts, ("a", "b"), np.linspace(1, 0.05, 20).tolist(), (8, 8), [None] * 16)
 
 
-def seen(found: Flows) -> dict[str, bool | None]:
-    return {name: stage.seen for name, stage in stages_of(found).items()}
+def seen(flows: Flows) -> dict[str, bool | None]:
+    return {name: stage.seen for name, stage in stages_of(flows).items()}
 
 
 def test_stages_are_told_apart() -> None:

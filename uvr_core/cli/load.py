@@ -40,10 +40,9 @@ def load_model(name: str, settings: Settings) -> Any:
                 _import_parts(source)
             # Before 0.40 the argument had its older name, and "dtype" was passed over.
             release = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
-            pipe = diffusers.DiffusionPipeline.from_pretrained(
-                str(source), local_files_only=isinstance(source, Path),
-                **{"dtype" if release >= (0, 40) else "torch_dtype": dtype},
-            )  # fmt: skip
+            named = {"dtype" if release >= (0, 40) else "torch_dtype": dtype}
+            local = isinstance(source, Path)
+            pipe = diffusers.DiffusionPipeline.from_pretrained(str(source), local_files_only=local, **named)
     if not hasattr(pipe, "to") or not callable(pipe):
         raise UVRError(f"{name}: expected a diffusers pipeline, got {type(pipe).__name__}")
     if hasattr(pipe, "set_progress_bar_config"):
@@ -176,5 +175,5 @@ def running(pipe: Any) -> Iterator[None]:
 
 def facts(pipe: Any, settings: Settings) -> dict[str, Any]:
     """The settings of a run as its results record them, with the device and the dtype that it had."""
-    own = {"device": str(pipe.device), "dtype": str(pipe.dtype).removeprefix("torch.")}
-    return {**attrs.asdict(settings), **own}
+    actual = {"device": str(pipe.device), "dtype": str(pipe.dtype).removeprefix("torch.")}
+    return {**attrs.asdict(settings), **actual}

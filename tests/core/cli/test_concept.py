@@ -21,9 +21,9 @@ def test_collect_then_calibrate_then_generate(checkpoint, prompts, tmp_path, out
         sets = ("--unsafe", prompts, "--benign", prompts, "--max-false-positive", 0.9)
         result = ran("calibrate", checkpoint, bank, *sets, *masks, *common, "--out", tuned, "--json")
     assert json.loads(result.stdout)["measured"]["recall"] > 0
-    made = uvr_core.load_concepts(bank)
-    assert made.provenance["mask_source"] == "judge pointer: knife"
-    assert made.provenance["generate"]["num_inference_steps"] == 2
+    collected_bank = uvr_core.load_concepts(bank)
+    assert collected_bank.provenance["mask_source"] == "judge pointer: knife"
+    assert collected_bank.provenance["generate"]["num_inference_steps"] == 2
     assert uvr_core.load_concepts(tuned).calibration.detector == "contrast"
     ran("generate", checkpoint, "--prompts", prompts, "--concept", tuned, *common, "--out", out)
 

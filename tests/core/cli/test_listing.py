@@ -9,10 +9,10 @@ from commands import ran, registered
 
 def test_plugins_json():
     data = json.loads(ran("plugins", "--json").stdout)
-    found = {plugin["name"]: plugin for plugin in data["plugins"]}
-    assert found["builtin-adapters"]["status"] == "ok"
-    assert found["builtin-adapters"]["distribution"] == "uvr-core"
-    assert found["builtin-plugins"]["hooks"] == ["uvr_baselines", "uvr_detectors", "uvr_judges", "uvr_policies"]
+    origins = {plugin["name"]: plugin for plugin in data["plugins"]}
+    assert origins["builtin-adapters"]["status"] == "ok"
+    assert origins["builtin-adapters"]["distribution"] == "uvr-core"
+    assert origins["builtin-plugins"]["hooks"] == ["uvr_baselines", "uvr_detectors", "uvr_judges", "uvr_policies"]
     assert data["names"]["command"] == {"analyze": "analysis", "demo": "zoo", "eval": "evaluation", "zoo": "zoo"}
     assert "uvr" in data["names"]["policy"]
 
