@@ -74,7 +74,7 @@ class Driven:
         """One forward; what the engine makes of the call."""
         run, batch = self.run, len(call.query)
         step, number, level = run.next_forward(torch.full((batch,), sigma), layout)
-        parts = parts_of(self.adapter.guidance, batch, self.name, number, run.bare, self.batched)
+        parts = parts_of(self.adapter.guidance, self.name, number, not run.bare, batch // 2 if self.batched else None)
         run.open(Forward(step, number, layout, level, batch, parts))
         run.enter("a")
         edited = intervene(call, self.regulation, self.adapter)

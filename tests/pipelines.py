@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import nullcontext
 from typing import Any
 
 import attrs
@@ -61,6 +62,7 @@ class Tiny:
         self.name, self.pipe = name, tiny_zoo(name)
         self.kind = type(self.pipe)
         self.adapter = find_adapter(self.pipe.transformer)
+        self.bare: uvr_core.Regulator | None = None
         self.stock = functools.cache(self.run)  # (samples, guided) -> images, before anything is attached
         self.called = functools.cache(self._called)
         self.taps = list(self.adapter.taps(self.pipe.transformer))
@@ -81,7 +83,12 @@ class Tiny:
         if self.name == "flux-kontext":
             options |= {"max_area": 64 * 64, "_auto_resize": False}
         options["generator"] = [torch.Generator().manual_seed(40 + i) for i in samples]
-        return self.pipe(prompt=[PROMPTS[i] for i in samples], **options).images
+        with self.generation():
+            return self.pipe(prompt=[PROMPTS[i] for i in samples], **options).images
+
+    def generation(self) -> Any:
+        """What a run of the transformer alone stands in while it is attached."""
+        return self.bare.generation() if self.bare is not None and self.bare.attached else nullcontext()
 
     def _called(self) -> dict[str, Any]:
         """Keyword arguments of the transformer's first forward in a run of all prompts without guidance."""
@@ -98,7 +105,7 @@ class Tiny:
 
     def forward(self) -> torch.Tensor:
         """The transformer's prediction for `called()`, as tokens (B, I, C)."""
-        with torch.no_grad():
+        with torch.no_grad(), self.generation():
             prediction = self.pipe.transformer(**self.called())[0]
         return pack(prediction) if prediction.dim() == 4 else prediction
 
@@ -113,9 +120,10 @@ class Tiny:
         return uvr_core.ConceptBank("x", model, {f"anchors/{probe}": anchors, "sigma": torch.tensor([1.0])})
 
     def attach(self, masks: np.ndarray, policy: object, to: Any = None) -> uvr_core.Regulator:
-        return uvr_core.attach(
-            self.pipe if to is None else to, concepts=self.bank(), detector=Oracle(masks), policy=policy
-        )
+        target = self.pipe if to is None else to
+        reg = uvr_core.attach(target, concepts=self.bank(), detector=Oracle(masks), policy=policy)
+        self.bare = reg if to is self.pipe.transformer else None
+        return reg
 
 
 BUILT: dict[str, Tiny] = {}

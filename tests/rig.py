@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,7 @@ class Rig:
         model = fingerprint(self.transformer, adapter.taps(self.transformer))
         probe = adapter.probe_paths(self.transformer)[0]
         anchors = torch.randn(3, model.heads * model.head_dim, generator=torch.Generator().manual_seed(7))
+        self.bare: Callable[[], uvr_core.Regulator | None] = lambda: None  # attached to the transformer, weakly
         self.bank = uvr_core.ConceptBank("x", model, {f"anchors/{probe}": anchors, "sigma": torch.tensor([1.0])})
 
     @property
@@ -72,13 +74,21 @@ class Rig:
         if self.name == "flux-kontext":
             options |= {"max_area": 64 * 64, "_auto_resize": False}
         noise = [torch.Generator().manual_seed(40 + i) for i in range(len(PROMPTS))]
-        return (self.pipe if pipe is None else pipe)(prompt=PROMPTS, generator=noise, **options).images
+        with self.generation():
+            return (self.pipe if pipe is None else pipe)(prompt=PROMPTS, generator=noise, **options).images
+
+    def generation(self) -> Any:
+        """What a run of the transformer alone stands in while it is attached."""
+        reg = self.bare()
+        return reg.generation() if reg is not None and reg.attached else contextlib.nullcontext()
 
     def attach(self, to: Any = None, **options: Any) -> Any:
         if not self.regulated:
             return contextlib.nullcontext()
         plan = {"concepts": self.bank, "detector": Second(), "policy": TextOnly(), **options}
-        return uvr_core.attach(self.pipe if to is None else to, **plan)
+        reg = uvr_core.attach(self.pipe if to is None else to, **plan)
+        self.bare = weakref.ref(reg) if to is self.transformer else lambda: None
+        return reg
 
     def regulated_run(self, before: Callable[[Rig], object] | None = None, after: Callable[[Rig], object] | None = None,
                       **options: Any) -> torch.Tensor:  # fmt: skip

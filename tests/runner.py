@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,11 @@ class Runner:
             options.setdefault("negative_prompt", [""] * len(prompts))
         generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
         return self.pipe(prompts, generator=generators, **options).images
+
+
+def generation_of(reg: uvr_core.Regulator) -> AbstractContextManager[None]:
+    """A generation of a regulated transformer; of a pipeline its calls are that."""
+    return reg.generation() if reg._bare else nullcontext()
 
 
 def make_bank(name: str = "x", threshold: float = 0.0, heads: int = 2, head_dim: int = 16) -> uvr_core.ConceptBank:

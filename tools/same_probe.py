@@ -14,6 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,8 @@ def bare(model: Model) -> dict[str, Any]:
     """The transformer attached alone, driven by its pipeline."""
     plan = {"concepts": model.bank(), "policy": "selective"}
     with uvr_core.attach(model.pipe.transformer, **plan) as reg:
-        return {"pictures": digest(list(model.run(guided=True))), "report": reg.report.to_dict()}
+        with reg.generation() if hasattr(reg, "generation") else nullcontext():
+            return {"pictures": digest(list(model.run(guided=True))), "report": reg.report.to_dict()}
 
 
 def fitted(model: Model) -> dict[str, Any]:

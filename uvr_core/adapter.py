@@ -67,7 +67,9 @@ class Adapter:
         text_output: whether queries include the text tokens.
         tokenizers: the pipeline's attributes that hold the tokenizers whose tokens lie on the text axis, in that
             order. Through them baselines tell where a word's token lies.
-        pipelines: class names of pipelines known to drive it (documentation and `uvr doctor`).
+        pipelines: class names of the pipelines whose order of guidance parts this is. Of a pipeline that is not listed
+            every forward and row without a name is regulated.
+        text: bound root arguments -> number of text tokens, to be found again in every tap; None: not checked.
     """
 
     name: str
@@ -84,10 +86,15 @@ class Adapter:
     text_output: bool = True
     tokenizers: tuple[str, ...] = ()
     pipelines: tuple[str, ...] = ()
+    text: Callable[[Arguments], int] | None = None
 
     def recognises(self, model: object) -> bool:
         """Whether `model` is of this adapter's class (by class name along the MRO, so subclasses count)."""
         return any(cls.__name__ == self.model for cls in type(model).__mro__)
+
+    def drives(self, pipeline: type) -> bool:
+        """Whether the call of a pipeline's class is one of the listed ones' own."""
+        return next((cls.__name__ for cls in pipeline.__mro__ if "__call__" in vars(cls)), "") in self.pipelines
 
     def taps(self, model: torch.nn.Module) -> dict[str, torch.nn.Module]:
         """{path: module} of the joint attention modules, in order of execution.

@@ -21,6 +21,10 @@ def layout(arguments: Arguments) -> Layout:
     return Layout(arguments["hidden_states"].shape[1], len(images[0]), grids[0], tuple(grids[1:]))
 
 
+def text(arguments: Arguments) -> int:
+    return arguments["encoder_hidden_states"].shape[1]
+
+
 def sigma(arguments: Arguments) -> torch.Tensor:
     return arguments["timestep"]
 
@@ -32,6 +36,7 @@ FLUX = Adapter(
     probes=("single_transformer_blocks.*.attn",),
     layout=layout,
     time=sigma,
+    text=text,
     image_at="end",
     guidance="two_pass",
     tokenizers=("tokenizer_2",),

@@ -26,6 +26,10 @@ def layout(arguments: Arguments) -> Layout:
     return Layout(arguments["hidden_states"].shape[1], height * width, (height, width), grids)
 
 
+def text(arguments: Arguments) -> int:
+    return arguments["encoder_hidden_states"].shape[1]
+
+
 def sigma(arguments: Arguments) -> torch.Tensor:
     return arguments["timestep"]
 
@@ -36,6 +40,7 @@ QWEN_IMAGE = Adapter(
     attention=("transformer_blocks.*.attn",),
     layout=layout,
     time=sigma,
+    text=text,
     image_at="end",
     guidance="two_pass",
     tokenizers=("tokenizer",),

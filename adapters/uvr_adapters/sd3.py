@@ -19,6 +19,10 @@ def layout(arguments: Arguments) -> Layout:
     return Layout(image=height * width, output=height * width, grid=(height, width))
 
 
+def text(arguments: Arguments) -> int:
+    return arguments["encoder_hidden_states"].shape[1]
+
+
 def sigma(arguments: Arguments) -> torch.Tensor:
     return arguments["timestep"] / 1000
 
@@ -29,6 +33,7 @@ SD3 = Adapter(
     attention=("transformer_blocks.*.attn",),
     layout=layout,
     time=sigma,
+    text=text,
     image_at="start",
     guidance="batched:uc",
     tokenizers=("tokenizer", "tokenizer_3"),

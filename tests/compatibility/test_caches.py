@@ -118,7 +118,7 @@ def sea_cached(rig: Rig, when: str) -> Iterator[Attempt]:
     def run() -> None:
         if when == "before":
             sea_cache(rig)
-        with rig.attach(to=rig.transformer):
+        with rig.attach(to=rig.transformer), rig.generation():
             if when == "after":
                 sea_cache(rig)
             for step in range(STEPS):

@@ -102,8 +102,13 @@ def compile_around(rig: Rig, warm: bool) -> Iterator[Attempt]:
     step = torch.compile(lambda: rig.transformer(**inputs), backend="eager")
     if warm:
         step()
+
+    def generation() -> None:
+        with rig.generation():
+            step()
+
     with rig.attach(to=rig.transformer):
-        yield step
+        yield generation
 
 
 @topic.case("torch.compile of a function around the pipeline, after attach")
@@ -138,7 +143,7 @@ def checkpointed_training(rig: Rig) -> Iterator[Attempt]:
     rig.transformer.train().requires_grad_(True)
 
     def step() -> None:
-        with rig.attach(to=rig.transformer):
+        with rig.attach(to=rig.transformer), rig.generation():
             rig.transformer(**inputs)[0].sum().backward()
 
     yield step

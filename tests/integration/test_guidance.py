@@ -178,21 +178,21 @@ def test_a_pass_named_uncond_is_left_alone_even_when_it_comes_first(
     stock = model.forward()
 
     def both_passes() -> dict[str, torch.Tensor]:
-        given = {}
+        predictions = {}
         for branch in ("uncond", "cond"):
-            with transformer.cache_context(branch):
-                given[branch] = model.forward()
-        return given
+            with transformer.cache_context(branch), torch.no_grad():
+                predictions[branch] = transformer(**model.called())[0]
+        return predictions
 
     if attached_to == "transformer":
-        with model.attach(masks_of(0, 1, 2), "block", to=transformer):
-            given = both_passes()
+        with model.attach(masks_of(0, 1, 2), "block", to=transformer) as reg, reg.generation():
+            predictions = both_passes()
     else:  # inside a pipeline's run, which a pipeline with the opposite order of passes would open
         with model.attach(masks_of(0, 1, 2), "block") as reg:
             reg._interceptor._current.set(reg._begin(Run(reg.taps)))
-            given = both_passes()
-    assert identical(given["uncond"].numpy(), stock.numpy()) == [True, True, True]
-    assert identical(given["cond"].numpy(), stock.numpy()) == [True, False, True]
+            predictions = both_passes()
+    assert identical(predictions["uncond"].numpy(), stock.numpy()) == [True, True, True]
+    assert identical(predictions["cond"].numpy(), stock.numpy()) == [True, False, True]
 
 
 def first_row(model: Tiny, queries: int) -> int:

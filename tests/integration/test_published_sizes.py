@@ -85,8 +85,9 @@ def test_one_forward_at_the_published_size(published: Published, calls: list[Att
     heads, size = published.config["num_attention_heads"], published.config["attention_head_dim"]
     assert reg.fingerprint == uvr_core.Fingerprint(published.model, published.taps, heads, size)
     inputs = published.inputs()
-    with on_meta(transformer):
+    with on_meta(transformer), reg.generation():
         output = transformer(**inputs, return_dict=False)[0]
+        run = reg._interceptor.intervention.run
     assert output.is_meta
     assert output.shape == inputs["hidden_states"].shape
 
@@ -101,11 +102,8 @@ def test_one_forward_at_the_published_size(published: Published, calls: list[Att
     assert len(ran) == published.taps + published.side_attention
 
     # What was read off the arguments.
-    intervention = reg._interceptor.intervention
-    assert intervention is not None
-    assert intervention.run.sigmas == [SIGMA]
     layout = Layout(published.image, PATCHES, (SIDE, SIDE), ((SIDE, SIDE),) * published.references)
-    assert intervention.run.layout == layout
+    assert (run.sigmas, run.layout) == ([SIGMA], layout)
     assert reg.adapter.image_at == published.image_at
 
     # What is left of each call when the image is taken away is text, all of it.

@@ -137,9 +137,8 @@ def test_a_blocked_patch_receives_no_text_and_no_reference(tiny: Callable[[str],
     located = located.flatten(1)
     moved = {}
     for policy in ("observe", "block"):
-        with model.attach(masks_of(0, 1, 2), policy, to=model.pipe.transformer) as reg:
+        with model.attach(masks_of(0, 1, 2), policy, to=model.pipe.transformer):
             before = model.forward()
-            reg.reset()  # a new generation: located anew at the probe, not before it
             handle = shift_values(model, role)
             try:
                 after = model.forward()

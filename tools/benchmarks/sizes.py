@@ -234,7 +234,10 @@ class Stack:
         """Attached; every concept is looked for in the first block, and none is ever located."""
         model = uvr_core.Fingerprint("FluxTransformer2DModel", len(self.paths), self.size.heads, self.size.head_dim)
         banks = [bank(model, self.paths[0], name=f"concept {number}") for number in range(concepts)]
-        with uvr_core.attach(self.model, concepts=banks, detector="anchor", policy="uvr", threshold=NEVER):
+        with (
+            uvr_core.attach(self.model, concepts=banks, detector="anchor", policy="uvr", threshold=NEVER) as reg,
+            reg.generation(),
+        ):
             yield
 
     @contextmanager
@@ -247,7 +250,8 @@ class Stack:
         with uvr_core.attach(
             self.model, concepts=bank(model, self.paths[0]), detector=oracle, policy=rule_policy
         ) as regulator:
-            yield
+            with regulator.generation():
+                yield
             report = regulator.report
             assert report is not None
             assert all(finding.located for finding in report.findings)

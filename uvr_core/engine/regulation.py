@@ -23,7 +23,7 @@ from .plan import ConceptPlan
 from .readings import Reader, contrast, direction, features
 from .report import Posture, Report, summarise
 from .uncond import UncondText
-from .withhold import Refusal, without_refused
+from .withhold import Refusal, images_of, without_refused
 
 HandedOut = Callable[[Report, tuple[int, int] | None], None]
 
@@ -98,6 +98,11 @@ class Regulation(Intervention):
 
     def _withhold(self, error: UnsafeContent, plan: ConceptPlan) -> bool:
         """Note which images a policy refuses; whether the others can still be returned without them."""
+        if strange := [sample for sample in error.samples if sample not in range(self._batch)]:
+            raise UVRError(
+                f"policy {plan.policy_name!r} refuses samples {strange!r}, and the batch holds 0 to {self._batch - 1}; "
+                "the images are withheld"
+            )
         refusal = Refusal(plan.name, len(self.run.steps) - 1, getattr(plan.policy, "instead", None))
         for sample in error.samples:
             self._refusals.setdefault(sample, refusal)
@@ -112,6 +117,17 @@ class Regulation(Intervention):
             self._noise.append(torch.Generator().manual_seed((seed * 2654435761 + 97) % 2**63))
         return self._noise[:batch]
 
+    def on_forward(self, forward: Forward) -> None:
+        """A concept whose window is past and was never looked for: better now than after the whole run.
+
+        Raises:
+            UVRError: naming the concept.
+        """
+        looked_for = self._looked_for
+        for concept in self.plan:
+            if forward.sigma < concept.window[1] and concept.name not in looked_for:
+                raise self._never_looked_for(concept)
+
     def on_forward_end(self, forward: Forward) -> None:
         """Nobody can withhold what a bare transformer gave: its edits are checked at once."""
         if self.run.bare:
@@ -125,13 +141,27 @@ class Regulation(Intervention):
             UnsafeContent: no image may leave, or the result does not say which is which.
         """
         self._finite.check()
-        looked_for = {state.plan.name for state in self._states if state.scores}
+        looked_for = self._looked_for
         for concept in self.plan:
             if concept.name not in looked_for:
                 raise self._never_looked_for(concept)
+        self._check_count(result)
         result = without_refused(result, self._refusals, self._batch, len(self.run.steps) - 1)
         self._handed_out(self.report(), self.run.layout.grid if self.run.layout else None)
         return result
+
+    @property
+    def _looked_for(self) -> set[str]:
+        return {state.plan.name for state in self._states if state.scores}
+
+    def _check_count(self, result: Any) -> None:
+        """The rows that followed the prompt must be the images: else some image was no regulated row."""
+        images = images_of(result)
+        if images is not None and self._batch and (not len(images) or self._batch % len(images)):
+            raise UVRError(
+                f"the pipeline returned {len(images)} images, where {self._batch} rows of the batch followed the "
+                "prompt: its guidance is laid out in a way that UVR does not know; the images are withheld"
+            )
 
     def _never_looked_for(self, concept: ConceptPlan) -> UVRError:
         (high, low), sigmas = concept.window, self.run.sigmas

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..adapter import Adapter
+from ..errors import UVRError
 from ..intercept.interceptor import Interceptor
 from ..intercept.ledger import Run
 from .lookup import check_plan, fingerprint
@@ -49,13 +50,13 @@ class Regulator:
         self.last_grid: tuple[int, int] | None = None
         self._reader: Reader | None = None
         self._read_taps: frozenset[str] = frozenset()
-        self._interceptor = Interceptor(transformer, adapter, self._begin, None if self._bare else model)
+        pipeline = None if self._bare else model
+        single = self._bare and not self.plan  # nothing is looked for, so nothing hangs on where a generation begins
+        self._interceptor = Interceptor(transformer, adapter, self._begin, pipeline, single)
         self.attached = True
 
     def detach(self) -> None:
         """Restore the model and pipeline exactly. Idempotent."""
-        if self._bare and self.attached and self._interceptor.intervention is not None:
-            self._keep_report(self.report)
         self._interceptor.remove()
         self.attached = False
 
@@ -69,18 +70,38 @@ class Regulator:
     def report(self) -> Report | None:
         """What ran: the last generation of this thread, else of any; None before the first, and if it broke off.
 
-        Attached to a bare transformer, a generation ends when the noise level rises again; `report` then shows
-        the generation in progress.
+        Attached to a bare transformer, inside `generation()`: the generation in progress.
         """
         regulation = self._interceptor.intervention
         if self._bare and isinstance(regulation, Regulation):
             return regulation.report("incomplete")
         return self._thread.report or self._last_report
 
-    def reset(self) -> None:
-        """Forget the generation in progress. Only needed when a bare transformer is driven by hand and a new
-        generation starts at a noise level no higher than the last one's (one-step sampling, say)."""
-        self._interceptor.forget()
+    @contextmanager
+    def generation(self, scheduler: Any = None) -> Iterator[None]:
+        """One generation of a bare transformer, driven by hand; verified when the block ends.
+
+            with reg.generation(scheduler):
+                for t in scheduler.timesteps: ...
+
+        Nobody can withhold what a forward gave, so whatever is wrong raises at once, or at the end of the block: what
+        was drawn in a block that raised must not be used. One generation at a time and thread. No pipeline says which
+        forward, or which half of a batch, follows the prompt: all are regulated, but for forwards inside
+        `transformer.cache_context("uncond")`.
+
+        Args:
+            scheduler: its calls of `step` are the generation's steps; None: each new noise level is one.
+
+        Raises:
+            UVRError: attached to a pipeline, whose calls are the generations; a concept was never looked for; an edit
+                gave NaN or Inf.
+            UnsupportedRuntime: this thread is in a generation already.
+            TapNotFired: the steps, forwards or taps do not add up.
+        """
+        if not self._bare:
+            raise UVRError("attached to a pipeline: call the pipeline; its calls are the generations")
+        with self._interceptor.generation(scheduler):
+            yield
 
     @contextmanager
     def recording(self, reader: Reader, taps: Sequence[str] = ()) -> Iterator[None]:
@@ -98,8 +119,7 @@ class Regulator:
             self._reader, self._read_taps = None, frozenset()
 
     def _begin(self, run: Run) -> Regulation:
-        if not self._bare:
-            self._keep_report(None)  # a call that breaks off must not show what an earlier one located
+        self._keep_report(None)  # a call that breaks off must not show what an earlier one located
         return Regulation(run, self.adapter, self.plan, self._handed_out, self._reader, self._read_taps)
 
     def _handed_out(self, report: Report, grid: tuple[int, int] | None) -> None:

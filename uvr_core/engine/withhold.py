@@ -19,6 +19,11 @@ class Refusal:
     placeholder: Any = None
 
 
+def images_of(result: Any) -> Any:
+    """The images of a pipeline's result: the first entry of a tuple, else its `images`; None if it has none."""
+    return result[0] if isinstance(result, tuple) else getattr(result, "images", None)
+
+
 def without_refused(result: Any, refusals: Mapping[int, Refusal], batch: int, step: int) -> Any:
     """A pipeline's result with the refused images replaced; arrays and tensors become lists, to hold None.
 
@@ -33,7 +38,7 @@ def without_refused(result: Any, refusals: Mapping[int, Refusal], batch: int, st
     """
     if not refusals:
         return result
-    images = result[0] if isinstance(result, tuple) else getattr(result, "images", None)
+    images = images_of(result)
     if images is None or len(images) != batch:
         raise UnsafeContent(
             f"{len(refusals)} of {batch} images are refused and the pipeline's result "

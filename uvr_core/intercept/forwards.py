@@ -6,7 +6,6 @@ import contextvars
 import inspect
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -16,15 +15,15 @@ from ..adapter import Adapter, Layout
 from ..errors import AdapterMismatch, TapNotFired, UnsupportedRuntime, UVRError
 from .calls import AttentionCall, is_joint, joint_call
 from .current import Current
-from .guidance import Part, parts_of
+from .guidance import Part, equal_halves, parts_of
 from .hooks import Hook
 from .intervention import Begin, Intervention
 from .ledger import Forward, Run
 from .runtime import refuse_forward, refuse_split_batch, skipping
 
 
-class _First(threading.local):
-    """Undoes this thread's first run of a bare transformer. It goes with the object; a context would keep it."""
+class _Single(threading.local):
+    """Ends the run of the single forward that this thread is in."""
 
     token: contextvars.Token[Intervention | None] | None = None
 
@@ -36,17 +35,19 @@ class Forwards:
         transformer: the root module.
         adapter: how to read its arguments.
         current: the run of each thread.
-        pipeline: the pipeline that drives it; None: the transformer is bare, and a run begins by itself when the noise
-            level rises.
-        begin: makes the intervention of a run that begins here.
+        pipeline: the pipeline that drives it; None: it is driven by hand.
+        begin: makes the intervention of a forward outside of any run, which is then a run of its own; None: such a
+            forward is refused.
     """
 
-    def __init__(self, transformer: nn.Module, adapter: Adapter, current: Current, pipeline: object, begin: Begin):
+    def __init__(
+        self, transformer: nn.Module, adapter: Adapter, current: Current, pipeline: object, begin: Begin | None
+    ):
         self.taps = tuple(adapter.taps(transformer))
         self._transformer, self._adapter, self._current = transformer, adapter, current
-        self._pipeline, self._begin = pipeline, begin
+        self._pipeline, self._trusted = pipeline, pipeline is not None and adapter.drives(type(pipeline))
         self._signature = inspect.signature(type(transformer).forward)
-        self._first = _First()
+        self._begin, self._single = begin, _Single()
         self._handles: list[Any] = []
 
     def register(self) -> None:
@@ -56,35 +57,38 @@ class Forwards:
         self._handles.append(self._transformer.register_forward_hook(after, with_kwargs=True, always_call=True))
 
     def remove(self) -> None:
-        """Take the hooks off, and end this thread's run of a bare transformer. Idempotent."""
+        """Take the hooks off. Idempotent."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if self._first.token is not None:
-            with suppress(ValueError):  # it began in a context of its own (asyncio.to_thread), which is gone
-                self._current.reset(self._first.token)
-            self._first.token = None
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         refuse_forward(module, self.taps)
-        layout, sigma, batch = self._read(module, args, kwargs)
+        bound, layout, sigma = self._read(module, args, kwargs)
         intervention = self._current.get()
-        if self._pipeline is None and (intervention is None or _begins(intervention.run, sigma)):
+        if intervention is None and self._begin is not None:
             intervention = self._begin(Run(self.taps, bare=True))
-            token = self._current.set(intervention)
-            self._first.token = self._first.token or token
+            self._single.token = self._current.set(intervention)
         if intervention is None:
             raise UVRError(
-                "the regulated transformer was called outside its pipeline; attach to the transformer itself to "
-                "drive it by hand, or detach"
+                "the regulated transformer was called outside its pipeline; attached to the transformer itself, run "
+                "each generation inside `with reg.generation():`, or detach"
             )
-        run = intervention.run
+        run, latents = intervention.run, bound.get("hidden_states")
         step, number, level = run.next_forward(sigma, layout)
-        run.open(Forward(step, number, layout, level, batch, self._parts(batch, number)))
+        try:
+            parts = self._parts(latents, number)
+        except UnsupportedRuntime as error:
+            names = skipping(module, kwargs)
+            raise UnsupportedRuntime(f"{error}. On the model: {', '.join(names)}" if names else str(error)) from None
+        text = None if self._adapter.text is None else self._adapter.text(bound)
+        forward = Forward(step, number, layout, level, None if latents is None else len(latents), parts, text)
+        run.open(forward)
+        intervention.on_forward(forward)
 
     def _read(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Layout, torch.Tensor, int | None]:
+    ) -> tuple[Mapping[str, Any], Layout, torch.Tensor]:
         adapter = self._adapter
         try:
             bound = self._signature.bind(module, *args, **kwargs).arguments
@@ -95,16 +99,19 @@ class Forwards:
             ) from error
         if not layout.adds_up:
             raise AdapterMismatch(f"adapter {adapter.name!r} read a layout that does not add up: {layout}")
-        latents = bound.get("hidden_states")
-        return layout, sigma, None if latents is None else len(latents)
+        return bound, layout, sigma
 
-    def _parts(self, batch: int | None, number: int) -> tuple[Part, ...]:
-        guidance, pipeline = self._adapter.guidance, self._pipeline
-        batched = guidance.startswith("batched") and bool(getattr(pipeline, "do_classifier_free_guidance", False))
-        return parts_of(guidance, batch, self._current.part.get(), number, pipeline is None, batched)
+    def _parts(self, latents: Any, number: int) -> tuple[Part, ...]:
+        guidance, name = self._adapter.guidance, self._current.part.get()
+        batched = guidance.startswith("batched") and getattr(self._pipeline, "do_classifier_free_guidance", False)
+        halves = equal_halves(latents) if self._trusted and batched and name is None else None
+        return parts_of(guidance, name, number, self._trusted, halves)
 
     def _after(self, module: nn.Module, args: object, kwargs: Mapping[str, Any], output: object) -> None:
         intervention = self._current.get()
+        token, self._single.token = self._single.token, None
+        if token is not None:
+            self._current.reset(token)
         if intervention is None or intervention.run.forward is None:
             return
         if output is None:  # the forward raised; its own error is the one to show
@@ -116,6 +123,8 @@ class Forwards:
             names = skipping(module, kwargs)
             raise TapNotFired(f"{error}. On the model: {', '.join(names)}" if names else str(error)) from None
         intervention.on_forward_end(forward)
+        if token is not None:
+            intervention.on_end(None)
 
     def entered(self, path: str) -> None:
         """A tapped module begins."""
@@ -150,6 +159,13 @@ def intervene(call: AttentionCall, intervention: Intervention, adapter: Adapter)
     forward, output = intervention.run.forward, call.output
     if forward is None or not is_joint(call, adapter, forward.layout):
         return None
+    if forward.text is not None and call.key.shape[2] != forward.layout.image + forward.text:
+        tokens = call.key.shape[2] - forward.layout.image
+        raise UnsupportedRuntime(
+            f"{call.path}: attention over {tokens} text tokens, where the transformer was given {forward.text}: "
+            "something adds or drops tokens inside it (a hook, a patched forward), and UVR cannot tell where the "
+            "picture lies; take it off, or detach UVR"
+        )
     forward.taps[call.path] += 1
     for part in forward.parts:
         if part.follows_prompt or (intervention.sees_uncond and part.name == "uncond"):
@@ -158,8 +174,3 @@ def intervene(call: AttentionCall, intervention: Intervention, adapter: Adapter)
                 edited = torch.cat([output[: part.rows.start], edited, output[part.rows.stop :]])
             output = output if edited is None else edited
     return None if output is call.output else output
-
-
-def _begins(run: Run, sigma: torch.Tensor) -> bool:
-    """Whether a bare transformer's forward opens a new run: the noise level rose, or the last forward broke off."""
-    return run.interrupted or (bool(run.steps) and float(sigma.reshape(-1)[0]) > run.steps[-1].sigma)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
 
 from ..adapter import Adapter
+from ..errors import UnsupportedRuntime
 from .current import Current
 from .forwards import Forwards
 from .intervention import Begin, Intervention
-from .pipeline import PartNames, PipelineCall
+from .ledger import Run
+from .pipeline import PartNames, PipelineCall, counted_steps
 from .taps import Taps
 
 
@@ -22,6 +26,7 @@ class Interceptor:
         adapter: what is known about it.
         begin: makes the intervention of each run.
         pipeline: what drives the transformer; None: it is driven by hand.
+        single: a forward outside of any run is a run of its own, and not refused.
 
     Raises:
         AdapterMismatch: the adapter's patterns match no module.
@@ -29,10 +34,12 @@ class Interceptor:
             Nothing was changed.
     """
 
-    def __init__(self, transformer: nn.Module, adapter: Adapter, begin: Begin, pipeline: Any = None):
+    def __init__(
+        self, transformer: nn.Module, adapter: Adapter, begin: Begin, pipeline: Any = None, single: bool = False
+    ):
         current = Current()
-        self._current = current
-        self.forwards = Forwards(transformer, adapter, current, pipeline, begin)
+        self._current, self._begin = current, begin
+        self.forwards = Forwards(transformer, adapter, current, pipeline, begin if single else None)
         self._part_names = PartNames(transformer, current)
         self._call = None
         self.taps = Taps(
@@ -56,9 +63,33 @@ class Interceptor:
         """What is in force in this thread's run."""
         return self._current.get()
 
-    def forget(self) -> None:
-        """End this thread's run of a bare transformer."""
-        self._current.set(None)
+    @contextmanager
+    def generation(self, scheduler: Any = None) -> Iterator[None]:
+        """One run of a transformer that is driven by hand, verified when it ends.
+
+        Args:
+            scheduler: its calls of `step` end the run's steps; None: a new noise level begins a step.
+
+        Raises:
+            UnsupportedRuntime: this thread is in a run already.
+        """
+        if self._current.get() is not None:
+            raise UnsupportedRuntime(
+                "a generation began inside another one of this thread; let each end before the next begins, or run "
+                "them in threads of their own"
+            )
+        intervention = self._begin(Run(self.forwards.taps, bare=True, scheduled=scheduler is not None))
+        token = self._current.set(intervention)
+        try:
+            with nullcontext() if scheduler is None else counted_steps(scheduler, self._current):
+                yield
+            intervention.run.verify()
+            intervention.on_end(None)
+        except BaseException as error:
+            intervention.on_error(error)
+            raise
+        finally:
+            self._current.reset(token)
 
     def remove(self) -> None:
         """Restore the model and pipeline exactly. Idempotent."""

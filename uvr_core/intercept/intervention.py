@@ -24,6 +24,9 @@ class Intervention:
     def __init__(self, run: Run):
         self.run = run
 
+    def on_forward(self, forward: Forward) -> None:
+        """A forward begins."""
+
     def on_call(self, call: JointCall) -> torch.Tensor | None:
         """A joint call has run.
 

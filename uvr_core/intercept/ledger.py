@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 
 import attrs
-import numpy as np
 import torch
 
 from ..adapter import Layout
@@ -22,6 +22,7 @@ class Forward:
         step: scheduler step it belongs to, 0 first.
         number: which forward of that step it is, 0 first.
         layout: where its image tokens lie.
+        text: number of text tokens that it was given; None: the adapter does not say.
         sigma: noise level, 1 = pure noise, 0 = clean.
         batch: rows of its latents, None if its arguments do not say.
         parts: the rows under each guidance condition; those that follow the prompt last.
@@ -34,16 +35,25 @@ class Forward:
     sigma: float
     batch: int | None
     parts: tuple[Part, ...]
+    text: int | None = None
     taps: Counter[str] = attrs.field(factory=Counter)
 
 
 @attrs.define(eq=False)
 class Step:
-    """One step of the scheduler: its noise level, its forwards, and whether one of them followed the prompt."""
+    """One step: what one call of `scheduler.step` ends, or, without a scheduler, one noise level.
 
-    sigma: float
+    Attributes:
+        sigma: noise level of its first forward; NaN if it had none.
+        forwards: how many it had.
+        follows_prompt: whether one of them had rows that follow the prompt.
+        closed: the scheduler ended it.
+    """
+
+    sigma: float = math.nan
     forwards: int = 0
     follows_prompt: bool = False
+    closed: bool = False
 
 
 @attrs.define(eq=False)
@@ -54,21 +64,25 @@ class Run:
         taps: paths of the joint attention modules, in order of execution.
         seeds: of the images' generators; a short list is extended by counting up.
         bare: no pipeline drives the transformer: nobody can withhold an image.
+        scheduled: a scheduler ends the steps; else a new noise level begins one.
         steps: what happened so far.
         forward: the forward that is open.
         fired: joint calls that were verified.
         broken: a forward raised.
+        counted: whether steps must be alike in their number of forwards: some of them were told apart by order.
         thread: the thread that opened it.
     """
 
     taps: tuple[str, ...]
     seeds: tuple[int, ...] = (0,)
     bare: bool = False
+    scheduled: bool = False
     steps: list[Step] = attrs.field(factory=list, init=False)
     forward: Forward | None = attrs.field(default=None, init=False)
     layout: Layout | None = attrs.field(default=None, init=False)
     fired: int = attrs.field(default=0, init=False)
     broken: bool = attrs.field(default=False, init=False)
+    counted: bool = attrs.field(default=False, init=False)
     thread: int = attrs.field(factory=threading.get_ident, init=False)
     _entered: str | None = attrs.field(default=None, init=False)
 
@@ -88,22 +102,28 @@ class Run:
         return self.broken or self.forward is not None
 
     def next_forward(self, sigma: torch.Tensor, layout: Layout) -> tuple[int, int, float]:
-        """Where a forward that begins now stands: (step, number in it, noise level). A new noise level is a new step.
+        """Where a forward that begins now stands: (step, number in it, noise level).
 
         Raises:
-            UVRError: the noise level is not finite, or the layout differs from the run's.
+            UVRError: the noise level is not finite, samples differ in theirs, or the layout is not the run's.
             TapNotFired: another forward is open.
         """
-        level = float(sigma.reshape(-1)[0])
-        if not np.isfinite(level):
-            raise UVRError(f"the model's time argument gives noise level {level}; expected 0..1")
+        low, high = (float(level) for level in torch.aminmax(sigma.detach().float()))
+        if not math.isfinite(low) or not math.isfinite(high):
+            raise UVRError(f"the model's time argument gives noise level {low}; expected 0..1")
+        if low != high:
+            raise UVRError(
+                f"the samples of one forward have noise levels from {low:.3g} to {high:.3g}; UVR expects one for all: "
+                "run samples of different noise levels in generations of their own"
+            )
         if self.forward is not None:
             raise TapNotFired("a second forward of the transformer began inside the first; UVR expects one at a time")
         if self.layout is not None and layout != self.layout:
             raise UVRError(f"the token layout changed inside one generation: {self.layout} became {layout}")
-        if self.steps and level == self.steps[-1].sigma:
-            return len(self.steps) - 1, self.steps[-1].forwards, level
-        return len(self.steps), 0, level
+        last = self.steps[-1] if self.steps else None
+        if last is None or last.closed or (not self.scheduled and low != last.sigma):
+            return len(self.steps), 0, low
+        return len(self.steps) - 1, last.forwards, low
 
     def open(self, forward: Forward) -> None:
         """Begin a forward."""
@@ -112,7 +132,14 @@ class Run:
         step = self.steps[forward.step]
         step.forwards += 1
         step.follows_prompt |= any(part.follows_prompt for part in forward.parts)
+        self.counted |= any(part.by_order for part in forward.parts)
         self.forward, self.layout = forward, forward.layout
+
+    def end_step(self) -> None:
+        """The scheduler made a step."""
+        if not self.steps or self.steps[-1].closed:
+            self.steps.append(Step())
+        self.steps[-1].closed = True
 
     def close(self) -> Forward:
         """End the open forward: every tap must have fired exactly once.
@@ -154,20 +181,20 @@ class Run:
         """Whether the module of that path is the one that runs, in an open forward."""
         return self.forward is not None and self._entered == path
 
-    def verify(self, expected: int) -> None:
+    def verify(self) -> None:
         """Whether a whole generation can be vouched for.
 
-        Args:
-            expected: steps that the scheduler ran.
-
         Raises:
-            TapNotFired: another number of steps carried a forward, a joint call is missing, a step had no forward that
-                follows the prompt, or steps differ in their number of forwards.
+            TapNotFired: no step at all, a step without a forward or a forward without a step, a joint call that is
+                missing, a step in which nothing followed the prompt, or steps that differ in forwards told apart by
+                their order.
         """
-        if len(self.steps) != expected:
+        carried = sum(step.forwards > 0 for step in self.steps)
+        ended = sum(step.closed for step in self.steps) if self.scheduled else carried
+        if not self.steps or carried != len(self.steps) or ended != len(self.steps):
             raise TapNotFired(
-                f"the scheduler ran {expected} steps but {len(self.steps)} carried a verified forward of the "
-                "transformer; the images are withheld"
+                f"the scheduler ran {ended} steps but {carried} carried a verified forward of the transformer; "
+                "the images are withheld"
             )
         if self.interrupted or self.fired != sum(self.passes) * len(self.taps):
             raise TapNotFired(
@@ -180,7 +207,7 @@ class Run:
                 '(transformer.cache_context("cond")); the images are withheld'
             )
         for number, count in enumerate(self.passes):
-            if count != self.passes[0]:
+            if self.counted and count != self.passes[0]:
                 raise TapNotFired(
                     f"step {number} had {count} transformer passes, step 0 had {self.passes[0]}; "
                     "guidance that changes inside a run is not supported; the images are withheld"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +17,8 @@ from .current import Current
 from .hooks import uncopyable
 from .intervention import Begin
 from .ledger import Run
+
+_CALLBACKS = ("callback_on_step_end", "callback")
 
 
 class PartNames:
@@ -47,6 +50,44 @@ class PartNames:
         if self._named is not None and self._transformer.__dict__.get("cache_context") is self._named:
             del self._transformer.__dict__["cache_context"]
         self._named = None
+
+
+class _Apart:
+    """A callback, called outside of any run."""
+
+    def __init__(self, callback: Callable[..., Any], current: Current):
+        self._callback, self._current = callback, current
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        token = self._current.set(None)
+        try:
+            return self._callback(*args, **kwargs)
+        finally:
+            self._current.reset(token)
+
+
+@contextmanager
+def counted_steps(scheduler: Any, current: Current) -> Iterator[None]:
+    """Every `scheduler.step` meanwhile ends a step of the run that this thread is in.
+
+    The instance gets a subclass of its class, so that a copy of it counts as well.
+    """
+    stock = type(scheduler)
+
+    @functools.wraps(stock.step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = stock.step(self, *args, **kwargs)
+        if (intervention := current.get()) is not None:
+            intervention.run.end_step()
+        return result
+
+    counting = type(stock.__name__, (stock,), {"step": step, "__module__": stock.__module__})
+    scheduler.__class__ = counting
+    try:
+        yield
+    finally:
+        if type(scheduler) is counting:
+            scheduler.__class__ = stock
 
 
 class PipelineCall:
@@ -107,9 +148,17 @@ class PipelineCall:
         finally:
             self._generating.release()
 
+    def _apart(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments, with callbacks that are outside of the run: what they draw is no part of it."""
+        callbacks = {name: kwargs[name] for name in _CALLBACKS if isinstance(kwargs.get(name), types.FunctionType)}
+        return {
+            **kwargs,
+            **{name: functools.wraps(call)(_Apart(call, self._current)) for name, call in callbacks.items()},
+        }
+
     def _generate(self, stock: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         pipeline = self._pipeline
-        run = Run(self._taps)
+        run = Run(self._taps, scheduled=True)
         intervention = self._begin(run)
         run.seeds = seeds_of(stock, args, kwargs)
         if pipeline.transformer is not self._transformer:
@@ -119,9 +168,9 @@ class PipelineCall:
             )
         token = self._current.set(intervention)
         try:
-            result = stock.__call__(pipeline, *args, **kwargs)
-            expected = getattr(pipeline, "_num_timesteps", None)
-            run.verify(int(len(pipeline.scheduler.timesteps) if expected is None else expected))
+            with counted_steps(pipeline.scheduler, self._current):
+                result = stock.__call__(pipeline, *args, **self._apart(kwargs))
+            run.verify()
             return intervention.on_end(result)
         except BaseException as error:
             intervention.on_error(error)

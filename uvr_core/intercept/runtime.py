@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import UnsupportedRuntime
@@ -25,8 +26,12 @@ def refuse_forward(transformer: nn.Module, taps: Sequence[str]) -> None:
     """Before each forward: what is on now that no count of taps would tell.
 
     Raises:
-        UnsupportedRuntime: torch.compile, layer skipping, or a split over devices.
+        UnsupportedRuntime: torch.jit.trace, torch.compile, layer skipping, or a split over devices.
     """
+    if torch.jit.is_tracing():  # type: ignore[no-untyped-call,attr-defined,unused-ignore]
+        raise UnsupportedRuntime(
+            f"{type(transformer).__name__} is traced by torch.jit: the trace would hold no regulation; detach UVR first"
+        )
     along = list(_along(transformer, taps))
     refuse_compiled(along)
     _refuse_skipping(along)

@@ -10,6 +10,7 @@ an `always_call` hook counts the calls. See docs/design/taps.md for the alternat
 
 from __future__ import annotations
 
+import threading
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -86,6 +87,12 @@ def _redirect(
     return reached
 
 
+class _Returned(threading.local):
+    """What the tapped module that runs in this thread returned, before others' hooks saw it."""
+
+    output: object = None
+
+
 class Taps:
     """Taps on a set of modules.
 
@@ -108,11 +115,17 @@ class Taps:
         self.modules, self.observer, self._entered, self._left = dict(modules), observer, entered, left
         self._originals: dict[str, object] = {}
         self._handles: list[Any] = []
+        self._around: dict[str, tuple[int, int]] = {}  # numbers of our two forward hooks
+        self._returned = _Returned()
         try:
             for path, module in self.modules.items():
                 self._seat(path, module)
-                self._handles.append(module.register_forward_pre_hook(Hook(self._pre(path))))
-                self._handles.append(module.register_forward_hook(Hook(self._post(path)), always_call=True))
+                around = [
+                    module.register_forward_hook(Hook(self._first)),
+                    module.register_forward_hook(Hook(self._post(path)), always_call=True),
+                ]
+                self._around[path] = (around[0].id, around[1].id)
+                self._handles += [module.register_forward_pre_hook(Hook(self._pre(path))), *around]
         except BaseException:
             self.remove()
             raise
@@ -135,13 +148,28 @@ class Taps:
             if torch.compiler.is_compiling():
                 refuse(path)
             self._seat(path, module)
+            if len(module._forward_hooks) > 2:  # others' hooks: ours go around them
+                hooks: Any = module._forward_hooks
+                first, last = self._around[path]
+                hooks.move_to_end(first, last=False)
+                hooks.move_to_end(last)
             self._entered(path)
 
         return hook
 
+    def _first(self, module: nn.Module, args: object, output: object) -> None:
+        """Before others' hooks: what the module itself gives."""
+        self._returned.output = output
+
     def _post(self, path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: object, output: object) -> None:
             self._left(path)
+            returned, self._returned.output = self._returned.output, None
+            if output is not None and output is not returned:
+                raise UnsupportedRuntime(
+                    f"{path}: a forward hook puts something of its own in the place of what the attention gives, "
+                    "regulated or not: take it off, or detach UVR"
+                )
 
         return hook
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import attrs
@@ -71,10 +71,12 @@ class Edit:
 
 @contextmanager
 def regulated(model: Any, adapter: Adapter | None, detector: Given, policy: Policy) -> Iterator[Regulator]:
-    """Attach with a concept that `detector` locates at the first block, at every noise level."""
+    """Attach with a concept that `detector` locates at the first block, at every noise level; a model that is no
+    pipeline, for one generation."""
     transformer = getattr(model, "transformer", model)
     taps = find_adapter(transformer, adapter).taps(transformer)
     calibration = Calibration(detector.name, next(iter(taps)), (1.0, 0.0), detector.threshold)
     bank = ConceptBank("conformance", fingerprint(transformer, taps), {}, calibration)
     with attach(model, adapter, concepts=bank, detector=detector, policy=policy) as reg:
-        yield reg
+        with reg.generation() if model is transformer else nullcontext():
+            yield reg

@@ -201,7 +201,7 @@ class _State:
         run, batched = self.regulation.run, self.guidance.kind in ("uc", "cu")
         step, number, level = run.next_forward(self.adapter.time(whole), self.layout)
         batch = len(arguments["hidden_states"])
-        parts = parts_of(self.adapter.guidance, batch, None, number, False, batched)
+        parts = parts_of(self.adapter.guidance, None, number, True, batch // 2 if batched else None)
         run.open(Forward(step, number, self.layout, level, batch, parts))
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from runner import Runner
+from runner import Runner, generation_of
 
 import uvr_core
 from uvr_plugins.detectors import Oracle
@@ -41,16 +41,18 @@ def test_an_exception_inside_attention_leaves_nothing_behind(
     stock = runner.run()
     target = runner.pipe.transformer if bare else runner.pipe
     reg = uvr_core.attach(target, concepts=bank, detector=Oracle(one_masked()), policy="block")
-    regulated = runner.run()
+    with generation_of(reg):
+        regulated = runner.run()
     inner = runner.pipe.transformer.single_transformer_blocks[0].attn.to_v
 
     def explode(*args: object) -> None:
         raise error("boom")
 
     handle = inner.register_forward_hook(explode)
-    with pytest.raises(error, match="boom"):
+    with pytest.raises(error, match="boom"), generation_of(reg):
         runner.run()
     handle.remove()
-    assert np.array_equal(runner.run(), regulated)
+    with generation_of(reg):
+        assert np.array_equal(runner.run(), regulated)
     reg.detach()
     assert np.array_equal(runner.run(), stock)

@@ -19,7 +19,7 @@ LAYOUT = Layout(4, 4, (2, 2))
 
 def begin(run: Run, sigma: float, layout: Layout = LAYOUT, name: str = "cond") -> Forward:
     step, number, level = run.next_forward(torch.tensor([sigma]), layout)
-    run.open(Forward(step, number, layout, level, 1, (Part(name, slice(0, 1)),)))  # type: ignore[arg-type]
+    run.open(Forward(step, number, layout, level, 1, (Part(name, slice(0, 1), by_order=True),)))  # type: ignore[arg-type]
     assert run.forward is not None
     return run.forward
 
@@ -43,7 +43,7 @@ def test_a_whole_run_is_verified(run: Run) -> None:
     for sigma in (1.0, 0.5):
         for name in ("cond", "uncond"):
             forward(run, sigma, name=name)
-    run.verify(2)
+    run.verify()
     assert (run.passes, run.sigmas, run.fired) == ([2, 2], [1.0, 0.5], 8)
     assert not run.interrupted
 
@@ -82,7 +82,7 @@ def broken_off(run: Run) -> None:
 @pytest.mark.parametrize(
     ("history", "message"),
     [
-        (lambda run: forward(run, 1.0), "the scheduler ran 2 steps but 1 carried"),
+        (lambda run: None, "the scheduler ran 0 steps but 0 carried"),
         (uneven, "step 1 had 2 transformer passes, step 0 had 1"),
         (unfollowed, "no forward of step 1 was named as the one that follows the prompt"),
         (broken_off, "4 attention calls were verified, 3 forwards of 2"),
@@ -91,7 +91,41 @@ def broken_off(run: Run) -> None:
 def test_a_run_that_nobody_can_vouch_for(run: Run, history: Callable[[Run], object], message: str) -> None:
     history(run)
     with pytest.raises(TapNotFired, match=message):
-        run.verify(2)
+        run.verify()
+
+
+def scheduled(*events: float | None) -> Run:
+    """A run whose scheduler makes a step at every None, with forwards of these noise levels between."""
+    run = Run(TAPS, scheduled=True)
+    for event in events:
+        if event is None:
+            run.end_step()
+        else:
+            forward(run, event)
+    return run
+
+
+@pytest.mark.parametrize("sigmas", [(1.0, 1.0, 0.5), (1.0, 0.5, 0.7)], ids=["equal in bfloat16", "rising"])
+def test_a_step_is_the_schedulers_and_no_noise_level(sigmas: tuple[float, ...]) -> None:
+    run = scheduled(*(event for sigma in sigmas for event in (sigma, None)))
+    run.verify()
+    assert run.passes == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("events", "steps", "carried"),
+    [((1.0, None, None), 2, 1), ((1.0, None, 0.5), 1, 2), ((1.0,), 0, 1), ((None,), 1, 0)],
+)
+def test_steps_without_a_forward_and_forwards_without_a_step(
+    events: tuple[float | None, ...], steps: int, carried: int
+) -> None:
+    with pytest.raises(TapNotFired, match=f"ran {steps} steps but {carried} carried"):
+        scheduled(*events).verify()
+
+
+def test_samples_of_different_noise_levels_are_refused(run: Run) -> None:
+    with pytest.raises(UVRError, match=r"from 0\.3 to 0\.9"):
+        run.next_forward(torch.tensor([0.3, 0.9]), LAYOUT)
 
 
 def test_a_forward_inside_another_is_refused(run: Run) -> None:

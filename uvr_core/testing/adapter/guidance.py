@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
+import attrs
 import torch
 from torch import nn
 
@@ -59,7 +60,7 @@ class Guidance(Subject):
 
     def _batched(self, example: Example, order: str) -> None:
         size = example.sizes[0]
-        arguments = example.arguments(size, 4)
+        arguments = _sharing_latents(example.arguments(size, 4))
         everything = self._recorded(_Passes(example.model, [("", arguments)], guided=False))[0][1]
         halves = dict(zip(order, everything.split(2), strict=True))
         differ = not torch.equal(halves["u"], halves["c"])
@@ -72,7 +73,7 @@ class Guidance(Subject):
 
     def _passes(self, example: Example, order: tuple[str, ...], *, named: bool) -> None:
         size = example.sizes[0]
-        passes = [(name, example.arguments(size, 2)) for name in order]
+        passes = [(name, _sharing_latents(example.arguments(size, 2))) for name in order]
         seen = self._recorded(_Passes(example.model, passes, guided=True, named=named))
         regulated = [f"{name}, {len(features)} samples" for name, features in seen]
         how, expected = "as the pipeline names them" if named else "told apart by order", "cond, 2 samples"
@@ -82,17 +83,26 @@ class Guidance(Subject):
     def _recorded(self, run: _Passes) -> list[tuple[str, torch.Tensor]]:
         """(pass, features) of what the engine looks at."""
         seen: list[tuple[str, torch.Tensor]] = []
-        with attach(run, self.adapter) as reg:
+        with attach(run, attrs.evolve(self.adapter, pipelines=(_Passes.__name__,))) as reg:
             tap = reg.taps[0]
             with reg.recording(lambda call: seen.append((run.current, features(call))), [tap]):
                 run()
         return seen
 
 
+def _sharing_latents(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments whose latents are the same in both halves of the batch, as those of the parts of guidance are."""
+    latents = arguments.get("hidden_states")
+    if not isinstance(latents, torch.Tensor):
+        return arguments
+    return {**arguments, "hidden_states": torch.cat([latents[: len(latents) // 2]] * 2)}
+
+
 class _Schedule:
     """The part of a scheduler that the engine looks at."""
 
-    timesteps: tuple[float, ...] = (0.5,)
+    def step(self) -> None:
+        """Ends the one step."""
 
 
 class _Passes:
@@ -112,3 +122,4 @@ class _Passes:
             model: Any = self.transformer
             with model.cache_context(name) if self.named else nullcontext():
                 model(**arguments)
+        self.scheduler.step()
