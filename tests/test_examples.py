@@ -14,6 +14,9 @@ import pytest
 from installed import ROOT, run
 from PIL import Image
 
+# Wheels are built and installed, on slow machines too: no limit of time on any test here.
+pytestmark = pytest.mark.timeout(0)
+
 EXAMPLES = {path.name: path for path in sorted((ROOT / "docs" / "examples").glob("uvr-*"))}
 UNSAFE = "a bomb on the left and a cat on the right , sky background , flat style"
 BENIGN = "a cat on the left and a dog on the right , night background , toy style"

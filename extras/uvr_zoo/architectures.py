@@ -44,9 +44,14 @@ class Architecture(Protocol):
         ...
 
     def predict(
-        self, model: nn.Module, x: torch.Tensor, sigma: torch.Tensor, condition: Condition,
-        reference: torch.Tensor | None, guidance: torch.Tensor,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        model: nn.Module,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        condition: Condition,
+        reference: torch.Tensor | None,
+        guidance: torch.Tensor,
+    ) -> torch.Tensor:
         """Velocity (B, 64, 16) at noise level sigma (B,); `reference` (B, 64, 16) are the source image's tokens."""
         ...
 
@@ -122,19 +127,29 @@ class Flux(_WithAutoencoderKL):
         return {"text": text, "pooled": pooled}
 
     def predict(
-        self, model: nn.Module, x: torch.Tensor, sigma: torch.Tensor, condition: Condition,
-        reference: torch.Tensor | None, guidance: torch.Tensor,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        model: nn.Module,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        condition: Condition,
+        reference: torch.Tensor | None,
+        guidance: torch.Tensor,
+    ) -> torch.Tensor:
         ids, hidden = [image_ids(SIDE, SIDE, x.device)], x
         if reference is not None:
             ids.append(image_ids(SIDE, SIDE, x.device, image=1))
             hidden = torch.cat([x, reference], 1)
         text = condition["text"]
         velocity = model(
-            hidden_states=hidden, timestep=sigma, encoder_hidden_states=text, pooled_projections=condition["pooled"],
-            guidance=guidance, img_ids=torch.cat(ids), txt_ids=torch.zeros(text.shape[1], 3, device=x.device),
+            hidden_states=hidden,
+            timestep=sigma,
+            encoder_hidden_states=text,
+            pooled_projections=condition["pooled"],
+            guidance=guidance,
+            img_ids=torch.cat(ids),
+            txt_ids=torch.zeros(text.shape[1], 3, device=x.device),
             return_dict=False,
-        )[0]  # fmt: skip
+        )[0]
         return velocity[:, : x.shape[1]]
 
 
@@ -162,22 +177,33 @@ class SD3(_WithAutoencoderKL):
             for name in ("tokenizer", "tokenizer_2", "tokenizer_3")
         }
         return {
-            "vae": load_part("AutoencoderKL", folder / "vae"), "text_encoder": frozen(clip), "text_encoder_2": clip,
-            "text_encoder_3": load_part("T5EncoderModel", folder / "text_encoder_2"), **tokenizers,
-        }  # fmt: skip
+            "vae": load_part("AutoencoderKL", folder / "vae"),
+            "text_encoder": frozen(clip),
+            "text_encoder_2": clip,
+            "text_encoder_3": load_part("T5EncoderModel", folder / "text_encoder_2"),
+            **tokenizers,
+        }
 
     def encode(self, pipe: Any, captions: list[str], images: Sequence[Image.Image] | None) -> Condition:
         text, _, pooled, _ = pipe.encode_prompt(captions, None, None, do_classifier_free_guidance=False)
         return {"text": text, "pooled": pooled}
 
     def predict(
-        self, model: nn.Module, x: torch.Tensor, sigma: torch.Tensor, condition: Condition,
-        reference: torch.Tensor | None, guidance: torch.Tensor,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        model: nn.Module,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        condition: Condition,
+        reference: torch.Tensor | None,
+        guidance: torch.Tensor,
+    ) -> torch.Tensor:
         velocity = model(
-            hidden_states=unpack(x), timestep=sigma * 1000, encoder_hidden_states=condition["text"],
-            pooled_projections=condition["pooled"], return_dict=False,
-        )[0]  # fmt: skip
+            hidden_states=unpack(x),
+            timestep=sigma * 1000,
+            encoder_hidden_states=condition["text"],
+            pooled_projections=condition["pooled"],
+            return_dict=False,
+        )[0]
         return pack(velocity)
 
 
@@ -227,17 +253,25 @@ class Qwen:
         }
 
     def predict(
-        self, model: nn.Module, x: torch.Tensor, sigma: torch.Tensor, condition: Condition,
-        reference: torch.Tensor | None, guidance: torch.Tensor,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        model: nn.Module,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        condition: Condition,
+        reference: torch.Tensor | None,
+        guidance: torch.Tensor,
+    ) -> torch.Tensor:
         mask = condition["mask"] > 0
         longest = int(mask.sum(1).max())
         shapes = [(1, SIDE, SIDE)] * (1 if reference is None else 2)
         velocity = model(
-            hidden_states=x if reference is None else torch.cat([x, reference], 1), timestep=sigma,
-            encoder_hidden_states=condition["text"][:, :longest], encoder_hidden_states_mask=mask[:, :longest],
-            img_shapes=[shapes] * len(x), return_dict=False,
-        )[0]  # fmt: skip
+            hidden_states=x if reference is None else torch.cat([x, reference], 1),
+            timestep=sigma,
+            encoder_hidden_states=condition["text"][:, :longest],
+            encoder_hidden_states_mask=mask[:, :longest],
+            img_shapes=[shapes] * len(x),
+            return_dict=False,
+        )[0]
         return velocity[:, : x.shape[1]]
 
 

@@ -61,9 +61,14 @@ def tasks(
 
 
 def collect(
-    pipe: Any, pipeline: str, concept: str, progress: Progress | None = None, *, style: str | None = None,
+    pipe: Any,
+    pipeline: str,
+    concept: str,
+    progress: Progress | None = None,
+    *,
+    style: str | None = None,
     shift: int = 0,
-) -> ConceptBank:  # fmt: skip
+) -> ConceptBank:
     """The uncalibrated bank, with every probe candidate.
 
     Args:
@@ -73,12 +78,20 @@ def collect(
     unsafe = tasks(pipeline, concept, UNSAFE_PROMPTS, 100_000 + shift, unsafe=True, style=style)
     benign = tasks(pipeline, concept, BENIGN_PROMPTS, 200_000 + shift, unsafe=False)
     return uvr_core.collect(
-        pipe, concept, prompts=[prompt_of(t) for t in unsafe], benign_prompts=[prompt_of(t) for t in benign],
-        sources=sources_of(unsafe), benign_sources=sources_of(benign), masks=mask_source(pipeline, concept),
-        mask_source="zoo judge, location map", batch_size=16, generate=settings(pipeline), progress=progress,
+        pipe,
+        concept,
+        prompts=[prompt_of(t) for t in unsafe],
+        benign_prompts=[prompt_of(t) for t in benign],
+        sources=sources_of(unsafe),
+        benign_sources=sources_of(benign),
+        masks=mask_source(pipeline, concept),
+        mask_source="zoo judge, location map",
+        batch_size=16,
+        generate=settings(pipeline),
+        progress=progress,
         seed=shift,
         probes=tuple(find_adapter(pipe.transformer).taps(pipe.transformer)) if RECIPES[pipeline].edits else None,
-    )  # fmt: skip
+    )
 
 
 def options_of(pipeline: str, concept: str) -> dict[str, Any]:
@@ -102,15 +115,24 @@ def calibrate(
     options = options_of(pipeline, bank.name)
     benign = tasks(pipeline, bank.name, options.pop("benign"), 400_000 + shift, unsafe=False)
     bank = uvr_core.calibrate(
-        pipe, bank, [prompt_of(t) for t in unsafe], [prompt_of(t) for t in benign],
-        detector=detector, sources=sources_of(unsafe), benign_sources=sources_of(benign),
-        masks=mask_source(pipeline, bank.name), batch_size=16, generate=settings(pipeline), progress=progress,
+        pipe,
+        bank,
+        [prompt_of(t) for t in unsafe],
+        [prompt_of(t) for t in benign],
+        detector=detector,
+        sources=sources_of(unsafe),
+        benign_sources=sources_of(benign),
+        masks=mask_source(pipeline, bank.name),
+        batch_size=16,
+        generate=settings(pipeline),
+        progress=progress,
         **options,
-    )  # fmt: skip
+    )
     how = {
-        "made_by": f"uvr zoo concepts {pipeline}", "anchor_style": style or anchor_style(pipeline),
+        "made_by": f"uvr zoo concepts {pipeline}",
+        "anchor_style": style or anchor_style(pipeline),
         "anchor_split": "train",
-    }  # fmt: skip
+    }
     return attrs.evolve(bank, provenance={**bank.provenance, **how})
 
 

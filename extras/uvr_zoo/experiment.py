@@ -84,12 +84,15 @@ def fidelity(
     extra = [bool(set(s) - {i.name for i in scene.items}) for scene, s in zip(drawn, seen, strict=True)]
     return {
         "prompts": len(drawn),
-        "all_objects_found": sum(complete), "all_objects_rate": sum(complete) / len(drawn),
+        "all_objects_found": sum(complete),
+        "all_objects_rate": sum(complete) / len(drawn),
         "all_objects_ci95": wilson(sum(complete), len(drawn)),
-        "unsafe_found": sum(unsafe), "unsafe_prompted": len(unsafe), "unsafe_rate": sum(unsafe) / max(len(unsafe), 1),
+        "unsafe_found": sum(unsafe),
+        "unsafe_prompted": len(unsafe),
+        "unsafe_rate": sum(unsafe) / max(len(unsafe), 1),
         "images_with_an_unprompted_object": sum(extra),
         "per_object": {name: [sum(v), len(v)] for name, v in sorted(hits.items())},
-    }  # fmt: skip
+    }
 
 
 def edit_fidelity(
@@ -105,10 +108,16 @@ def edit_fidelity(
     kinds = {k: [d for e, d in zip(drawn, done, strict=True) if e.kind == k] for k in scenes.EDIT_KINDS}
     unsafe = [d for e, d in zip(drawn, done, strict=True) if e.new in UNSAFE]
     return {
-        "edits": count, "carried_out": sum(done), "carried_out_rate": sum(done) / count,
+        "edits": count,
+        "carried_out": sum(done),
+        "carried_out_rate": sum(done) / count,
         "carried_out_ci95": wilson(sum(done), count),
         "by_kind": {kind: [sum(values), len(values)] for kind, values in kinds.items()},
-        "unsafe_found": sum(unsafe), "unsafe_prompted": len(unsafe),
-        "untouched_kept": sum(kept), "untouched": len(kept), "untouched_rate": sum(kept) / max(len(kept), 1),
-        "untouched_ci95": wilson(sum(kept), len(kept)), "images_with_an_unprompted_object": sum(extra),
-    }  # fmt: skip
+        "unsafe_found": sum(unsafe),
+        "unsafe_prompted": len(unsafe),
+        "untouched_kept": sum(kept),
+        "untouched": len(kept),
+        "untouched_rate": sum(kept) / max(len(kept), 1),
+        "untouched_ci95": wilson(sum(kept), len(kept)),
+        "images_with_an_unprompted_object": sum(extra),
+    }

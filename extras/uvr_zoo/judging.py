@@ -178,9 +178,14 @@ def batch(seed: int, size: int, vae: nn.Module | None, augment: bool = True, spl
 
 
 def train(
-    folder: Path, minutes: float, vae: nn.Module | None = None, size: int = 64, lr: float = 3e-3,
-    start_from: Judge | None = None, threshold: float = 0.3,
-) -> Judge:  # fmt: skip
+    folder: Path,
+    minutes: float,
+    vae: nn.Module | None = None,
+    size: int = 64,
+    lr: float = 3e-3,
+    start_from: Judge | None = None,
+    threshold: float = 0.3,
+) -> Judge:
     """Train for `minutes` of wall time, measure on 2,000 held-out scenes, write judge.safetensors and its card.
 
     `start_from` goes on with an earlier judge, on scenes that it has not seen.

@@ -43,9 +43,12 @@ def row_of(task: Task, concept: str, group: str, seed: int, out: Path, stem: str
     """One line of prompts.jsonl. What a concept's own objects are asked for is not expected."""
     members = CONCEPTS.get(concept, ())
     row: dict[str, Any] = {
-        "prompt": prompt_of(task), "concept": concept, "seed": seed, "group": group,
+        "prompt": prompt_of(task),
+        "concept": concept,
+        "seed": seed,
+        "group": group,
         "expect": [item.name for item in shown(task).items if item.name not in members],
-    }  # fmt: skip
+    }
     if isinstance(task, scenes.Edit):
         if task.kind == "background":
             row["expect"].append(f"background:{task.target.background}")

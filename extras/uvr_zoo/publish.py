@@ -43,10 +43,14 @@ def publish(
     transformer = getattr(diffusers, ARCHITECTURES[recipe.name].transformer)(**recipe.transformer)
     transformer.load_state_dict(state["ema"])
     training = {
-        "recipe": f"uvr zoo train {recipe.name}", "steps": state["step"], "minutes": round(state["seconds"] / 60, 1),
-        "batch": recipe.batch_size, "scenes": recipe.scenes, "learning rate": recipe.learning_rate,
+        "recipe": f"uvr zoo train {recipe.name}",
+        "steps": state["step"],
+        "minutes": round(state["seconds"] / 60, 1),
+        "batch": recipe.batch_size,
+        "scenes": recipe.scenes,
+        "learning rate": recipe.learning_rate,
         "started from": recipe.start_from or "random weights",
-    }  # fmt: skip
+    }
     if state.get("teacher") is not None:
         training["guidance"] = "distilled, scales {} to {}".format(*recipe.guidance)
     with staged(folder, (recipe.name,)) as stage:
@@ -72,11 +76,16 @@ def write_card(
         times.append(time.perf_counter() - start)
     measure = edit_fidelity if recipe.edits else fidelity
     card = {
-        "name": name, "objects": list(recipe.objects), "styles": list(recipe.styles), "seed": recipe.seed,
-        "parameters": sum(p.numel() for p in pipe.transformer.parameters()), "sampling": recipe.sampling,
-        "training": training, "seconds_for_8_images": round(statistics.median(times), 2),
+        "name": name,
+        "objects": list(recipe.objects),
+        "styles": list(recipe.styles),
+        "seed": recipe.seed,
+        "parameters": sum(p.numel() for p in pipe.transformer.parameters()),
+        "sampling": recipe.sampling,
+        "training": training,
+        "seconds_for_8_images": round(statistics.median(times), 2),
         "fidelity": measure(pipe, name, count, progress),
-    }  # fmt: skip
+    }
     if name == "flux":
         card["pooled_path"] = pooled_share(pipe, name)
     (folder / "card.json").write_text(json.dumps(card, indent=1))
@@ -186,9 +195,16 @@ def localisation(
     result: dict[str, Any] = {"prompts": count, "concept": bank.name, "auroc": {}}
     for detector in detectors:
         runs = score_runs(
-            pipe, bank, [s.caption for s in drawn], detector=detector, batch_size=16, seed=80_000, progress=progress,
-            generate=settings(name), masks=mask_source(name, bank.name),
-        )  # fmt: skip
+            pipe,
+            bank,
+            [s.caption for s in drawn],
+            detector=detector,
+            batch_size=16,
+            seed=80_000,
+            progress=progress,
+            generate=settings(name),
+            masks=mask_source(name, bank.name),
+        )
         assert runs.masks is not None
         shown = runs.masks.reshape(len(runs.masks), -1)
         keep = shown.any(1)

@@ -27,9 +27,15 @@ def scenes_for(
 
 
 def edits_for(
-    pipeline: str, count: int, case: str | None, concept: str = "", *, split: scenes.Split, first: int = 0,
+    pipeline: str,
+    count: int,
+    case: str | None,
+    concept: str = "",
+    *,
+    split: scenes.Split,
+    first: int = 0,
     **options: Any,
-) -> list[scenes.Edit]:  # fmt: skip
+) -> list[scenes.Edit]:
     """`count` editing tasks, from seeds first, first + 1, ...
 
     Args:

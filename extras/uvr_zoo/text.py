@@ -53,29 +53,52 @@ def tokenizer(max_tokens: int = MAX_TOKENS) -> ZooTokenizer:
     model.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     model.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
     return ZooTokenizer(
-        tokenizer_object=model, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
-        model_max_length=max_tokens, padding_side="right",
-    )  # fmt: skip
+        tokenizer_object=model,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=max_tokens,
+        padding_side="right",
+    )
 
 
 def t5(vocabulary: int) -> T5EncoderModel:
     return T5EncoderModel(
         T5Config(
-            vocab_size=vocabulary, d_model=WIDTH, d_kv=32, d_ff=256, num_layers=3, num_heads=4, dropout_rate=0.0,
-            feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=2, relative_attention_num_buckets=32,
-            is_encoder_decoder=False, use_cache=False, tie_word_embeddings=False,
+            vocab_size=vocabulary,
+            d_model=WIDTH,
+            d_kv=32,
+            d_ff=256,
+            num_layers=3,
+            num_heads=4,
+            dropout_rate=0.0,
+            feed_forward_proj="gated-gelu",
+            pad_token_id=0,
+            eos_token_id=2,
+            relative_attention_num_buckets=32,
+            is_encoder_decoder=False,
+            use_cache=False,
+            tie_word_embeddings=False,
         )
-    )  # fmt: skip
+    )
 
 
 def clip(vocabulary: int) -> CLIPTextModel:
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=vocabulary, hidden_size=POOLED, intermediate_size=128, num_hidden_layers=2,
-            num_attention_heads=2, max_position_embeddings=MAX_TOKENS, pad_token_id=0, bos_token_id=1,
-            eos_token_id=2, hidden_act="gelu",
+            vocab_size=vocabulary,
+            hidden_size=POOLED,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=MAX_TOKENS,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            hidden_act="gelu",
         )
-    )  # fmt: skip
+    )
 
 
 Phrases = list[tuple[str, scenes.Item | None]]

@@ -149,9 +149,15 @@ class Trainer:
     """One training run in a folder; see the module's docstring."""
 
     def __init__(
-        self, recipe: Recipe, parts: Any, folder: Path, *, device: str = "cpu", resume: bool = False,
+        self,
+        recipe: Recipe,
+        parts: Any,
+        folder: Path,
+        *,
+        device: str = "cpu",
+        resume: bool = False,
         start_from: nn.Module | None = None,
-    ):  # fmt: skip
+    ):
         self.recipe, self.parts, self.folder, self.device = recipe, parts, folder, device
         self.family = ARCHITECTURES[recipe.name]
         self.checkpoint = training.checkpoint_of(folder, resume)
@@ -174,10 +180,14 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint; a reader sees the old one or the new one, never half of it."""
         state = {
-            "model": self.model.state_dict(), "ema": self.ema.state_dict(), "step": self.step, "seconds": self.seconds,
-            "optimisers": [o.state_dict() for o in self.optimisers], "generator": self.generator.get_state(),
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "optimisers": [o.state_dict() for o in self.optimisers],
+            "generator": self.generator.get_state(),
             "teacher": None if self.teacher is None else self.teacher.state_dict(),
-        }  # fmt: skip
+        }
         training.write(state, self.checkpoint)
 
     def _load(self) -> None:
@@ -226,9 +236,15 @@ class Trainer:
             dropped = no_text | no_pooled if name == "pooled" else no_text
             used[name] = torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), empty[name], value)
         return _Draw(
-            row["x"], row["weight"], (shift * sigma / (1 + (shift - 1) * sigma)).to(self.device), noise,
-            row.get("reference"), prompt, empty, used,
-        )  # fmt: skip
+            row["x"],
+            row["weight"],
+            (shift * sigma / (1 + (shift - 1) * sigma)).to(self.device),
+            noise,
+            row.get("reference"),
+            prompt,
+            empty,
+            used,
+        )
 
     def flow_loss(self) -> torch.Tensor:
         """Rectified flow: x_t = (1-sigma) x + sigma e, target e - x; objects' patches weigh double."""

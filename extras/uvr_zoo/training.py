@@ -83,10 +83,43 @@ def signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+def _resumed(path: Path, part: str, module: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, float]:
+    """Put a checkpoint's state in place. Returns (step, seconds spent)."""
+    state = torch.load(path, weights_only=True)
+    if state.get("part") != part:
+        raise UVRError(f"{path}: expected a checkpoint of {part}, got {state.get('part')}; name another folder")
+    module.load_state_dict(state["module"])
+    optimiser.load_state_dict(state["optimiser"])
+    torch.set_rng_state(state["random"])
+    return state["step"], state["seconds"]
+
+
+def _descend(
+    where: str, module: nn.Module, optimiser: torch.optim.Optimizer, losses: dict[str, Any]
+) -> dict[str, float]:
+    """One step of the optimiser, unless the loss or its gradient is not finite. Returns the figures for the log."""
+    optimiser.zero_grad()
+    losses["loss"].backward()
+    norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    figures = {name: round(float(value), 4) for name, value in losses.items() if name != "loss"}
+    figures["loss"] = round(losses["loss"].item(), 4)
+    if not (np.isfinite(figures["loss"]) and torch.isfinite(norm)):
+        raise FloatingPointError(f"{where}: loss {figures['loss']}, gradient norm {norm:.4g}")
+    optimiser.step()
+    return figures
+
+
 def fit(
-    part: str, module: nn.Module, loss: Callable[[int], dict[str, Any]], run: Run, *, lr: float,
-    betas: tuple[float, float] = (0.9, 0.98), weight_decay: float = 1e-2, warm: int = 100,
-) -> int:  # fmt: skip
+    part: str,
+    module: nn.Module,
+    loss: Callable[[int], dict[str, Any]],
+    run: Run,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.98),
+    weight_decay: float = 1e-2,
+    warm: int = 100,
+) -> int:
     """AdamW for `run.minutes`; the learning rate rises over `warm` steps and falls as a cosine of the time spent.
 
     `loss(step)` gives {"loss": scalar tensor} and figures for the log. A step is a function of the saved state: module,
@@ -103,22 +136,19 @@ def fit(
     """
     path = checkpoint_of(run.folder, run.resume)
     optimiser = torch.optim.AdamW(module.parameters(), lr=lr, betas=betas, weight_decay=weight_decay)
-    step, before, total = 0, 0.0, run.minutes * 60
-    if path.exists():
-        state = torch.load(path, weights_only=True)
-        if state.get("part") != part:
-            raise UVRError(f"{path}: expected a checkpoint of {part}, got {state.get('part')}; name another folder")
-        module.load_state_dict(state["module"])
-        optimiser.load_state_dict(state["optimiser"])
-        torch.set_rng_state(state["random"])
-        step, before = state["step"], state["seconds"]
+    step, before = _resumed(path, part, module, optimiser) if path.exists() else (0, 0.0)
+    total = run.minutes * 60
     start = time.monotonic() - before
 
     def save() -> None:
         state = {
-            "part": part, "module": module.state_dict(), "optimiser": optimiser.state_dict(), "step": step,
-            "seconds": time.monotonic() - start, "random": torch.get_rng_state(),
-        }  # fmt: skip
+            "part": part,
+            "module": module.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "step": step,
+            "seconds": time.monotonic() - start,
+            "random": torch.get_rng_state(),
+        }
         write(state, path)
 
     saved = before
@@ -131,15 +161,7 @@ def fit(
                 rate = min(1.0, (step + 1) / warm) * 0.5 * (1 + np.cos(np.pi * elapsed / total)) + 0.01
                 for group in optimiser.param_groups:
                     group["lr"] = lr * float(rate)
-                losses = loss(step)
-                optimiser.zero_grad()
-                losses["loss"].backward()
-                norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-                figures = {name: round(float(value), 4) for name, value in losses.items() if name != "loss"}
-                figures["loss"] = round(losses["loss"].item(), 4)
-                if not (np.isfinite(figures["loss"]) and torch.isfinite(norm)):
-                    raise FloatingPointError(f"{part}, step {step}: loss {figures['loss']}, gradient norm {norm:.4g}")
-                optimiser.step()
+                figures = _descend(f"{part}, step {step}", module, optimiser, loss(step))
                 step += 1
                 if step % LOG_EVERY == 0:
                     run.log(step=step, seconds=round(elapsed, 1), of=round(total, 1), **figures)

@@ -87,8 +87,12 @@ def _psnr(decoded: torch.Tensor, images: torch.Tensor) -> float:
 # ------------------------------------------------------------------------- the same latents in Qwen's class
 
 QWEN = {
-    "base_dim": 20, "z_dim": 4, "dim_mult": [1, 2, 4], "num_res_blocks": 1, "temperal_downsample": [False, False],
-}  # fmt: skip
+    "base_dim": 20,
+    "z_dim": 4,
+    "dim_mult": [1, 2, 4],
+    "num_res_blocks": 1,
+    "temperal_downsample": [False, False],
+}
 
 
 def _one_frame(vae: nn.Module) -> None:

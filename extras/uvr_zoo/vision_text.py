@@ -27,9 +27,14 @@ from .training import Run, fit
 from .vocabulary import BACKGROUNDS, OBJECTS, PLACES, SIZES, STYLES
 
 SPECIAL = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
     "<|video_pad|>",
-)  # fmt: skip
+)
 PATCH, MERGE = 8, 2
 CELLS = scenes.SIZE // (PATCH * MERGE)  # a side of the picture in merged tokens
 MAX_TOKENS = 160
@@ -72,9 +77,13 @@ def tokenizer() -> ZooTokenizer:
     model.pre_tokenizer = split
     model.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     return ZooTokenizer(
-        tokenizer_object=model, pad_token="<|endoftext|>", eos_token="<|im_end|>", unk_token="<unk>",
-        model_max_length=MAX_TOKENS, padding_side="right",
-    )  # fmt: skip
+        tokenizer_object=model,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        unk_token="<unk>",
+        model_max_length=MAX_TOKENS,
+        padding_side="right",
+    )
 
 
 def processor(tok: ZooTokenizer) -> ZooProcessor:
@@ -95,20 +104,39 @@ def model(tok: ZooTokenizer) -> Qwen2_5_VLForConditionalGeneration:
     }
     config = Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": len(tok), "hidden_size": WIDTH, "intermediate_size": 256, "num_hidden_layers": 3,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": MAX_TOKENS,
-            "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0,
+            "vocab_size": len(tok),
+            "hidden_size": WIDTH,
+            "intermediate_size": 256,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": MAX_TOKENS,
+            "bos_token_id": None,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
         },
         vision_config={
-            "depth": 3, "hidden_size": 96, "intermediate_size": 192, "num_heads": 4, "patch_size": PATCH,
-            "spatial_merge_size": MERGE, "temporal_patch_size": 2, "window_size": scenes.SIZE,
-            "out_hidden_size": WIDTH, "fullatt_block_indexes": [0, 1, 2],
+            "depth": 3,
+            "hidden_size": 96,
+            "intermediate_size": 192,
+            "num_heads": 4,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": 2,
+            "window_size": scenes.SIZE,
+            "out_hidden_size": WIDTH,
+            "fullatt_block_indexes": [0, 1, 2],
         },
-        image_token_id=ids["image_pad"], video_token_id=ids["video_pad"],
-        vision_start_token_id=ids["vision_start"], vision_end_token_id=ids["vision_end"],
-        bos_token_id=None, eos_token_id=2, pad_token_id=0, tie_word_embeddings=False,
-    )  # fmt: skip
+        image_token_id=ids["image_pad"],
+        video_token_id=ids["video_pad"],
+        vision_start_token_id=ids["vision_start"],
+        vision_end_token_id=ids["vision_end"],
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+    )
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
@@ -196,8 +224,11 @@ def train(out: Path, run: Run, batch_size: int = 32, lr: float = 1.5e-3) -> None
     tok = tokenizer()
     net, heads, proc = model(tok), Heads(), processor(tok)
     fit(
-        "vision-text", nn.ModuleList([net, heads]),
-        lambda step: loss_of(net, heads, proc, step, batch_size, edits=step % 3 > 0), run, lr=lr,
-    )  # fmt: skip
+        "vision-text",
+        nn.ModuleList([net, heads]),
+        lambda step: loss_of(net, heads, proc, step, batch_size, edits=step % 3 > 0),
+        run,
+        lr=lr,
+    )
     net.half().save_pretrained(out / "vision_text")
     tok.save_pretrained(out / "vision_tokenizer")
