@@ -107,8 +107,24 @@ POLICIES = {
 @pytest.mark.parametrize("fault", POLICIES)
 def test_a_broken_policy_is_caught(fault: str) -> None:
     change, wanted = POLICIES[fault]
-    found = failed(check_policy, broken_policy(change))
-    assert wanted <= set(found), found
+    failures = failed(check_policy, broken_policy(change))
+    assert wanted <= set(failures), failures
+
+
+def test_the_last_digit_may_differ_alone_and_in_a_batch() -> None:
+    """As clamp and pow do on some processors; another factor is caught."""
+
+    def with_error(error: float) -> object:
+        def change(edit: FlowEdit, located: Located, call: CallInfo) -> FlowEdit:
+            factor = torch.full((len(located.core), call.text), 0.3)
+            return reweighted(edit, text_factor=factor * (1 + error) if len(factor) == 1 else factor)
+
+        return broken_policy(change)
+
+    assert check_policy(with_error(1.2e-7))["samples-independent"].status is Status.PASSED
+    failures = failed(check_policy, with_error(1e-4))
+    assert set(failures) == {"samples-independent"}
+    assert "another reweight.text_factor" in failures["samples-independent"]
 
 
 def test_a_sound_policy_passes() -> None:
