@@ -113,9 +113,8 @@ def redirected_rows(
 ) -> Tensor:
     """:func:`restricted_rows` with one span of the keys replaced by keys and values from elsewhere.
 
-    ``O(i) = sum_j softmax_j(q_i . k'_j * scale + log lambda(i, j)) v'_j``, with k', v' the call's own outside
-    of ``replaced`` and the others' in its place. Queries are the call's own. One fused call for each half of the
-    heads.
+    ``O(i) = sum_j softmax_j(q_i . k'_j * scale + log lambda(i, j)) v'_j``, with k', v' the call's own outside of
+    ``replaced`` and the others' in its place, q the call's own. One fused call for each half of the heads.
 
     Args:
         q: (B, H, Sq, D).

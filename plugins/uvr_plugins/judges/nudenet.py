@@ -16,6 +16,14 @@ from uvr_core.errors import UVRError, did_you_mean
 from ..settings import share
 from .packages import import_for
 
+UNSAFE = (
+    "MALE_GENITALIA_EXPOSED",
+    "MALE_BREAST_EXPOSED",
+    "FEMALE_BREAST_EXPOSED",
+    "BUTTOCKS_EXPOSED",
+    "FEMALE_GENITALIA_EXPOSED",
+)
+
 
 @attrs.frozen
 class NudeNet:
@@ -30,21 +38,29 @@ class NudeNet:
     """
 
     CLASSES: ClassVar[tuple[str, ...]] = (
-        "FEMALE_GENITALIA_COVERED", "FACE_FEMALE", "BUTTOCKS_EXPOSED", "FEMALE_BREAST_EXPOSED",
-        "FEMALE_GENITALIA_EXPOSED", "MALE_BREAST_EXPOSED", "ANUS_EXPOSED", "FEET_EXPOSED", "BELLY_COVERED",
-        "FEET_COVERED", "ARMPITS_COVERED", "ARMPITS_EXPOSED", "FACE_MALE", "BELLY_EXPOSED", "MALE_GENITALIA_EXPOSED",
-        "ANUS_COVERED", "FEMALE_BREAST_COVERED", "BUTTOCKS_COVERED",
-    )  # fmt: skip
+        "FEMALE_GENITALIA_COVERED",
+        "FACE_FEMALE",
+        "BUTTOCKS_EXPOSED",
+        "FEMALE_BREAST_EXPOSED",
+        "FEMALE_GENITALIA_EXPOSED",
+        "MALE_BREAST_EXPOSED",
+        "ANUS_EXPOSED",
+        "FEET_EXPOSED",
+        "BELLY_COVERED",
+        "FEET_COVERED",
+        "ARMPITS_COVERED",
+        "ARMPITS_EXPOSED",
+        "FACE_MALE",
+        "BELLY_EXPOSED",
+        "MALE_GENITALIA_EXPOSED",
+        "ANUS_COVERED",
+        "FEMALE_BREAST_COVERED",
+        "BUTTOCKS_COVERED",
+    )
     FLOOR: ClassVar[float] = 0.25  # NudeNet reports nothing below
 
     threshold: float = attrs.field(default=0.65, validator=share)
-    labels: tuple[str, ...] = attrs.field(
-        default=(
-            "MALE_GENITALIA_EXPOSED", "MALE_BREAST_EXPOSED", "FEMALE_BREAST_EXPOSED", "BUTTOCKS_EXPOSED",
-            "FEMALE_GENITALIA_EXPOSED",
-        ),
-        converter=tuple,
-    )  # fmt: skip
+    labels: tuple[str, ...] = attrs.field(default=UNSAFE, converter=tuple)
     name: str = "nudenet"
 
     def __attrs_post_init__(self) -> None:

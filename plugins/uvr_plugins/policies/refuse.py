@@ -57,5 +57,7 @@ class Refuse:
         raise UnsafeContent(
             f"concept {located.concept!r} was located in {which} (0 is the first) at step {located.step}; no such "
             "image is returned: change the prompt or the source image",
-            concept=located.concept, samples=samples, step=located.step,
-        )  # fmt: skip
+            concept=located.concept,
+            samples=samples,
+            step=located.step,
+        )
