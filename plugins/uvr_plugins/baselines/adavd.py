@@ -28,9 +28,13 @@ from .words import word_tokens, words_of
 
 
 def project_out(
-    value: torch.Tensor, concept: torch.Tensor, strength: float = 1.0, steepness: float = 100.0, centre: float = 0.93,
+    value: torch.Tensor,
+    concept: torch.Tensor,
+    strength: float = 1.0,
+    steepness: float = 100.0,
+    centre: float = 0.93,
     height: float = 2.0,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """Take concept values out of text values, each token by as much as it resembles the concept.
 
         v' = v - strength * sum_m delta_m a_m c_m,    a = argmin_a |v - sum_m a_m c_m|

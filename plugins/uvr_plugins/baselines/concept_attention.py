@@ -39,9 +39,13 @@ _share = attrs.validators.and_(attrs.validators.ge(0.0), attrs.validators.le(1.0
 
 
 def saliency(
-    image: torch.Tensor, concepts: torch.Tensor, temperature: float, rivals: torch.Tensor | None = None,
-    counted: torch.Tensor | None = None, weight: float = 1.0,
-) -> torch.Tensor:  # fmt: skip
+    image: torch.Tensor,
+    concepts: torch.Tensor,
+    temperature: float,
+    rivals: torch.Tensor | None = None,
+    counted: torch.Tensor | None = None,
+    weight: float = 1.0,
+) -> torch.Tensor:
     """Share of each concept in each patch, from one block's attention outputs.
 
         s(i, m) = softmax_m( cos(o_i, o_m) / temperature )
@@ -148,12 +152,20 @@ def _state(
     policy = method.policy
     plan = [
         ConceptPlan(
-            ConceptBank(subject.name, model, {}), _Map(found), policy, "concept-attention",
-            getattr(policy, "name", type(policy).__name__), first, (1.0, 0.0), method.threshold, method.threshold,
-            min_patches=method.min_patches, masks=PolicyTraits.of(policy).masks,
+            ConceptBank(subject.name, model, {}),
+            _Map(found),
+            policy,
+            "concept-attention",
+            getattr(policy, "name", type(policy).__name__),
+            first,
+            (1.0, 0.0),
+            method.threshold,
+            method.threshold,
+            min_patches=method.min_patches,
+            masks=PolicyTraits.of(policy).masks,
         )
         for subject, found in zip(request.subjects, maps, strict=True)
-    ]  # fmt: skip
+    ]
     given = request.call.get("generator")
     generators = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
     model_run = Run(tuple(taps), tuple(g.initial_seed() for g in generators) or (0,))
@@ -162,9 +174,17 @@ def _state(
     used = tuple(taps)[-max(1, round(method.last * len(taps))) :]
     guidance = guidance_of(pipe, request.call, adapter)
     return _State(
-        method, pipe.transformer, adapter, guidance, tokens, members, maps, regulation, frozenset(used),
+        method,
+        pipe.transformer,
+        adapter,
+        guidance,
+        tokens,
+        members,
+        maps,
+        regulation,
+        frozenset(used),
         Steps(adapter),
-    )  # fmt: skip
+    )
 
 
 @attrs.define(eq=False)

@@ -29,9 +29,13 @@ _share = attrs.validators.and_(attrs.validators.ge(0.0), attrs.validators.le(1.0
 
 
 def safety_guidance(
-    conditional: torch.Tensor, unconditional: torch.Tensor, concept: torch.Tensor, sigma: float, scale: float,
+    conditional: torch.Tensor,
+    unconditional: torch.Tensor,
+    concept: torch.Tensor,
+    sigma: float,
+    scale: float,
     threshold: float,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """SLD's gamma before momentum: mu * (concept - unconditional), elementwise.
 
         mu = min(1, scale * |d|)  where  d < threshold,  else 0;   d = (1 - sigma) * (conditional - concept)
