@@ -30,7 +30,8 @@ def discover(allow: frozenset[str] | None = None, strict: bool = False) -> Regis
         strict: a bad plugin raises.
 
     Raises:
-        PluginError: `allow` names a plugin that is not installed; or, when strict, a plugin is bad.
+        PluginError: `allow` names a plugin that is not installed, or that two distributions install; or, when strict,
+            a plugin is bad.
     """
     manager = pluggy.PluginManager("uvr")
     manager.add_hookspecs(hookspecs)
@@ -40,6 +41,13 @@ def discover(allow: frozenset[str] | None = None, strict: bool = False) -> Regis
     if unknown := sorted((allow or frozenset()) - installed):
         hints = " ".join(f"no plugin {name!r} is installed{did_you_mean(name, installed)}" for name in unknown)
         raise PluginError(f"UVR_PLUGINS: {hints} Correct the allow-list, or install what it names")
+    for name in allow or ():
+        if len(claimants := [_origin(point) for point in points if point.name == name]) > 1:
+            distributions = " and ".join(f"{origin.distribution} {origin.version}" for origin in claimants)
+            raise PluginError(
+                f"UVR_PLUGINS allows {name!r}, and {distributions} both install a plugin of that name: neither is "
+                "loaded; uninstall one"
+            )
     for point in points:
         origin = _origin(point)
         if allow is not None and point.name not in allow:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,12 +68,21 @@ class Registry:
     def names(self, kind: str) -> dict[str, tuple[object, str]]:
         """{name: (target, plugin name)} of one kind. Imports nothing.
 
-        A hook that raises is a warning that names its plugin (strict: an error), and the others' names stand.
-
-        Raises:
-            PluginError: two plugins claim one name. Which of them would run must not be left to chance.
+        A hook that raises is a warning that names its plugin (strict: an error), and the others' names stand. So is a
+        name that two plugins claim: neither has it, since which of them would run must not be left to chance.
         """
-        claimed: dict[str, tuple[object, str]] = {}
+        names = {}
+        for name, claims in self._claims(kind).items():
+            if len(claims) > 1:
+                error = _clash(kind, name, claims)
+                self.complain(str(error), error)
+            else:
+                names[name] = claims[0]
+        return names
+
+    def _claims(self, kind: str) -> dict[str, list[tuple[object, str]]]:
+        """{name: every (target, plugin name) that claims it}."""
+        claimed: dict[str, list[tuple[object, str]]] = {}
         hook = getattr(self.manager.hook, KINDS[kind])
         for implementation in hook.get_hookimpls():
             try:
@@ -84,24 +93,22 @@ class Registry:
                 self.complain(message, error)
                 continue
             for name, target in targets.items():
-                if name in claimed:
-                    raise PluginError(
-                        f"the {kind} name {name!r} is registered by both {claimed[name][1]!r} and "
-                        f"{implementation.plugin_name!r}; uninstall one, or exclude it with UVR_PLUGINS"
-                    )
-                claimed[name] = (target, implementation.plugin_name)
+                claimed.setdefault(name, []).append((target, implementation.plugin_name))
         return claimed
 
     def get(self, kind: str, name: str) -> Any:
         """The object registered under a name; "module:attribute" is imported now. Of a concept: its path.
 
         Raises:
-            PluginError: unknown name, its module fails to import, or the object is not what the hook asks for.
+            PluginError: unknown name, two plugins claim it, its module fails to import, or the object is not what the
+                hook asks for.
         """
-        known = self.names(kind)
-        if name not in known:
-            raise PluginError(f"unknown {kind} {name!r}{did_you_mean(name, known)}")
-        return _resolve(kind, name, *known[name])
+        claims = self._claims(kind)
+        if name not in claims:
+            raise PluginError(f"unknown {kind} {name!r}{did_you_mean(name, claims)}")
+        if len(claims[name]) > 1:
+            raise _clash(kind, name, claims[name])
+        return _resolve(kind, name, *claims[name][0])
 
     def resolve_all(self, kind: str) -> dict[str, Any]:
         """{name: object} of one kind. One that does not resolve is left out with a warning (strict: an error)."""
@@ -147,6 +154,13 @@ class Registry:
     def register(self, plugin: object, name: str | None = None) -> None:
         """Register a plugin object or module by hand (tests, notebooks)."""
         self.manager.register(plugin, name)
+
+
+def _clash(kind: str, name: str, claims: Sequence[tuple[object, str]]) -> PluginError:
+    plugins = " and ".join(repr(plugin) for _, plugin in claims)
+    return PluginError(
+        f"the {kind} name {name!r} is registered by both {plugins}; uninstall one, or exclude it with UVR_PLUGINS"
+    )
 
 
 def _resolve(kind: str, name: str, target: object, plugin: str) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 
 from uvr_core.adapter import Adapter, Arguments, Layout
+from uvr_core.errors import AdapterMismatch
 
 
 def layout(arguments: Arguments) -> Layout:
@@ -18,6 +19,11 @@ def layout(arguments: Arguments) -> Layout:
     ids = ids[0] if ids.ndim == 3 else ids
     images = [ids[ids[:, 0] == number] for number in ids[:, 0].unique()]
     grids = [tuple(int(n) for n in (part[:, 1:].amax(0) - part[:, 1:].amin(0) + 1).tolist()) for part in images]
+    if any(height * width != len(part) for (height, width), part in zip(grids, images, strict=True)):
+        raise AdapterMismatch(
+            f"flux: img_ids of {len(ids)} tokens are no grids: images of {[len(part) for part in images]} patches span "
+            f"{grids}"
+        )
     return Layout(arguments["hidden_states"].shape[1], len(images[0]), grids[0], tuple(grids[1:]))
 
 

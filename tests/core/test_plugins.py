@@ -96,6 +96,20 @@ def test_two_plugins_claiming_a_name_are_refused_by_name(install: Install) -> No
     assert discover(allow=frozenset({"a"})).names("policy") == {"mine": ("math:pi", "a")}
 
 
+def test_a_clash_leaves_the_other_names_of_its_kind(install: Install) -> None:
+    install("one", a=hooks())
+    install("two", b=hooks(names="{'mine': 'math:pi', 'other': 'math:e'}"))
+    with pytest.warns(RuntimeWarning, match="'mine' is registered by both"):
+        assert discover().names("policy") == {"other": ("math:e", "b")}
+
+
+def test_an_allowed_name_that_two_distributions_install_loads_neither(install: Install) -> None:
+    install("one", zoo="raise SystemExit('imported')")
+    install("two", zoo="raise SystemExit('imported')")
+    with pytest.raises(PluginError, match=r"UVR_PLUGINS allows 'zoo', and one 1\.2 and two 1\.2 both install"):
+        discover(allow=frozenset({"zoo"}))
+
+
 def test_a_second_distribution_cannot_take_a_plugins_name(install: Install) -> None:
     """Two entry points of one name: the one that would silently replace the other is reported instead."""
     install("first", zoo=hooks())

@@ -7,13 +7,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import UVRError
+from ..errors import ConceptMismatch, UVRError
 from ..intercept.calls import JointCall
 from ..ops.evidence import Evidence
 from ..ops.masks import core_of, grow_from, ring_of
 from ..protocols import Located, TellsOrigin
 from .plan import ConceptPlan
 from .readings import Compared
+from .unchanged import unchanged
 
 
 @attrs.define(eq=False)
@@ -77,13 +78,17 @@ class ConceptState:
             UVRError: the detector gave no scores, or NaN or Inf.
         """
         plan = self.plan
-        scores = plan.detector.scores(tokens, call.forward.sigma, plan.bank, plan.probe)
+        with unchanged(f"detector {plan.detector_name!r}", (tokens, *plan.bank.tensors.values())):
+            scores = plan.detector.scores(tokens, call.forward.sigma, plan.bank, plan.probe)
         if not isinstance(scores, torch.Tensor) or scores.shape != tokens.shape[:2]:
             shape = f"scores of shape {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else repr(scores)
             raise UVRError(
                 f"detector {plan.detector_name!r} returned {shape}, expected a tensor {tuple(tokens.shape[:2])}"
             )
-        if self._add(scores.float().cpu().numpy(), call.forward.step):
+        if scores.is_sparse or scores.is_meta:
+            kind = "sparse" if scores.is_sparse else "on the meta device"
+            raise UVRError(f"detector {plan.detector_name!r} returned scores that are {kind}; expected dense numbers")
+        if self._add(scores.detach().float().cpu().numpy(), call.forward.step):
             self._tell_origin(tokens, call)
             self._upload(call)
 
@@ -94,6 +99,11 @@ class ConceptState:
             raise UVRError(
                 f"concept {plan.name!r}: NaN or Inf in the score of {plan.probe} at step {step}; the run is "
                 "broken (overflow in half precision?) and UVR cannot vouch for the image"
+            )
+        if scores.shape[1] < plan.min_patches:
+            raise ConceptMismatch(
+                f"concept {plan.name!r} counts as located from {plan.min_patches} patches, and the image has "
+                f"{scores.shape[1]}: draw larger, or calibrate it at this size"
             )
         scores = self.evidence.add(scores)
         self.scores.append(scores)
@@ -132,7 +142,7 @@ class ConceptState:
         origin = plan.detector.origin(tokens, core, call.forward.sigma, plan.bank, plan.probe)
         if origin is None:
             return
-        told = origin.float().cpu().numpy()
+        told = origin.detach().float().cpu().numpy()
         for sample in fresh:
             self.from_source[sample] = not told[sample] <= 0  # NaN: fail closed
 

@@ -53,8 +53,8 @@ class Compared:
 def features(call: JointCall) -> torch.Tensor:
     """(B, N, C) float32, or (B, N, 2C) where there are reference tokens; see Detector.scores."""
     own = _tokens(call, call.queries.output)
-    if not call.layout.references:
-        return own
+    if not call.layout.references:  # a copy, where heads and dtype let it be a view: nobody else writes into the model
+        return own.clone() if own.untyped_storage().data_ptr() == call.output.untyped_storage().data_ptr() else own
     sizes = [height * width for height, width in call.layout.references]
     sources = zip(_tokens(call, call.queries.reference).split(sizes, 1), call.layout.references, strict=True)
     faced = [facing(source, grid, call.layout.grid) for source, grid in sources]

@@ -22,6 +22,7 @@ from .locate import ConceptState
 from .plan import ConceptPlan
 from .readings import Reader, contrast, direction, features
 from .report import Posture, Report, summarise
+from .unchanged import unchanged
 from .uncond import UncondText
 from .withhold import Refusal, images_of, without_refused
 
@@ -87,7 +88,8 @@ class Regulation(Intervention):
                 continue
             located = attrs.evolve(state.located, sigma=call.forward.sigma, step=call.forward.step)
             try:
-                edit = _asked(state, located, call)
+                with unchanged(f"policy {state.plan.policy_name!r}", (located.core, located.ring)):
+                    edit = _asked(state, located, call)
             except UnsafeContent as error:
                 if not self._withhold(error, state.plan):
                     raise

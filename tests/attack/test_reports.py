@@ -1,0 +1,87 @@
+"""Plugins that are not pure, numbers of the wrong kind, gradients: an error that says whose fault it is, or none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from rig import Rig, Second, TextOnly
+
+import uvr_core
+from uvr_core import UVRError
+
+
+class Writing(Second):
+    """Changes what it is shown."""
+
+    def __init__(self, target: str):
+        self.target = target
+
+    def scores(self, features: torch.Tensor, sigma: float, bank: Any, probe: str) -> torch.Tensor:
+        scores = super().scores(features, sigma, bank, probe)
+        (features if self.target == "features" else next(iter(bank.tensors.values()))).mul_(0.9)
+        return scores
+
+
+@pytest.mark.parametrize("target", ["features", "bank"])
+@pytest.mark.parametrize("name", ["flux", "sd3"])
+def test_a_detector_that_writes_into_what_it_is_shown(name: str, target: str) -> None:
+    rig = Rig(name)
+    with rig.attach(detector=Writing(target)), pytest.raises(UVRError, match="detector 'second' wrote into a tensor"):
+        rig.run()
+
+
+def test_a_policy_that_writes_into_the_masks() -> None:
+    class Widening(TextOnly):
+        def edit(self, located: Any, call: Any) -> Any:
+            located.core.fill_(True)
+            return super().edit(located, call)
+
+    rig = Rig("flux")
+    with rig.attach(policy=Widening()), pytest.raises(UVRError, match="policy 'text-only' wrote into a tensor"):
+        rig.run()
+
+
+@pytest.mark.parametrize("what", ["to_sparse", "meta"])
+def test_scores_that_are_no_numbers(what: str) -> None:
+    class Strange(Second):
+        def scores(self, *args: Any) -> torch.Tensor:
+            scores = super().scores(*args)
+            return scores.to_sparse() if what == "to_sparse" else scores.to("meta")
+
+    rig = Rig("flux")
+    with rig.attach(detector=Strange()), pytest.raises(UVRError, match="expected dense numbers"):
+        rig.run()
+
+
+def test_more_patches_asked_for_than_the_image_has() -> None:
+    rig = Rig("flux")
+    reg = rig.attach()
+    reg.plan = (attrs.evolve(reg.plan[0], min_patches=65),)
+    with reg, pytest.raises(uvr_core.ConceptMismatch, match="from 65 patches, and the image has 64"):
+        rig.run()
+
+
+def test_positions_that_are_no_grid() -> None:
+    rig, seen = Rig("flux"), []
+    handle = rig.transformer.register_forward_pre_hook(lambda m, a, kwargs: seen.append(kwargs), with_kwargs=True)
+    rig.run(num_inference_steps=1)
+    handle.remove()
+    with rig.attach(to=rig.transformer) as reg, pytest.raises(uvr_core.AdapterMismatch, match="are no grids"):
+        with reg.generation():
+            rig.transformer(**{**seen[0], "img_ids": torch.arange(64.0)[:, None].expand(-1, 3) * 0 + torch.eye(64, 3)})
+
+
+def test_gradients_flow_through_a_regulated_forward() -> None:
+    rig, seen = Rig("flux"), []
+    handle = rig.transformer.register_forward_pre_hook(lambda m, a, kwargs: seen.append(kwargs), with_kwargs=True)
+    rig.run(num_inference_steps=1)
+    handle.remove()
+    rig.transformer.requires_grad_(True)
+    with rig.attach(to=rig.transformer) as reg, reg.generation():
+        output = rig.transformer(**{k: v.clone() if torch.is_tensor(v) else v for k, v in seen[0].items()})[0]
+        output.sum().backward()
+        assert [f.located for f in reg.report.findings] == [False, True]
+    assert rig.transformer.x_embedder.weight.grad.abs().sum() > 0
