@@ -72,7 +72,7 @@ class Registry:
         name that two plugins claim: neither has it, since which of them would run must not be left to chance.
         """
         names = {}
-        for name, claims in self._claims(kind).items():
+        for name, claims in self.claims(kind).items():
             if len(claims) > 1:
                 error = _clash(kind, name, claims)
                 self.complain(str(error), error)
@@ -80,7 +80,12 @@ class Registry:
                 names[name] = claims[0]
         return names
 
-    def _claims(self, kind: str) -> dict[str, list[tuple[object, str]]]:
+    def clashes(self, kind: str) -> list[str]:
+        """What is wrong, for each name that several plugins claim."""
+        claimed = self.claims(kind).items()
+        return [str(_clash(kind, name, claims)) for name, claims in claimed if len(claims) > 1]
+
+    def claims(self, kind: str) -> dict[str, list[tuple[object, str]]]:
         """{name: every (target, plugin name) that claims it}."""
         claimed: dict[str, list[tuple[object, str]]] = {}
         hook = getattr(self.manager.hook, KINDS[kind])
@@ -103,7 +108,7 @@ class Registry:
             PluginError: unknown name, two plugins claim it, its module fails to import, or the object is not what the
                 hook asks for.
         """
-        claims = self._claims(kind)
+        claims = self.claims(kind)
         if name not in claims:
             raise PluginError(f"unknown {kind} {name!r}{did_you_mean(name, claims)}")
         if len(claims[name]) > 1:

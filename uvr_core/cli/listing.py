@@ -7,9 +7,10 @@ from typing import Any
 import attrs
 import click
 
+from .. import plugins as installed
 from ..errors import PluginError
 from ..files import to_json
-from ..plugins import KINDS, registry
+from ..plugins import KINDS
 from . import say
 from .options import json_option
 from .tables import table
@@ -20,7 +21,7 @@ from .tables import table
 def adapters(as_json: bool) -> None:
     """List the model families that UVR knows: where their joint attention is, which pipelines drive them, and which
     plugin brings them."""
-    known = registry()
+    known = installed.registry()
     rows: list[dict[str, Any]] = []
     for name, (_, plugin) in sorted(known.names("adapter").items()):
         facts: dict[str, Any] = {"model": None, "pipelines": [], "attention": [], "guidance": None, "status": "ok"}
@@ -57,14 +58,12 @@ def plugins(ctx: click.Context, as_json: bool) -> None:
 
     Exits with 1 if two plugins claim one name.
     """
-    known = registry()
+    known = installed.registry()
     names: dict[str, dict[str, str]] = {}
-    clashes = []
+    clashes = [clash for kind in KINDS for clash in known.clashes(kind)]
     for kind in KINDS:
-        try:
-            names[kind] = {name: origin for name, (_, origin) in sorted(known.names(kind).items())}
-        except PluginError as error:
-            clashes.append(str(error))
+        claimed = sorted(known.claims(kind).items())
+        names[kind] = {name: claims[0][1] for name, claims in claimed if len(claims) == 1}
     if as_json:
         origins = [attrs.asdict(origin) for origin in known.origins]
         click.echo(to_json({"plugins": origins, "names": names, "clashes": clashes}))

@@ -12,8 +12,8 @@ from typing import Any
 
 import attrs
 
+from .. import plugins
 from ..errors import PluginError, UVRError, did_you_mean
-from ..plugins import registry
 from .options import Settings
 
 
@@ -61,11 +61,11 @@ def find_source(name: str) -> Callable[[str], Any] | Path | str:
     if path.exists():
         raise UVRError(f"{name}: expected a folder in diffusers format, this is a file")
     if colon and "/" not in prefix:
-        sources = registry().names("model")
+        sources = plugins.registry().names("model")
         if prefix not in sources:
             raise UVRError(f"{name}: no plugin brings models as {prefix!r}{did_you_mean(prefix, sources)}")
         be_quiet()
-        function = registry().get("model", prefix)
+        function = plugins.registry().get("model", prefix)
         if not callable(function):
             raise PluginError(f"model source {prefix!r}: expected a function, got {type(function).__name__}")
         return function  # type: ignore[no-any-return]
@@ -112,7 +112,7 @@ def _import_parts(folder: Path) -> None:
 
     Only packages that came in through the plugin door: a checkpoint must not choose what code runs.
     """
-    packages = {getattr(plugin, "__name__", "").split(".")[0] for plugin in registry().manager.get_plugins()}
+    packages = {getattr(plugin, "__name__", "").split(".")[0] for plugin in plugins.registry().manager.get_plugins()}
     index = json.loads((folder / "model_index.json").read_text("utf-8"))
     for part in index.values():
         if isinstance(part, list) and isinstance(part[0], str) and part[0].split(".")[0] in packages - {""}:

@@ -8,8 +8,8 @@ from typing import Any
 
 import attrs
 
+from .. import plugins
 from ..errors import UVRError, did_you_mean
-from ..plugins import registry
 from .load import be_quiet, readable
 
 
@@ -67,12 +67,12 @@ def mask_source(spec: str, concept: str, prompts: int) -> tuple[Callable[..., An
     if path.is_dir():
         return MaskFolder.open(path, prompts), "folder of masks"
     name, _, after = spec.partition(":")
-    judges = registry().names("judge")
+    judges = plugins.registry().names("judge")
     if name not in judges:
         raise UVRError(f"--masks {spec}: no such folder, and no judge {name!r}{did_you_mean(name, judges)}")
     be_quiet()
     with readable(f"judge {name}"):
-        judge = registry().make("judge", name).object
+        judge = plugins.registry().make("judge", name).object
     if not hasattr(judge, "locate"):
         raise UVRError(f"--masks {spec}: judge {name!r} cannot say where things are (it has no locate)")
     labels = [label.strip() for label in after.split(",") if label.strip()] or [concept]

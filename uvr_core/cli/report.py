@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
+from .. import plugins
 from ..errors import UVRError
 from ..files import to_json, write_whole
-from ..plugins import registry
 from .options import json_option
 from .output import REPORT, check_file
 
@@ -36,7 +36,7 @@ def report(places: tuple[Path, ...], markdown: Path | None, as_json: bool) -> No
     path = places[0] / REPORT if places[0].is_dir() else places[0]
     schema, data = _read_result(path)
     if schema != SCHEMA:
-        if schema in registry().names("page"):
+        if schema in plugins.registry().names("page"):
             _show_by_plugin(places, markdown, as_json)
             return
         raise UVRError(f"{path}: expected schema {SCHEMA!r}, got {schema!r}; this file is no report of `uvr generate`")
@@ -64,7 +64,7 @@ def _show_by_plugin(places: Sequence[Path], markdown: Path | None, as_json: bool
     """Show results of other commands: by whom the `uvr_pages` hooks name for their schema."""
     paths = [place / SUMMARY if place.is_dir() else place for place in places]
     results = [_read_result(path) for path in paths]
-    known = registry().names("page")
+    known = plugins.registry().names("page")
     for path, (schema, _) in zip(paths, results, strict=True):
         if schema not in known or schema != results[0][0]:
             expected = results[0][0] if results[0][0] in known else " or ".join(known) or "that of an installed plugin"
@@ -75,7 +75,7 @@ def _show_by_plugin(places: Sequence[Path], markdown: Path | None, as_json: bool
         return
     if markdown is not None:
         check_file(markdown)
-    text = registry().get("page", str(results[0][0]))(paths, markdown is not None)
+    text = plugins.registry().get("page", str(results[0][0]))(paths, markdown is not None)
     if markdown is None:
         click.echo(text)
         return
