@@ -102,7 +102,7 @@ def test_inside_a_transformer_the_restriction_fades_and_ends_bitwise_stock(model
     levels = (1.0, 0.5, 0.05)
 
     def run(policy: Policy | str) -> torch.Tensor:
-        with uvr_core.attach(model, concepts=bank, detector=First(), policy=policy):
+        with uvr_core.attach(model, concepts=bank, detector=First(), policy=policy) as reg, reg.generation():
             return torch.cat([forward(model, sigma) for sigma in levels])  # (levels, 16, 4)
 
     stock = torch.cat([forward(model, sigma) for sigma in levels])
