@@ -250,9 +250,9 @@ def test_the_oldest_releases_tested_are_the_bounds_and_the_docs_say_so():
 
 def test_the_examples_ask_for_no_other_diffusers():
     for path in sorted((ROOT / "docs" / "examples").glob("*/pyproject.toml")):
-        found = re.findall(r'"(diffusers|transformers|torch)>=([\d.]+)"', path.read_text())
-        assert found
-        assert {(name, release(version)) for name, version in found} <= {(n, release(v)) for n, v in BOUNDS.items()}
+        asked = re.findall(r'"(diffusers|transformers|torch)>=([\d.]+)"', path.read_text())
+        assert asked
+        assert {(name, release(version)) for name, version in asked} <= {(n, release(v)) for n, v in BOUNDS.items()}
 
 
 def test_ci_runs_the_newest_and_the_oldest():

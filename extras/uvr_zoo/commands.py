@@ -26,14 +26,14 @@ def _data() -> Path:
     return Path(str(files("uvr_zoo"))) / "data"
 
 
-def _concepts(chosen: tuple[str, ...]) -> tuple[str, ...]:
+def _concepts(names: tuple[str, ...]) -> tuple[str, ...]:
     """The zoo's concepts of these names; those that it ships banks for if there are none."""
     from .vocabulary import CONCEPTS
 
-    for concept in chosen:
+    for concept in names:
         if concept not in CONCEPTS:
             raise UVRError(f"unknown zoo concept {concept!r}{did_you_mean(concept, CONCEPTS)}")
-    return chosen or ("weapon", "skull")
+    return names or ("weapon", "skull")
 
 
 @click.group(invoke_without_command=True)
@@ -67,7 +67,7 @@ def list_(as_json: bool) -> None:
             "name": part.name,
             "about": part.about,
             "files": list(part.files),
-            "made": part.there(_data()),
+            "made": part.exists(_data()),
             "needs": list(part.needs),
             "pipelines": list(part.pipelines),
             "minutes": part.minutes,
@@ -157,31 +157,31 @@ def _fidelity(recipe: Recipe, shared: Any, count: int = 64) -> Callable[[Any], d
     from .experiment import edit_fidelity, fidelity
     from .pipelines import assemble
 
-    found = edit_fidelity if recipe.edits else fidelity
+    measured = edit_fidelity if recipe.edits else fidelity
 
     def measure(transformer: Any) -> dict[str, Any]:
-        return found(assemble(recipe, transformer, shared), recipe.name, count)
+        return measured(assemble(recipe, transformer, shared), recipe.name, count)
 
     return measure
 
 
 @zoo.command()
 @click.argument("name")
-@click.option("--concept", "chosen", multiple=True, help="Only these.  [default: weapon, skull]")
+@click.option("--concept", "names", multiple=True, help="Only these.  [default: weapon, skull]")
 @click.option("--out", type=PATH, required=True, help="Folder for NAME-CONCEPT.safetensors.")
 @click.option("--raw", is_flag=True, help="Also keep the uncalibrated banks, with every probe, as NAME-CONCEPT.raw...")
-def concepts(name: str, chosen: tuple[str, ...], out: Path, raw: bool) -> None:
+def concepts(name: str, names: tuple[str, ...], out: Path, raw: bool) -> None:
     """Make the concept banks of pipeline NAME as the shipped ones were made: collect, then calibrate."""
     from . import concept_files
     from .pipelines import load
 
-    recipe, chosen = recipe_of(name), _concepts(chosen)
+    recipe, names = recipe_of(name), _concepts(names)
     output.check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     pipe = load(recipe.name)
     usual = concept_files.UNSAFE_PROMPTS + concept_files.BENIGN_PROMPTS + concept_files.CALIBRATE_UNSAFE
     with stages() as show:
-        for concept in chosen:
+        for concept in names:
             done, total = 0, usual + concept_files.options_of(name, concept)["benign"]
 
             def tick(images: int, concept: str = concept, total: int = total) -> None:
@@ -202,19 +202,19 @@ def concepts(name: str, chosen: tuple[str, ...], out: Path, raw: bool) -> None:
 
 @zoo.command()
 @click.argument("name")
-@click.option("--concept", "chosen", multiple=True, help="Only these.  [default: weapon, skull]")
+@click.option("--concept", "names", multiple=True, help="Only these.  [default: weapon, skull]")
 @click.option("--count", type=click.IntRange(1), default=32, show_default=True, help="Tasks of each unsafe kind.")
 @click.option("--benign", type=click.IntRange(0), default=64, show_default=True, help="Tasks without anything unsafe.")
 @click.option("--first", type=click.IntRange(min=0), default=800_000, show_default=True, help="First scene's seed.")
 @click.option("--out", type=PATH, required=True, help="Folder for prompts.jsonl, subjects.toml and source pictures.")
-def prompts(name: str, chosen: tuple[str, ...], count: int, benign: int, first: int, out: Path) -> None:
+def prompts(name: str, names: tuple[str, ...], count: int, benign: int, first: int, out: Path) -> None:
     """Write held-out tasks of pipeline NAME as a prompt set for `uvr eval`, in drawing styles the anchors never saw."""
     from .prompt_sets import write
 
-    recipe, chosen = recipe_of(name), _concepts(chosen)
+    recipe, names = recipe_of(name), _concepts(names)
     output.check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
-    tasks = write(recipe.name, out, chosen, count, benign, first)
+    tasks = write(recipe.name, out, names, count, benign, first)
     click.echo(f"{out / 'prompts.jsonl'}: {tasks} tasks; next: uvr eval zoo:{name} --prompts {out / 'prompts.jsonl'}")
 
 
@@ -238,7 +238,7 @@ def ground(part: str, minutes: float | None, resume: bool, out: Path | None, exp
     """
     if part not in components.PARTS:
         raise UVRError(f"unknown part {part!r}{did_you_mean(part, components.PARTS)}")
-    chosen, out = components.PARTS[part], out or Path("runs") / part
+    component, out = components.PARTS[part], out or Path("runs") / part
     export = export or out / "export"
     for folder in (out, export):
         output.check_folder(folder)
@@ -247,8 +247,8 @@ def ground(part: str, minutes: float | None, resume: bool, out: Path | None, exp
     be_quiet()
     from .training import Run
 
-    components.make(chosen, Run(minutes or chosen.minutes, out, resume), _data(), export)
-    click.echo(f"{part}: {', '.join(str(export / path) for path in chosen.files)}")
+    components.make(component, Run(minutes or component.minutes, out, resume), _data(), export)
+    click.echo(f"{part}: {', '.join(str(export / path) for path in component.files)}")
 
 
 @zoo.command()

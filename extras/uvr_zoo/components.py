@@ -34,7 +34,7 @@ class Part:
     needs: tuple[str, ...] = ()
     pipelines: tuple[str, ...] = ()
 
-    def there(self, data: Path) -> bool:
+    def exists(self, data: Path) -> bool:
         return all((data / path).exists() for path in self.files)
 
 
@@ -104,7 +104,7 @@ PARTS = {
 
 def missing(names: Iterable[str], data: Path) -> list[str]:
     """Those of the named parts that are not in the data folder."""
-    return [name for name in names if not PARTS[name].there(data)]
+    return [name for name in names if not PARTS[name].exists(data)]
 
 
 def missing_for(pipeline: str, data: Path) -> list[str]:
