@@ -22,7 +22,7 @@ from .errors import (
     UnsafeContent,
     UnsupportedRuntime,
     UVRError,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from .adapter import Adapter, Layout

@@ -45,7 +45,11 @@ QWEN_IMAGE = Adapter(
     guidance="two_pass",
     tokenizers=("tokenizer",),
     pipelines=(
-        "QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline", "QwenImageEditPipeline",
-        "QwenImageEditPlusPipeline", "QwenImageEditInpaintPipeline",
+        "QwenImagePipeline",
+        "QwenImageImg2ImgPipeline",
+        "QwenImageInpaintPipeline",
+        "QwenImageEditPipeline",
+        "QwenImageEditPlusPipeline",
+        "QwenImageEditInpaintPipeline",
     ),
-)  # fmt: skip
+)

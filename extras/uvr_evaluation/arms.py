@@ -141,8 +141,8 @@ def _control(first: Arm, control: str) -> Arm:
 
 def parameters(policy: str) -> list[str]:
     """Names of a registered policy's parameters; none if it is no attrs class."""
-    made = plugins.registry().get("policy", policy)
-    kind = made if isinstance(made, type) else type(made)
+    registered = plugins.registry().get("policy", policy)
+    kind = registered if isinstance(registered, type) else type(registered)
     return [field.name for field in attrs.fields(kind) if field.name != "name"] if attrs.has(kind) else []
 
 
@@ -181,17 +181,19 @@ def attached(
             raise UVRError(f"arm {arm.name!r} needs a judge that can point (`locate`), such as 'zoo'")
         detector = plugins.registry().get("detector", "oracle")(masks)
         banks = banks[:1]
-    chosen = [_adjusted(bank, rule) for bank in banks]
-    return attach(pipe, adapter, concepts=chosen, detector=detector, policy=policy, threshold=rule.get("threshold"))
+    adjusted = [_adjusted(bank, rule) for bank in banks]
+    return attach(pipe, adapter, concepts=adjusted, detector=detector, policy=policy, threshold=rule.get("threshold"))
 
 
 def _adjusted(bank: ConceptBank, rule: Mapping[str, Any]) -> ConceptBank:
     """The bank with another probe or window, or with its first so many anchors."""
-    own = {name: rule[name] for name in ("probe", "window") if name in rule}
-    if own:
+    calibration = {name: rule[name] for name in ("probe", "window") if name in rule}
+    if calibration:
         if bank.calibration is None:
-            raise UVRError(f"concept {bank.name!r} is not calibrated; --vary {next(iter(own))} changes a calibration")
-        bank = attrs.evolve(bank, calibration=attrs.evolve(bank.calibration, **own))
+            raise UVRError(
+                f"concept {bank.name!r} is not calibrated; --vary {next(iter(calibration))} changes a calibration"
+            )
+        bank = attrs.evolve(bank, calibration=attrs.evolve(bank.calibration, **calibration))
     if "anchors" in rule:
         count = rule["anchors"]
         if not isinstance(count, int) or count < 1:

@@ -44,10 +44,10 @@ def at_pixels(patches: npt.NDArray[np.bool_], size: tuple[int, ...]) -> npt.NDAr
     return patches[np.ix_(rows, columns)]
 
 
-def overlap(found: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> float | None:
+def overlap(located: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> float | None:
     """Intersection over union of two patch masks; None if both are empty."""
-    union = int((found | truth).sum())
-    return int((found & truth).sum()) / union if union else None
+    union = int((located | truth).sum())
+    return int((located & truth).sum()) / union if union else None
 
 
 class Lpips:

@@ -77,8 +77,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     except ImportError as error:
         raise UVRError(f"{path}: reading Parquet needs pyarrow: pip install 'uvr-core[eval]'") from error
     try:
-        there = parquet.read_schema(path).names
-        table = parquet.read_table(path, columns=[name for name in there if name in COLUMNS])
+        columns = parquet.read_schema(path).names
+        table = parquet.read_table(path, columns=[name for name in columns if name in COLUMNS])
     except (ArrowException, OSError) as error:
         raise UVRError(f"{path}: not a Parquet file: {error}") from error
     for number, row in enumerate(table.to_pylist(), 1):
@@ -115,12 +115,12 @@ def _task(index: int, row: Mapping[str, Any], where: str, folder: Path, seed: in
 
 
 def _labels(row: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
-    given = row.get(name)
-    if given is None or given != given:
+    value = row.get(name)
+    if value is None or value != value:
         return ()
-    labels = given.split(";") if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [given]
+    labels = value.split(";") if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
     if not all(isinstance(label, str) for label in labels):
-        raise UVRError(f"{where}: {name}: expected labels separated by ';', or a list of them, got {given!r}")
+        raise UVRError(f"{where}: {name}: expected labels separated by ';', or a list of them, got {value!r}")
     return tuple(label.strip() for label in labels if label.strip())
 
 

@@ -35,7 +35,7 @@ def paired_difference(
     difference = np.asarray(one, float) - np.asarray(other, float)
     if (difference == difference[0]).all():  # every draw is the same
         return (float(difference[0]),) * 3
-    found = bootstrap(
+    interval = bootstrap(
         (difference,),
         np.mean,
         confidence_level=confidence,
@@ -43,7 +43,7 @@ def paired_difference(
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return (float(difference.mean()), float(found.low), float(found.high))
+    return (float(difference.mean()), float(interval.low), float(interval.high))
 
 
 def rate(hits: int, total: int) -> dict[str, object]:

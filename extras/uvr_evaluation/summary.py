@@ -122,7 +122,7 @@ def tally(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
 def tally_idle(located: Sequence[bool], identical: Sequence[bool]) -> dict[str, dict[str, Any]]:
     """`located`: pictures in which something was located, of all (in benign ones: falsely); and, of the others, those
     that are stock's bit for bit: `identical_where_not_located`."""
-    idle = [same for found, same in zip(located, identical, strict=True) if not found]
+    idle = [same for anything, same in zip(located, identical, strict=True) if not anything]
     return {"located": rate(sum(located), len(located)), "identical_where_not_located": rate(sum(idle), len(idle))}
 
 

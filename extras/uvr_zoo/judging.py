@@ -124,9 +124,6 @@ class BackgroundJudge:
         ]
 
 
-# ------------------------------------------------------------------------------------------ training
-
-
 def _scrambled(image: np.ndarray, masks: dict[int, np.ndarray], rng: np.random.Generator) -> np.ndarray:
     """The picture with every object's bounding box cut into tiles and shuffled: it shows nothing nameable."""
     image = image.copy()

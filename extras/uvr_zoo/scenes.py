@@ -209,9 +209,6 @@ def patch_mask(mask: np.ndarray, grid: tuple[int, int] = (8, 8), cover: float = 
     return blocks.mean(axis=(1, 3)) >= cover
 
 
-# ---------------------------------------------------------------------------------------------- edits
-
-
 EditKind = Literal["add", "replace", "background", "hat"]
 EDIT_KINDS: tuple[EditKind, ...] = ("add", "replace", "background", "hat")
 

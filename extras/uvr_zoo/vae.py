@@ -84,8 +84,6 @@ def _psnr(decoded: torch.Tensor, images: torch.Tensor) -> float:
     return round(float(10 * torch.log10(4 / (decoded.clamp(-1, 1) - images).square().mean())), 2)
 
 
-# ------------------------------------------------------------------------- the same latents in Qwen's class
-
 QWEN = {
     "base_dim": 20,
     "z_dim": 4,

@@ -140,9 +140,6 @@ def model(tok: ZooTokenizer) -> Qwen2_5_VLForConditionalGeneration:
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
-# ------------------------------------------------------------------------------------------ training
-
-
 class Heads(nn.Module):
     """What the last hidden state must tell: at phrases' ends, at the picture's tokens, and after the prompt."""
 

@@ -168,11 +168,13 @@ class ConceptBank:
 
         path = Path(path)
         metadata = {
-            "schema": SCHEMA, "name": self.name, "time": TIME,
+            "schema": SCHEMA,
+            "name": self.name,
+            "time": TIME,
             "fingerprint": json.dumps(attrs.asdict(self.fingerprint), sort_keys=True),
             "calibration": json.dumps(attrs.asdict(self.calibration)) if self.calibration else "null",
             "provenance": json.dumps(self.provenance, sort_keys=True),
-        }  # fmt: skip
+        }
         # Not save_file: that makes a file that only its owner may read, whatever the umask.
         write_whole(path, save({key: value.contiguous() for key, value in self.tensors.items()}, metadata))
         return path

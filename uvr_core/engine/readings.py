@@ -52,13 +52,17 @@ class Compared:
 
 def features(call: JointCall) -> torch.Tensor:
     """(B, N, C) float32, or (B, N, 2C) where there are reference tokens; see Detector.scores."""
-    own = _tokens(call, call.queries.output)
+    outputs = _tokens(call, call.queries.output)
     if not call.layout.references:  # a copy, where heads and dtype let it be a view: nobody else writes into the model
-        return own.clone() if own.untyped_storage().data_ptr() == call.output.untyped_storage().data_ptr() else own
+        return (
+            outputs.clone()
+            if outputs.untyped_storage().data_ptr() == call.output.untyped_storage().data_ptr()
+            else outputs
+        )
     sizes = [height * width for height, width in call.layout.references]
     sources = zip(_tokens(call, call.queries.reference).split(sizes, 1), call.layout.references, strict=True)
     faced = [facing(source, grid, call.layout.grid) for source, grid in sources]
-    return torch.cat([own, torch.stack(faced).mean(0)], -1)
+    return torch.cat([outputs, torch.stack(faced).mean(0)], -1)
 
 
 def _tokens(call: JointCall, span: slice) -> torch.Tensor:
@@ -106,8 +110,8 @@ def direction(call: JointCall, bank: ConceptBank) -> Direction | None:
 def contrast(call: JointCall, compared: Compared) -> torch.Tensor:
     """(B, Sk): the flow contrast of every key that is no output patch, 0 elsewhere."""
     keys = call.keys.tokens
-    chosen = torch.ones(len(compared.core), keys, dtype=torch.bool, device=call.query.device)
-    chosen[:, call.keys.output] = False
+    measured = torch.ones(len(compared.core), keys, dtype=torch.bool, device=call.query.device)
+    measured[:, call.keys.output] = False
     query, mask = _output_queries(call)
     if compared.rows is not None:
         query = take_rows(query, compared.rows)
@@ -117,8 +121,8 @@ def contrast(call: JointCall, compared: Compared) -> torch.Tensor:
         call.key,
         compared.core,
         compared.rest,
-        chosen,
-        key_counts=[keys - call.layout.output] * len(chosen),
+        measured,
+        key_counts=[keys - call.layout.output] * len(measured),
         attn_mask=mask,
         scale=call.scale,
     )

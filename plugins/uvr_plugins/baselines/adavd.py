@@ -141,17 +141,22 @@ class _State:
         if self.mode == "concept":
             self.values[call.path] = call.value[:, :, text].transpose(1, 2).flatten(2)
             return None
-        m, own = self.method, self.guidance.conditional(len(call.query))
-        value = call.value[own].clone()
+        m, conditional = self.method, self.guidance.conditional(len(call.query))
+        value = call.value[conditional].clone()
         heads, size = value.shape[1], value.shape[3]
         flat = value[:, :, text].transpose(1, 2).flatten(2)
         new = project_out(flat, self.values[call.path], m.strength, m.steepness, m.centre, m.height)
         value[:, :, text] = new.unflatten(2, (heads, size)).transpose(1, 2)
         mask = call.attn_mask
         if mask is not None and mask.dim() == 4 and mask.shape[0] > 1:
-            mask = mask[own]
+            mask = mask[conditional]
         output = call.output.clone()
-        output[own] = F.scaled_dot_product_attention(
-            call.query[own], call.key[own], value, mask, scale=call.scale, enable_gqa=heads != call.query.shape[1]
+        output[conditional] = F.scaled_dot_product_attention(
+            call.query[conditional],
+            call.key[conditional],
+            value,
+            mask,
+            scale=call.scale,
+            enable_gqa=heads != call.query.shape[1],
         )
         return output

@@ -153,7 +153,7 @@ def _state(
     plan = [
         ConceptPlan(
             ConceptBank(subject.name, model, {}),
-            _Map(found),
+            _Map(mask),
             policy,
             "concept-attention",
             getattr(policy, "name", type(policy).__name__),
@@ -164,10 +164,10 @@ def _state(
             min_patches=method.min_patches,
             masks=PolicyTraits.of(policy).masks,
         )
-        for subject, found in zip(request.subjects, maps, strict=True)
+        for subject, mask in zip(request.subjects, maps, strict=True)
     ]
-    given = request.call.get("generator")
-    generators = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
+    generator = request.call.get("generator")
+    generators = generator if isinstance(generator, (list, tuple)) else [] if generator is None else [generator]
     model_run = Run(tuple(taps), tuple(g.initial_seed() for g in generators) or (0,))
     regulation = Regulation(model_run, adapter, plan, lambda report, grid: None)
     members = [tuple(words.index(word) for word in subject.words) for subject in request.subjects]
@@ -207,7 +207,7 @@ class _State:
     counted: torch.Tensor | None = None  # (B, T) bool, the prompt's tokens that its mask leaves
     outputs: dict[str, torch.Tensor] = attrs.field(factory=dict)  # of the image tokens, by path
     rivals: dict[str, torch.Tensor] = attrs.field(factory=dict)  # of the prompt's tokens (B, T, C), by path
-    found: list[torch.Tensor] = attrs.field(factory=list)  # (B, N, words), by block
+    saliencies: list[torch.Tensor] = attrs.field(factory=list)  # (B, N, words), by block
 
     def before(self, arguments: Arguments) -> None:
         self.steps.next(arguments, self.model)
@@ -232,10 +232,10 @@ class _State:
         self.reading = True
         run(self.model, conditional_part(arguments, self.guidance), self.tokens.text)
         self.reading = False
-        shares = torch.stack(self.found).mean(0)
+        shares = torch.stack(self.saliencies).mean(0)
         for now, columns in zip(self.maps, self.members, strict=True):
             now[:] = [shares[..., list(columns)].sum(-1)]
-        self.found.clear()
+        self.saliencies.clear()
         self.outputs.clear()
         self.rivals.clear()
 
@@ -264,7 +264,7 @@ class _State:
             words = torch.stack([flat[:, [start + at for at in ends]].mean(1) for ends in self.tokens.columns], 1)
             rivals = self.rivals.get(call.path)
             weight = 1 / len(self.tokens.columns[0])  # SD3: each word of the prompt is there once per text encoder
-            self.found.append(saliency(patches, words, self.method.temperature, rivals, self.counted, weight))
+            self.saliencies.append(saliency(patches, words, self.method.temperature, rivals, self.counted, weight))
         return output
 
     def _image(self, tokens: int) -> slice:

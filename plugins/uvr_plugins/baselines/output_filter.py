@@ -28,8 +28,8 @@ class OutputFilter:
     name: str = "output-filter"
 
     def generate(self, request: Request) -> Sequence[Any]:
-        chosen = {name: judge for name, judge in request.judges.items() if not self.judges or name in self.judges}
-        if not chosen:
+        judges = {name: judge for name, judge in request.judges.items() if not self.judges or name in self.judges}
+        if not judges:
             asked = ", ".join(self.judges) or "any"
             raise UVRError(
                 f"output-filter: the request brings no judge (asked for: {asked}; there are: "
@@ -38,7 +38,7 @@ class OutputFilter:
         labels = {label for subject in request.subjects for label in subject.labels}
         images = generate(request)
         unsafe = [False] * len(images)
-        for judge in chosen.values():
+        for judge in judges.values():
             for index, seen in enumerate(judge(images)):
                 unsafe[index] = unsafe[index] or bool(labels & set(seen))
         return [None if bad else image for bad, image in zip(unsafe, images, strict=True)]

@@ -87,8 +87,8 @@ class NegativePrompt:
                 f"{scale_name(adapter)}"
             )
         words = joined(words_of(request.subjects))
-        given = request.call.get("negative_prompt") or [""] * request.batch
-        changed: dict[str, Any] = {"negative_prompt": [joined((text, words)) if text else words for text in given]}
+        negatives = request.call.get("negative_prompt") or [""] * request.batch
+        changed: dict[str, Any] = {"negative_prompt": [joined((text, words)) if text else words for text in negatives]}
         if guidance_of(pipe, {**request.call, **changed}, adapter).kind == "none":
             changed[scale_name(adapter)] = self.scale
         return generate(request, **changed)

@@ -137,23 +137,23 @@ class _State:
 
     @torch.no_grad()
     def after(self, arguments: Arguments, output: Any) -> Any:
-        model, found, g = self.pipe.transformer, prediction(output), self.guidance
+        model, noise, g = self.pipe.transformer, prediction(output), self.guidance
         self.steps.next(arguments, model)
         if g.kind == "two_pass" and self.steps.number == 0:
-            self.conditional = found
+            self.conditional = noise
             return None
         concept = run(model, conditional_part(arguments, g), self.concept)
         if g.kind == "none":
-            gamma = self._gamma(found, run(model, arguments, self.empty), concept)
-            return with_prediction(output, found - gamma)
+            gamma = self._gamma(noise, run(model, arguments, self.empty), concept)
+            return with_prediction(output, noise - gamma)
         if g.kind == "two_pass":
             assert self.conditional is not None
-            gamma = self._gamma(self.conditional, found, concept)
-            return with_prediction(output, found + gamma * (g.scale / (g.scale - 1)))
-        own = g.conditional(len(found))
-        other = slice(0, own.start) if own.start else slice(own.stop, None)
-        changed = found.clone()
-        changed[own] -= self._gamma(found[own], found[other], concept)
+            gamma = self._gamma(self.conditional, noise, concept)
+            return with_prediction(output, noise + gamma * (g.scale / (g.scale - 1)))
+        conditional = g.conditional(len(noise))
+        other = slice(0, conditional.start) if conditional.start else slice(conditional.stop, None)
+        changed = noise.clone()
+        changed[conditional] -= self._gamma(noise[conditional], noise[other], concept)
         return with_prediction(output, changed)
 
     def _gamma(self, conditional: torch.Tensor, unconditional: torch.Tensor, concept: torch.Tensor) -> torch.Tensor:
