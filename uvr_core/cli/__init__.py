@@ -117,6 +117,8 @@ class Root(click.Group):
         self, args: Sequence[str] | None = None, prog_name: str | None = None, *more: Any, **extra: Any
     ) -> NoReturn:
         """Run and exit; see the module's docstring for the codes."""
+        # Before torch loads: threads that spin while they wait make a busy machine ten times slower.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         with warnings.catch_warnings():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore", DeprecationWarning)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -104,3 +105,12 @@ def test_a_command_of_an_extra_that_is_not_installed_names_it(monkeypatch, comma
     assert f'pip install "uvr-core[{extra}]"' in line
     listing = ran("--help").stdout
     assert f"\n  {command} " in listing.partition("Not installed")[2]
+
+
+@pytest.mark.parametrize(("already", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_do_not_spin_unless_the_user_says_so(monkeypatch, already, after):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if already is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", already)
+    ran("--help")
+    assert os.environ["OMP_WAIT_POLICY"] == after
