@@ -38,6 +38,11 @@ def write_whole(path: Path, data: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def printable(text: str) -> str:
+    """Text in one line and with nothing that moves a terminal's cursor: what is not printable stands as an escape."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
 def text_of(path: Path) -> str:
     """A file's text. Raises UVRError: it is not UTF-8."""
     try:
@@ -65,11 +70,16 @@ def csv_rows(path: Path, *needs: str) -> Iterator[tuple[str, Mapping[str, Any]]]
 
 def jsonl_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(where, row) of a file with a JSON object a line; UVRError names a bad line."""
-    for number, line in enumerate(text_of(path).splitlines(), 1):
+    for number, line in enumerate(text_of(path).split("\n"), 1):  # JSON may hold U+2028 and the like as they are
         if not line.strip():
             continue
         try:
             row = json.loads(line)
+            json.dumps(row, ensure_ascii=False).encode()
+        except RecursionError as error:
+            raise UVRError(f"{path}:{number}: not JSON that can be read: nested too deep") from error
+        except UnicodeEncodeError as error:
+            raise UVRError(f"{path}:{number}: half of a surrogate pair, which is no text") from error
         except ValueError as error:
             raise UVRError(f"{path}:{number}: not JSON: {error}") from error
         if not isinstance(row, dict):

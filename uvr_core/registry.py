@@ -140,7 +140,10 @@ class Registry:
         target = self.get(kind, name_or_object) if by_name else name_or_object
         factory = isinstance(target, type) or (kind == "judge" and by_name and not hasattr(target, "locate"))
         if factory:
-            target = target(**options)
+            try:
+                target = target(**options)
+            except SystemExit as error:  # a stranger's constructor must not end the process
+                raise PluginError(f"{kind} {name_or_object!r}: its making ended with {error!r}") from error
         elif options:
             target = attrs.evolve(target, **options)
         return Named(target, name_or_object if by_name else getattr(target, "name", type(target).__name__))

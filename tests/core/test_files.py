@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from uvr_core.errors import UVRError
-from uvr_core.files import csv_rows, jsonl_rows, read_picture, text_of, to_json, write_whole
+from uvr_core.files import csv_rows, jsonl_rows, printable, read_picture, text_of, to_json, write_whole
 
 
 def test_json_says_null_where_a_float_is_no_number() -> None:
@@ -90,3 +90,21 @@ def test_pictures_are_rgb_of_the_size_asked_for(tmp_path: Path) -> None:
     for option, says in (("--image", r"^--image .*x\.png: not a picture"), ("", r"^/.*x\.png: not a picture")):
         with pytest.raises(UVRError, match=says):
             read_picture(path, option=option)
+
+
+def test_lines_of_json_may_hold_separators_of_unicode(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"prompt": "a\u2028b\u0085c"}\n{"prompt": "d"}\r\n', "utf-8")
+    assert [(where[-1], row["prompt"]) for where, row in jsonl_rows(path)] == [("1", "a\u2028b\u0085c"), ("2", "d")]
+
+
+@pytest.mark.parametrize(("line", "says"), [("[" * 200_000, "nested too deep"), ('{"a": "\\ud800"}', "surrogate")])
+def test_lines_of_json_that_are_no_text_are_refused_by_line(tmp_path: Path, line: str, says: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(f"{{}}\n{line}\n", "utf-8")
+    with pytest.raises(UVRError, match=rf"x\.jsonl:2: .*{says}"):
+        list(jsonl_rows(path))
+
+
+def test_what_moves_a_cursor_is_printed_as_an_escape() -> None:
+    assert printable("a\x1b[2Jü\u202eb") == "a\\x1b[2Jü\\u202eb"

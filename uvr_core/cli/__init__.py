@@ -19,6 +19,7 @@ import click
 
 from .. import __version__, plugins
 from ..errors import PluginError, UVRError, did_you_mean
+from ..files import printable
 
 BUILT_IN: Mapping[str, tuple[str, str]] = {
     "adapters": ("uvr_core.cli.listing:adapters", "List the model families that UVR knows."),
@@ -41,8 +42,8 @@ class Interrupted(click.ClickException):
 
 
 def one_line(text: object) -> str:
-    """The text without line breaks."""
-    return " ".join(str(text).split())
+    """The text without line breaks, and with nothing that moves the cursor."""
+    return printable(" ".join(str(text).split()))
 
 
 def say(text: str) -> None:

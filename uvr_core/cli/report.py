@@ -11,7 +11,7 @@ import click
 
 from .. import plugins
 from ..errors import UVRError
-from ..files import to_json, write_whole
+from ..files import printable, to_json, write_whole
 from .options import json_option
 from .output import REPORT, check_file
 
@@ -88,7 +88,9 @@ def show_report(data: dict[str, Any]) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
     click.echo(f"{data['model']}: {data['pipeline']}, adapter {data['adapter']}, {data['taps']} taps; {versions}")
     for image in data["images"]:
-        click.echo(f"{image['file'] or 'refused'}  seed {image['seed']}  {image['posture']}  {image['prompt']}")
+        click.echo(
+            f"{image['file'] or 'refused'}  seed {image['seed']}  {image['posture']}  {printable(image['prompt'])}"
+        )
         for finding in image["findings"]:
             what = "not located"
             if finding["located"]:

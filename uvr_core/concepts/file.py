@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import ConceptMismatch
+from ..files import printable
 from .bank import SCHEMA, TIME, Calibration, ConceptBank, Fingerprint
 
 # What a file may make a reader allocate, at most. A bank of every block of a published model is some 200 MB.
@@ -36,7 +37,7 @@ def load_concepts(path: str | os.PathLike[str]) -> ConceptBank:
 
     path = Path(path)
     if not is_file(path):
-        raise ConceptMismatch(f"{_plain(str(path))}: no such concept file")
+        raise ConceptMismatch(f"{printable(str(path))}: no such concept file")
     try:
         return _read(path)
     except ConceptMismatch as error:
@@ -48,7 +49,7 @@ def load_concepts(path: str | os.PathLike[str]) -> ConceptBank:
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         fault, cause = f"metadata is damaged: {type(error).__name__}: {error}", error
     fault = fault if len(fault) <= MAX_QUOTED else f"{fault[:MAX_QUOTED]}..."
-    raise ConceptMismatch(f"{_plain(str(path))}: {_plain(fault)}") from cause
+    raise ConceptMismatch(f"{printable(str(path))}: {printable(fault)}") from cause
 
 
 def is_file(path: Path) -> bool:
@@ -57,11 +58,6 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
-
-
-def _plain(text: str) -> str:
-    """Text that may quote a stranger's file, in one line and with nothing that moves a terminal's cursor."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _check_header(path: Path) -> int:
