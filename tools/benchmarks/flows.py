@@ -257,7 +257,7 @@ def page(results: Row) -> str:
     lines = [
         "# What flows where in the zoo",
         "",
-        "Written by `benchmarks/flows.py` from `figures/flows.json`. Do not edit.",
+        "Written by `tools/benchmarks/flows.py` from `figures/flows.json`. Do not edit.",
         "",
         f"{results['count']} held-out tasks a line, in a drawing style that no anchor saw. Flows are shares of "
         'attention, mean over heads, blocks and images, in the conditional pass. "Text to output" is what output queries '

@@ -162,11 +162,12 @@ MATRIX: dict[str, tuple[Situation, ...]] = {
         _exact("two threads, two models", _ALL),
         _exact(
             "two threads, a pipeline each, one transformer", _ALL,
-            "attach to the transformer; give each pipeline its own scheduler and tokenizers, which are not thread-safe",
+            "attach to the transformer and draw inside `with reg.generation(pipe.scheduler):`; give each pipeline its "
+            "own scheduler and tokenizers, which are not thread-safe",
         ),
         _refused(
             "two threads, one pipeline", _ALL, "called while another call of it runs",
-            "a pipeline per thread, as above; attach to the transformer",
+            "a pipeline per thread, as above",
         ),
         _exact("asyncio server with a thread pool", _ALL, "a pipeline per request, as above"),
         _exact("asyncio server, a model per request", _ALL),
@@ -203,7 +204,7 @@ MATRIX: dict[str, tuple[Situation, ...]] = {
         ),
         _refused(
             "the pipeline attached, its transformer called from elsewhere", _ALL, "called outside its pipeline",
-            "attach to the transformer",
+            "attach to the transformer and run it inside `with reg.generation():`",
         ),
         _refused(
             "the transformer replaced after attach", _ALL, "was replaced after attach", "detach and attach again",

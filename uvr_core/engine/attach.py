@@ -35,9 +35,10 @@ def attach(
     which reach every query of an image, multiply, and leave the patches that earlier concepts claimed as these made
     them.
 
-    A bare transformer: no pipeline says which forward, or which half of a batch, follows the prompt. All are
-    regulated, but for passes named "uncond" through `cache_context`: with guidance the unconditional prediction is
-    restricted too, where the concept is located in it. To keep it stock, attach to the pipeline.
+    A bare transformer with concepts is driven inside `with reg.generation():`. No pipeline says which forward, or
+    which half of a batch, follows the prompt. All are regulated, but for forwards named "uncond" through
+    `cache_context`: with guidance the unconditional prediction is restricted too, where the concept is located in it.
+    To keep it stock, attach to the pipeline.
 
     Args:
         model: a pipeline with a `transformer`, or the transformer.

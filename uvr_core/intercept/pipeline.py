@@ -141,7 +141,8 @@ class PipelineCall:
             raise UnsupportedRuntime(
                 "the pipeline is called while another call of it runs; a diffusers pipeline keeps the state of its "
                 "call on itself: make a pipeline per thread around the one transformer, each with a scheduler and "
-                "tokenizers of its own, and attach to the transformer"
+                "tokenizers of its own, attach to the transformer, and draw inside "
+                "`with reg.generation(pipe.scheduler):`"
             )
         try:
             yield

@@ -199,7 +199,7 @@ class Taps:
         if rebound is None:
             raise UnsupportedRuntime(
                 f"{path}: processor {kind.__module__}.{kind.__qualname__} reaches no attention call that UVR can see "
-                f"(looked for {_DISPATCH} and F.{_SDPA}); use the stock processor, or a seam of your own"
+                f"(looked for {_DISPATCH} and F.{_SDPA}); use the stock processor, or one that calls either"
             )
         body = {name: rebound, "_uvr_taps": self, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
         return type(kind.__name__, (kind,), body)

@@ -26,7 +26,7 @@ def check_adapter(
 ) -> Conformance:
     """Hold an adapter against a small model of its class.
 
-    Where tokens lie is found out, not believed: a row of a block's attention output is changed at the seam, and the
+    Where tokens lie is found out, not believed: a row of a block's attention output is changed in its tap, and the
     output patch that moves first is the one that this row holds.
 
     Args:
