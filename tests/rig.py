@@ -144,3 +144,14 @@ def sibling(rig: Rig) -> Any:
         if part is not None and name.startswith(("scheduler", "tokenizer", "processor")):
             setattr(pipe, name, copy.deepcopy(part))
     return pipe
+
+
+def at(step: int, do: Callable[[], object]) -> Callable[..., Any]:
+    """A step callback that does something after that step."""
+
+    def callback(pipe: Any, done: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if done == step:
+            do()
+        return tensors
+
+    return callback

@@ -88,7 +88,8 @@ def console(source: str) -> str:
     said = ""
     for command in re.findall(r"^\$ (.*)$", source, re.M):
         done = subprocess.run(command, shell=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        said += f"$ {command}\n{done.stdout}"
+        output = re.sub(r"^uvr: .* of \d+ after .*\n", "", done.stdout, flags=re.M)  # progress, on a slow machine
+        said += f"$ {command}\n{output}"
     return said
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from rig import PIPELINES, STEPS, Rig, Second, TextOnly, reference
+from rig import PIPELINES, STEPS, Rig, Second, TextOnly, at, reference
 
 import uvr_core
 from uvr_core.protocols import (
@@ -188,3 +188,13 @@ def test_bad_edits_at_the_last_step(what: str, name: str) -> None:
         policy.on = False
         assert torch.equal(rig.run(), reference(name))
     assert torch.equal(rig.run(), stock)
+
+
+def test_a_bare_transformer_raises_in_the_forward_itself() -> None:
+    """There is no call of a pipeline at whose end to look."""
+    rig, policy = Rig("flux"), Edits(factor(torch.nan))
+    with rig.attach(to=rig.transformer, policy=policy):
+        with pytest.raises(uvr_core.UVRError, match="gave NaN or Inf"):
+            rig.run(callback_on_step_end=at(STEPS - 1, lambda: pytest.fail("the forward came back")))
+        policy.on = False
+        assert torch.equal(rig.run(), reference("flux"))

@@ -10,11 +10,10 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from rig import PIPELINES, STEPS, Rig, Second, TextOnly, reference, seen_through
+from rig import PIPELINES, STEPS, Rig, Second, TextOnly, at, reference, seen_through
 
 import uvr_core
 from uvr_core.intercept.hooks import Hook
-from uvr_core.protocols import CallInfo, FlowEdit, Located, MaskOptions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Undo = Callable[[], object]
@@ -31,17 +30,6 @@ def fault(says: str, on: tuple[str, ...] = PIPELINES) -> Callable[[Fault], Fault
         return function
 
     return keep
-
-
-def at(step: int, do: Callable[[], object]) -> Callable[..., Any]:
-    """A step callback that does something after that step."""
-
-    def callback(pipe: Any, done: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if done == step:
-            do()
-        return tensors
-
-    return callback
 
 
 def by_turns(names: Iterable[str]) -> list[tuple[str, str]]:
@@ -294,37 +282,6 @@ def one(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
         return scores
 
     return change
-
-
-@attrs.define
-class Edits:
-    """TextOnly's edit, changed at the last step, while `on`."""
-
-    change: Callable[[FlowEdit, Located, CallInfo], object]
-    on: bool = True
-    name: str = "edits"
-    masks: MaskOptions = attrs.field(default=MaskOptions(ring=0))
-
-    def edit(self, located: Located, call: CallInfo) -> Any:
-        edit = TextOnly().edit(located, call)
-        return self.change(edit, located, call) if self.on and located.step == STEPS - 1 else edit
-
-
-def factor(fill: float, extra: int = 0) -> Callable[[FlowEdit, Located, CallInfo], FlowEdit]:
-    """Of every text token."""
-    return lambda edit, located, call: attrs.evolve(
-        edit, text_factor=torch.full((len(located.core), call.text + extra), fill)
-    )
-
-
-def test_a_bare_transformer_raises_in_the_forward_itself() -> None:
-    """There is no call of a pipeline at whose end to look."""
-    rig, policy = Rig("flux"), Edits(factor(torch.nan))
-    with rig.attach(to=rig.transformer, policy=policy):
-        with pytest.raises(uvr_core.UVRError, match="gave NaN or Inf"):
-            rig.run(callback_on_step_end=at(STEPS - 1, lambda: pytest.fail("the forward came back")))
-        policy.on = False
-        assert torch.equal(rig.run(), reference("flux"))
 
 
 @pytest.mark.parametrize("name", PIPELINES)

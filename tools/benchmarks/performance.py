@@ -34,6 +34,8 @@ from sizes import NEVER, Attention, Size, Stack, bank, blob, flux, policy
 
 import uvr_core
 import uvr_zoo
+from uvr_adapters.flux import FLUX
+from uvr_core.intercept.forwards import intervene
 from uvr_core.plugins import registry
 from uvr_core.protocols import RowClass
 from uvr_zoo.experiment import generate
@@ -227,10 +229,10 @@ def measure_growth(plan: Plan) -> dict[str, Any]:
     def probing(counts: Sequence[int], make: Callable[[int], Any]) -> dict[str, Any]:
         variants = {}
         for count in counts:
-            session = make(count)
-            session.leave("next")
-            session.enter("probe")
-            variants[str(count)] = plain(lambda s=session: s.on_call(a.call("probe", output)))
+            regulation = make(count)
+            regulation.run.leave()
+            regulation.run.enter("probe")
+            variants[str(count)] = plain(lambda r=regulation: intervene(a.call("probe", output), r, FLUX))
         taken = interleaved(variants, 10 * plan.turns, plan.device)
         return {name: {"seconds": statistics.median(t), "range": [min(t), max(t)]} for name, t in taken.items()}
 

@@ -245,11 +245,11 @@ class OnModel:
         core[0, :2, :2] = core[2, -1, -1] = True
         mask = core.flatten(1)
         stock = example.run(arguments, size)
-        with regulated(example.model, self.adapter, Given(mask), policy):
-            try:
+        try:
+            with regulated(example.model, self.adapter, Given(mask), policy):
                 edited = example.run(arguments, size)
-            except UnsafeContent:
-                edited = stock
+        except UnsafeContent:
+            edited = stock
         return stock, edited, mask
 
 

@@ -32,9 +32,9 @@ def test_an_edit_is_made_at_its_block_alone() -> None:
     call = CallInfo("a", 5, 3, lambda: torch.ones(1, 5), lambda: torch.ones(1, 3), lambda: None)
     assert Edit(nothing=True).edit(located, call) is None
     assert Edit(only="b").edit(located, call) is None
-    edit = Edit(alpha=(0.0, 1.0, 0.0), only="a").edit(located, call)
-    assert edit.alpha == (0.0, 1.0, 0.0)
-    assert edit.text_factor is None
-    ones = Edit(tokens=True).edit(located, call)
+    edit = Edit(noise=0.5, only="a").edit(located, call)
+    assert (edit.noise.core, edit.noise.ring) == (0.5, 0.0)
+    assert edit.reweight is None
+    ones = Edit(tokens=True).edit(located, call).reweight
     assert (ones.text_factor.shape, ones.reference_factor.shape) == ((1, 5), (1, 3))
     assert everywhere(2, SIZE).mask.tolist() == [[True] * 6] * 2

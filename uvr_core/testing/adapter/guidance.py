@@ -39,9 +39,10 @@ class Guidance(Subject):
 
     def _real_guidance(self, example: Example) -> None:
         """On the real pipeline: what the engine looks at follows the prompt and not the negative prompt."""
-        generate = example.generate
+        generate, driver = example.generate, type(example.pipeline)
         assert generate is not None
-        with attach(example.pipeline, self.adapter) as reg:
+        listed = next(cls.__name__ for cls in driver.__mro__ if "__call__" in vars(cls))  # what the adapter would list
+        with attach(example.pipeline, attrs.evolve(self.adapter, pipelines=(listed,))) as reg:
             tap = reg.taps[0]
 
             def first_step(prompt: str, negative: str) -> torch.Tensor:
