@@ -229,9 +229,6 @@ def test_what_the_guide_says_of_lumina_2() -> None:
             example.run(example.arguments((2, 3), batch=2), (2, 3))
 
 
-# ---------------------------------------------------------------------------------------------- the runner itself
-
-
 @pytest.mark.parametrize(
     ("shown", "got", "same"),
     [

@@ -54,9 +54,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return now
 
 
-# ---------------------------------------------------------------------------------------------- the loop
-
-
 class Toy:
     """A linear map trained on noise from torch's global generator; `at[i]` runs within step i."""
 
@@ -139,9 +136,6 @@ def test_a_loss_that_is_not_finite_does_no_harm(clock: Any, tmp_path: Path) -> N
     with pytest.raises(FloatingPointError, match="toy, step 2"):
         toy.fit(tmp_path, 4)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
-
-
-# ---------------------------------------------------------------------------------------------- the parts
 
 
 @pytest.fixture
@@ -239,9 +233,6 @@ def test_staged_files_replace_the_old_ones_together_or_not_at_all(tmp_path: Path
         (stage / "b" / "c").write_text("new")
         (stage / "more").touch()
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "c"]
-
-
-# ---------------------------------------------------------------------------------------------- publishing
 
 
 def test_publish_writes_what_load_reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -41,9 +41,6 @@ Row = Mapping[str, Any]
 Table = Mapping[str, Mapping[str, Row]]
 
 
-# ---------------------------------------------------------------------------------------------- measuring
-
-
 def cost(pipe: Any, name: str, drawn: Sequence[Task], masks: np.ndarray, turns: int) -> tuple[Flows, dict[str, Any]]:
     """The flows, and time with the measuring over time without, in pairs of alternating order."""
     prompts, sources, options = [prompt_of(task) for task in drawn], sources_of(drawn), settings(name)
@@ -133,9 +130,6 @@ def measure(count: int) -> dict[str, Any]:
     return table
 
 
-# ---------------------------------------------------------------------------------------------- the picture
-
-
 def draw(table: Table, path: Path) -> None:
     """A line per pipeline and case: curves into all and into located patches, two heat maps, localisation."""
     from matplotlib.figure import Figure
@@ -183,9 +177,6 @@ def _curve(axis: Any, line: Row | None, source: str) -> None:
 
 def _has(row: Row, role: str) -> bool:
     return f"{role} to output" in row["directions"]
-
-
-# ---------------------------------------------------------------------------------------------- the page
 
 
 def ends(line: Row, which: str = "mean") -> str:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import attrs
 import numpy as np
 import pytest
 import torch
-from driven import Driven, joint, plan_of
-from runner import make_bank
+from driven import joint
+from scripted import GRID, PATCHES, WIDTH, Script, play, scored
 
 from uvr_core.adapter import Layout
 from uvr_core.engine.readings import Compared, contrast
 from uvr_core.intercept.calls import AttentionCall
 from uvr_core.ops.masks import ring_of
-from uvr_plugins.policies import Observe
 
 
 @pytest.mark.parametrize(("side", "error"), [(16, 1e-5), (64, 0.1)])
@@ -40,52 +36,6 @@ def test_a_contrast_from_some_patches_is_that_of_all(side: int, error: float) ->
     want = (inside[:, None] @ weight)[:, 0] / inside.sum(1, True) / ((rest[:, None] @ weight)[:, 0] / rest.sum(1, True))
     assert (got / want - 1).abs().max() < error
     assert (got[:, 0] > 2.5).all()
-
-
-GRID, PATCHES, WIDTH = (3, 4), 12, 32
-
-
-LAYOUT = Layout(PATCHES + 6, PATCHES, GRID, ((2, 3),))
-
-
-@attrs.define
-class Script:
-    """A detector that gives the scores and origins written down for each step."""
-
-    steps: list[np.ndarray]
-    origins: list[list[float] | None]
-    seen: list[torch.Tensor] = attrs.field(factory=list)
-    asked: int = 0
-    name: str = "script"
-
-    def scores(self, features: torch.Tensor, sigma: float, bank: Any, probe: str) -> torch.Tensor:
-        self.seen.append(features)
-        return torch.from_numpy(self.steps[len(self.seen) - 1]).float()
-
-    def origin(self, features: torch.Tensor, core: torch.Tensor, sigma: float, bank: Any, probe: str) -> Any:
-        self.asked += 1
-        told = self.origins[len(self.seen) - 1]
-        return None if told is None else torch.tensor(told)
-
-
-def play(detector: Any, layout: Layout = LAYOUT, steps: int = 2, **options: Any) -> tuple[Driven, list[torch.Tensor]]:
-    """Two images, one call per step through a run that observes; the outputs of the calls."""
-    driven = Driven([plan_of(make_bank(), detector, Observe(), 5.0, **options)])
-    generator, outputs = torch.Generator().manual_seed(0), []
-    for step in range(steps):
-        q, k, v = (torch.randn(2, 2, 3 + layout.image, 16, generator=generator) for _ in range(3))
-        outputs.append(torch.nn.functional.scaled_dot_product_attention(q, k, v))
-        driven.forward(AttentionCall("a", q, k, v, outputs[-1], None, None), 1 - step / steps, layout)
-    return driven, outputs
-
-
-def scored(*patches: dict[int, float]) -> np.ndarray:
-    """(2, N) scores: 0 but for the patches named."""
-    scores = np.zeros((2, PATCHES), np.float32)
-    for row, given in zip(scores, patches, strict=True):
-        for patch, value in given.items():
-            row[patch] = value
-    return scores
 
 
 def test_a_patch_is_scored_with_the_reference_token_that_faces_it() -> None:

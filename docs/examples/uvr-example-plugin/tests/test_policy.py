@@ -56,9 +56,6 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
         Fade(**wrong)
 
 
-# ------------------------------------------------------------------------------------ in a transformer
-
-
 class First:
     """A detector that finds the concept in patch 0 of every image."""
 
