@@ -98,7 +98,8 @@ def test_the_image_span_by_perturbation(model: CogView4Transformer2DModel, patch
     height, width = 4, 6
     arguments = inputs((height, width), text)
     stock = predict(model, **arguments)
-    with uvr_core.attach(model, concepts=bank(LAYERS - 1), detector=OnePatch(patches), policy=Noise()):
+    regulated = uvr_core.attach(model, concepts=bank(LAYERS - 1), detector=OnePatch(patches), policy=Noise())
+    with regulated as reg, reg.generation():
         moved = (predict(model, **arguments) - stock).abs().amax(1)  # (B, H, W)
     per_patch = moved.unflatten(1, (height, 2)).unflatten(3, (width, 2)).amax((2, 4)).flatten(1)
     for sample, patch in enumerate(patches):
@@ -112,8 +113,9 @@ def test_layout_and_time(model: CogView4Transformer2DModel) -> None:
 
 def test_arguments_given_by_position_are_read_too(model: CogView4Transformer2DModel) -> None:
     arguments = inputs((4, 6))
-    with uvr_core.attach(model, concepts=bank(0), detector=OnePatch((0, 1)), policy="block") as reg, torch.no_grad():
-        model(*arguments.values())
+    with uvr_core.attach(model, concepts=bank(0), detector=OnePatch((0, 1)), policy="block") as reg:
+        with reg.generation(), torch.no_grad():
+            model(*arguments.values())
         assert reg.report.fired == LAYERS
 
 
