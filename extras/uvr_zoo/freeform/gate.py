@@ -1,0 +1,101 @@
+"""How well a free-form pipeline draws what it is told: held-out prompts, today's judge at any canvas, Wilson intervals.
+
+The judge was trained on 64 x 64 pixels; its network is convolutional and reads larger canvases as they are, unresized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from PIL import Image
+
+from uvr_evaluation.statistics import wilson
+
+from ..judging import Judge
+from ..vae import to_tensor
+from ..vocabulary import OBJECTS
+from .captions import PlaceKind, caption
+from .pipelines import SAMPLING
+from .pool import Mix
+from .scenes import Scene, sample
+from .wordings import Kind
+
+FIRST_SEED = 1_000_000  # gates use seeds from here on; tuning and published counts have ranges of their own
+
+
+@attrs.frozen
+class Task:
+    """A prompt with the scene that it was written for."""
+
+    scene: Scene
+    prompt: str
+    seed: int
+
+
+def tasks(
+    mix: Mix, count: int, number: int, *, kind: Kind = "name", place: PlaceKind = "none", first: int = FIRST_SEED
+) -> list[Task]:
+    """`number` held-out scenes of `count` objects each, in held-out wordings of a kind; `place`: what they say of
+    it."""
+    drawn = [
+        sample(seed, "heldout", objects=mix.objects, styles=mix.styles, count=count, busy=mix.busy)
+        for seed in range(first, first + number)
+    ]
+    prompts = [caption(scene, kind=kind, place=place, split="heldout").text for scene in drawn]
+    return [Task(scene, prompt, scene.seed) for scene, prompt in zip(drawn, prompts, strict=True)]
+
+
+@torch.no_grad()
+def seen(judge: Judge, images: Sequence[Image.Image]) -> list[set[str]]:
+    """The objects that the judge sees in each picture, at the picture's own size."""
+    sets = []
+    for image in images:
+        scores = judge.net(to_tensor(np.asarray(image.convert("RGB"))[None]))[0][0].sigmoid()
+        sets.append({name for name, score in zip(OBJECTS, scores, strict=True) if score >= judge.threshold})
+    return sets
+
+
+def draw(pipe: Any, chosen: list[Task], batch: int = 16, **options: Any) -> list[Image.Image]:
+    """One picture a task, each from its own seed."""
+    images: list[Image.Image] = []
+    for start in range(0, len(chosen), batch):
+        part = chosen[start : start + batch]
+        generators = [torch.Generator().manual_seed(task.seed) for task in part]
+        options_ = {**SAMPLING, **options, "negative_prompt": [""] * len(part)}
+        images += pipe([task.prompt for task in part], generator=generators, **options_).images
+    return images
+
+
+def score(judge: Judge, mix: Mix, chosen: list[Task], images: list[Image.Image]) -> dict[str, Any]:
+    """How many pictures show every object of their scene, how many those alone of the mix's, with 95% intervals."""
+    complete = exact = 0
+    found: dict[str, list[int]] = {}
+    for task, names in zip(chosen, seen(judge, images), strict=True):
+        wanted = {item.name for item in task.scene.items}
+        complete += wanted <= names
+        exact += wanted == names & set(mix.objects)
+        for name in wanted:
+            row = found.setdefault(name, [0, 0])
+            row[0] += name in names
+            row[1] += 1
+    total = len(chosen)
+    return {
+        "prompts": total, "all_objects": complete, "all_objects_ci95": wilson(complete, total), "exactly": exact,
+        "per_object": dict(sorted(found.items())),
+    }  # fmt: skip
+
+
+def sheet(images: Sequence[Image.Image], path: Path, columns: int = 12) -> None:
+    """One picture of all, row by row."""
+    side = images[0].size
+    rows = -(-len(images) // columns)
+    canvas = Image.new("RGB", (columns * side[0], rows * side[1]))
+    for index, image in enumerate(images):
+        canvas.paste(image, (index % columns * side[0], index // columns * side[1]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(path)
