@@ -92,6 +92,23 @@ def flux(
 
 @main.command()
 @click.option("--text", "encoders", type=PATH, required=True)
+@click.option("--cut", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Below it, none of these.")
+@click.argument("texts", nargs=-1)
+def words(encoders: Path, cut: float, texts: tuple[str, ...]) -> None:
+    """What texts are read as; without any, how held-out wordings are read."""
+    from .reading import Reader, measure
+
+    reader = Reader(encoders, cut)
+    if not texts:
+        click.echo(json.dumps(measure(reader)))
+    for text, reading in zip(texts, reader(list(texts)), strict=True):
+        said = [*reading.objects, f"background {reading.background}", f"style {reading.style}"]
+        click.echo(f"{text}: " + ", ".join(word for word in said if not word.endswith("None")))
+        click.echo("  " + " ".join(f"{piece}={kind}" if kind else piece for piece, kind in reading.pieces))
+
+
+@main.command()
+@click.option("--text", "encoders", type=PATH, required=True)
 @click.option("--vae", "autoencoder", type=PATH, default=DATA / "shared" / "vae")
 @click.option("--transformer", type=PATH, required=True)
 @click.option("--objects", "count", type=click.IntRange(1, 4), default=1, show_default=True)

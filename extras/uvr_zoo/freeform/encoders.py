@@ -11,7 +11,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import attrs
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -19,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from ..text import ZooTokenizer
 from ..vocabulary import OBJECTS, STYLES
-from .parsing import BACKGROUNDS, OTHER, TEXT_WIDTHS, WIDTHS
+from .parsing import BACKGROUNDS, TEXT_WIDTHS, WIDTHS
 from .words import MAX_TOKENS, SPECIALS, WIDTH, read, tokenizer
 
 POOLED = 64
@@ -124,54 +123,3 @@ def load(folder: Path) -> tuple[T5EncoderModel, CLIPTextModel, ZooTokenizer]:
     embedding = models.clip.embeddings.token_embedding
     pooler.load_state_dict({**state, "embeddings.token_embedding.weight": embedding.table @ embedding.matrix})
     return encoder.eval().requires_grad_(False), pooler.eval().requires_grad_(False), tokenizer(words)
-
-
-@attrs.frozen
-class Reading:
-    """What the encoder takes a text to say: word pieces with the object each speaks of, background and style."""
-
-    pieces: tuple[tuple[str, str], ...]
-    objects: tuple[str, ...]
-    background: str | None
-    style: str | None
-
-
-class Parser:
-    """Reads texts as the image models are told them: `parser(["a dagger in the snow"])` -> [Reading].
-
-    Attributes:
-        cut: probability below which the best object is no object: "none of these".
-    """
-
-    def __init__(self, folder: Path, cut: float = 0.5):
-        self.models, self.cut = load_models(folder), cut
-        self.tokenizer = tokenizer(read(folder / _TABLE)[0])
-
-    @torch.no_grad()
-    def chances(self, texts: list[str]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Ids (B, 48) and every head's probabilities (B, 48, classes)."""
-        coded = self.tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
-        logits = self.models.parse(self.models.hidden(coded.input_ids))
-        return coded.input_ids, {name: value.softmax(-1) for name, value in logits.items()}
-
-    def __call__(self, texts: list[str]) -> list[Reading]:
-        ids, chances = self.chances(texts)
-        return [
-            self._reading(ids[row], {name: value[row] for name, value in chances.items()}) for row in range(len(texts))
-        ]
-
-    def _reading(self, ids: torch.Tensor, chances: dict[str, torch.Tensor]) -> Reading:
-        real = ids >= len(SPECIALS)
-        pieces = []
-        for token, row in zip(ids[real], chances["object"][real], strict=True):
-            best = int(row[1:OTHER].argmax()) + 1
-            kind = OBJECTS[best - 1] if row[best] >= self.cut else "other" if row[1:].sum() > 0.5 else ""
-            pieces.append((str(self.tokenizer.convert_ids_to_tokens(int(token))), kind))
-        named = tuple(dict.fromkeys(kind for _, kind in pieces if kind not in ("", "other")))
-        background, style = (
-            int(chances[name][real].mean(0).argmax()) if real.any() else 0 for name in ("background", "style")
-        )
-        return Reading(
-            tuple(pieces), named, BACKGROUNDS[background - 1] if background else None,
-            tuple(STYLES)[style - 1] if style else None,
-        )  # fmt: skip

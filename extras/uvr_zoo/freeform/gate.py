@@ -55,7 +55,7 @@ def seen(judge: Judge, images: Sequence[Image.Image]) -> list[set[str]]:
     """The objects that the judge sees in each picture, at the picture's own size."""
     sets = []
     for image in images:
-        scores = judge.net(to_tensor(np.asarray(image.convert("RGB"))[None]))[0][0].sigmoid()
+        scores = judge.net(to_tensor(np.array(image.convert("RGB"))[None]))[0][0].sigmoid()
         sets.append({name for name, score in zip(OBJECTS, scores, strict=True) if score >= judge.threshold})
     return sets
 

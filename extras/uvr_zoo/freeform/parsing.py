@@ -41,25 +41,37 @@ class Nouns:
         texts: "a lamp", "an artificial source of visible illumination".
         chances: (N, len(OBJECTS) + 2) float32, the classes of `object`.
         vectors: (N, 128) float32, the sentence encoder's.
+        near: rows that may well be some object.
     """
 
     texts: list[str]
     chances: np.ndarray
     vectors: np.ndarray
+    near: np.ndarray
 
     @classmethod
-    def load(cls, path: Path, temperature: float = 0.05, other: float = 0.5) -> Nouns:
-        """Read nouns.npz (tools/make_word_vectors.py): softmax of likeness / temperature, `other` being that of no
-        object."""
+    def load(cls, path: Path, temperature: float = 0.05, other: tuple[float, float] = (0.62, 0.55)) -> Nouns:
+        """Read nouns.npz (tools/make_word_vectors.py): softmax of likeness / temperature.
+
+        `other` is the likeness of "none of these", for nouns and for glosses.
+        """
         with np.load(path) as data:
             nouns = [f"{'an' if word[0] in 'aeiou' else 'a'} {word}" for word in data["nouns"].tolist()]
             glosses = data["glosses"].tolist()
-            likeness = np.concatenate([data["noun_likeness"], data["gloss_likeness"]]).astype(np.float32)
+            likeness = [data["noun_likeness"].astype(np.float32), data["gloss_likeness"].astype(np.float32)]
             vectors = np.concatenate([data["noun_vectors"], data["gloss_vectors"]]).astype(np.float32)
-        logits = np.concatenate([likeness, np.full((len(likeness), 1), other, np.float32)], 1) / temperature
+        columns = [np.pad(part, ((0, 0), (0, 1)), constant_values=c) for part, c in zip(likeness, other, strict=True)]
+        logits = np.concatenate(columns) / temperature
         chances = np.exp(logits - logits.max(1, keepdims=True))
         chances = np.pad(chances / chances.sum(1, keepdims=True), ((0, 0), (1, 0)))
-        return cls([*nouns, *glosses], chances, vectors)
+        near = np.flatnonzero(chances[:, 1:OTHER].max(1) > 0.25)
+        return cls([*nouns, *glosses], chances, vectors, near)
+
+    def pick(self, rng: np.random.Generator) -> int:
+        """A row; of those near an object two times in five, which are one in ten."""
+        if len(self.near) and rng.random() < 0.4:
+            return int(self.near[rng.integers(len(self.near))])
+        return int(rng.integers(len(self.texts)))
 
 
 @attrs.frozen
@@ -124,7 +136,7 @@ def draw_text(seed: int, nouns: Nouns | None, share: float = 0.5) -> Text:
             words[index] = f"a {made_up(rng)}"
             marks[index] = (OTHER, region, 0, role)
         else:
-            row = int(rng.integers(len(nouns.texts)))
+            row = nouns.pick(rng)
             words[index], rows[index], marks[index] = nouns.texts[row], row, (OTHER, region, 0, role)
         if index + 1 < len(marks) and marks[index + 1][0] == kind:  # the phrase of its place speaks of the same
             marks[index + 1] = marks[index][:1] + marks[index + 1][1:]

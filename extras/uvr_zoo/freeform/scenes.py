@@ -135,7 +135,7 @@ def _names(
 
 
 def place(
-    rng: np.random.Generator, names: tuple[str, ...], relation: Relation, canvas: tuple[int, int], tries: int = 20
+    rng: np.random.Generator, names: tuple[str, ...], relation: Relation, canvas: tuple[int, int], tries: int = 60
 ) -> tuple[Item, ...] | None:
     """Items of these names so that each shows at least 1 - _HIDDEN of its square; None if no try fitted."""
     largest = min(SIDES[1], 0.62 * min(canvas)) * (1.0 if len(names) < 3 else 0.7)

@@ -23,7 +23,7 @@ SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
 MAX_TOKENS = 48
 WIDTH = 128
 _GRAMMAR = """
-a an the and or of with without in on at to from by into over under behind before beside near next front left right
+a an the as and or of with without in on at to from by into over under behind before beside near next front left right
 middle
 top bottom centre center upper lower corner edge side above below between among against it its one two three four some
 any

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from uvr_zoo.freeform import scenes, wordings
 from uvr_zoo.freeform.captions import REGIONS, caption, region
 from uvr_zoo.vocabulary import OBJECTS

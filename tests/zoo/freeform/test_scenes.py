@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from uvr_zoo.freeform import scenes
 from uvr_zoo.freeform.render import object_patches, render
 from uvr_zoo.vocabulary import BENIGN, CONCEPTS
