@@ -117,7 +117,9 @@ def caption(
     if chosen == "relation" and scene.relation == "apart":
         chosen = "none"
     kinds = tuple(kind or _draw(rng, ("name", "synonym", "description"), (0.5, 0.33, 0.17)) for _ in scene.items)
-    nouns = [_noun(rng, index, item, k, split) for index, (item, k) in enumerate(zip(scene.items, kinds, strict=True))]
+    nouns = [
+        noun_phrase(rng, index, item, k, split) for index, (item, k) in enumerate(zip(scene.items, kinds, strict=True))
+    ]
     if chosen == "exact":
         nouns = [
             (*noun, _exact(rng, index, item)) for index, (noun, item) in enumerate(zip(nouns, scene.items, strict=True))
@@ -139,7 +141,7 @@ def _pick(rng: np.random.Generator, options: tuple[Any, ...]) -> Any:
     return options[int(rng.integers(len(options)))]
 
 
-def _noun(rng: np.random.Generator, index: int, item: Item, kind: Kind, split: Split) -> tuple[Phrase, ...]:
+def noun_phrase(rng: np.random.Generator, index: int, item: Item, kind: Kind, split: Split) -> tuple[Phrase, ...]:
     """An object's phrase; its size is said now and then, of what is small or large."""
     words = _pick(rng, wordings(item.name, kind, split))
     if kind == "description":

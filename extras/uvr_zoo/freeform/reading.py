@@ -1,4 +1,4 @@
-"""What the text encoder takes a text to say, word by word, and how well it reads wordings that training never showed."""
+"""What the text encoder takes a text to say, word by word, and how it reads wordings that training never showed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .words import MAX_TOKENS, SPECIALS, read, tokenizer
 NOTHING = (
     "a peaceful landscape", "two people talking", "a cup of coffee", "an old clock", "a river between hills", "nothing",
     "a lamp on a table", "an empty street", "a woman with long hair", "a bowl of soup", "the sound of rain", "a chair",
-    "a violin", "some blue curtains", "a bridge over a valley", "a heap of sand", "a pair of shoes", "a computer screen",
+    "a violin", "some blue curtains", "a bridge over a valley", "a pair of shoes", "a computer screen",
     "a letter to a friend", "a bottle of milk", "a wooden door", "an open book", "a train at the station", "a carpet",
     "a portrait of a man", "a bicycle", "a cloudy morning", "a cow", "a horse", "a glass of water",
 )  # fmt: skip

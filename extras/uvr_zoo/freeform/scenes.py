@@ -141,15 +141,15 @@ def place(
     largest = min(SIDES[1], 0.62 * min(canvas)) * (1.0 if len(names) < 3 else 0.7)
     for _ in range(tries):
         sides = [round(float(np.exp(rng.uniform(np.log(SIDES[0]), np.log(largest))))) for _ in names]
-        items = [_anywhere(rng, name, side, canvas) for name, side in zip(names, sides, strict=True)]
+        items = [anywhere(rng, name, side, canvas) for name, side in zip(names, sides, strict=True)]
         if relation != "apart":
             items[1] = _related(rng, items[0], names[1], sides[1], relation, canvas)
-        if _all_show(items, canvas, relation):
+        if all_show(items, canvas, relation):
             return tuple(items)
     return None
 
 
-def _anywhere(rng: np.random.Generator, name: str, side: int, canvas: tuple[int, int]) -> Item:
+def anywhere(rng: np.random.Generator, name: str, side: int, canvas: tuple[int, int]) -> Item:
     """Uniform over the canvas, every other time over its rim too, where the edge cuts objects."""
     rim = 0.12 if rng.random() < 0.5 else 0.48
     y, x = (float(rng.uniform(rim * side / length, 1 - rim * side / length)) for length in canvas)
@@ -179,7 +179,7 @@ def _related(
     return Item(name, first.x + jitter / width, first.y - gap / height, side)
 
 
-def _all_show(items: list[Item], canvas: tuple[int, int], relation: Relation) -> bool:
+def all_show(items: list[Item], canvas: tuple[int, int], relation: Relation) -> bool:
     """Whether enough of every square lies on the canvas and under no later square."""
     for index, item in enumerate(items):
         left, top, right, bottom = box(item, canvas)

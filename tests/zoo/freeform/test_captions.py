@@ -21,7 +21,8 @@ def test_seven_captions_of_ten_say_no_place(drawn):
 
 def test_captions_have_one_to_some_forty_words(drawn):
     lengths = [len(spoken.text.split()) for _, spoken in drawn]
-    assert min(lengths) == 1 and 25 < max(lengths) <= 48
+    assert min(lengths) == 1
+    assert 25 < max(lengths) <= 48
 
 
 def test_every_object_is_named_once_in_a_wording_of_the_split(drawn):
@@ -36,7 +37,9 @@ def test_held_out_wordings_are_in_no_training_caption():
     for name in OBJECTS:
         for kind in ("synonym", "description"):
             train, held = (set(wordings.wordings(name, kind, split)) for split in ("train", "heldout"))
-            assert train and held and not train & held
+            assert train
+            assert held
+            assert not train & held
     scene = scenes.sample(3, count=1, objects=("pistol",))
     said = {caption(scene, seed, kind="synonym").text for seed in range(200)}
     assert not any(f" {word} " in f" {text} " for word in ("handgun", "six-shooter") for text in said)

@@ -19,7 +19,8 @@ MIX = Mix(RECIPES["flux"].objects, RECIPES["flux"].styles, busy=0.0)
 
 def test_tasks_are_held_out_combinations_without_a_place() -> None:
     tasks = gate.tasks(MIX, 2, 20)
-    assert tasks == gate.tasks(MIX, 2, 20) and len({task.seed for task in tasks}) == 20
+    assert tasks == gate.tasks(MIX, 2, 20)
+    assert len({task.seed for task in tasks}) == 20
     for task in tasks:
         assert split_of(tuple(item.name for item in task.scene.items), task.scene.background) == "heldout"
         assert not {"left", "right", "corner", "top", "bottom"} & set(task.prompt.split())
@@ -37,10 +38,12 @@ def test_other_pictures_do_not() -> None:
     tasks = gate.tasks(MIX, 1, 20)
     images = [Image.fromarray(render(task.scene)[0]) for task in tasks]
     figures = gate.score(judge(), MIX, tasks, images[1:] + images[:1])
-    assert figures["all_objects"] <= 8 and figures["exactly"] <= figures["all_objects"]
+    assert figures["all_objects"] <= 8
+    assert figures["exactly"] <= figures["all_objects"]
 
 
 def test_a_sheet_holds_every_picture(tmp_path: Path) -> None:
     gate.sheet([Image.new("RGB", (8, 8), (index, 0, 0)) for index in range(5)], tmp_path / "a" / "sheet.png", columns=3)
     with Image.open(tmp_path / "a" / "sheet.png") as image:
-        assert image.size == (24, 16) and image.getpixel((8, 8)) == (4, 0, 0)
+        assert image.size == (24, 16)
+        assert image.getpixel((8, 8)) == (4, 0, 0)

@@ -39,7 +39,8 @@ def test_pictures_have_the_canvas_and_every_object_shows(canvas):
     for seed in range(40):
         scene = scenes.sample(seed, canvas=canvas)
         image, masks = render(scene)
-        assert image.shape == (*canvas, 3) and image.dtype == np.uint8
+        assert image.shape == (*canvas, 3)
+        assert image.dtype == np.uint8
         assert sorted(masks) == list(range(len(scene.items)))
         assert all(mask.sum() >= 20 for mask in masks.values())
         assert np.sum(list(masks.values()), axis=0).max() == 1  # a pixel shows one object
@@ -69,7 +70,8 @@ def test_what_is_held_is_smaller_and_touches_its_holder():
         holder, thing = scene.items[:2]
         a, b = (scenes.box(item, scene.canvas) for item in (holder, thing))
         assert thing.side <= max(0.61 * holder.side, scenes.SIDES[0])
-        assert min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])
+        assert min(a[2], b[2]) > max(a[0], b[0])
+        assert min(a[3], b[3]) > max(a[1], b[1])
 
 
 def test_patches_of_an_object():

@@ -27,10 +27,9 @@ def files(tmp_path_factory) -> Path:
     likeness = np.full((3, len(OBJECTS)), 0.2, np.float16)
     likeness[0, OBJECTS.index("knife")] = 0.9
     vectors = rng.normal(size=(3, 128)).astype(np.float16)
-    np.savez(
-        folder / "nouns.npz", nouns=np.array(["sword", "ant", "lamp"]), glosses=np.array(["what cuts", "an insect", "light"]),
-        noun_vectors=vectors, gloss_vectors=vectors, noun_likeness=likeness, gloss_likeness=likeness,
-    )  # fmt: skip
+    numbers = {"noun_vectors": vectors, "gloss_vectors": vectors, "noun_likeness": likeness, "gloss_likeness": likeness}
+    texts = {"nouns": np.array(["sword", "ant", "lamp"]), "glosses": np.array(["what cuts", "an insect", "light"])}
+    np.savez(folder / "nouns.npz", **texts, **numbers)
     return folder
 
 
@@ -53,7 +52,8 @@ def test_every_token_is_marked_with_what_its_phrase_speaks_of(files):
         assert kinds[item.name] == OBJECTS.index(item.name) + 1
     assert kinds["<s>"] == kinds["</s>"] == kinds["<pad>"] == 0
     assert set(batch["role"][0].tolist()) == {0, 4, 5}
-    assert batch["count"].item() == 2 and batch["present"].sum() == 2
+    assert batch["count"].item() == 2
+    assert batch["present"].sum() == 2
 
 
 def test_what_takes_an_objects_place_takes_its_marks_too(files):
@@ -65,7 +65,8 @@ def test_what_takes_an_objects_place_takes_its_marks_too(files):
     assert len(replaced) > 30
     for row in replaced:
         has = batch["vector"][row].abs().sum(-1) > 0
-        assert has.any() and (batch["object"][row][has][:, 0] < 1e-6).all()
+        assert has.any()
+        assert (batch["object"][row][has][:, 0] < 1e-6).all()
     assert (batch["object"][..., parsing.OTHER] > 0.5).any()
 
 
@@ -105,7 +106,8 @@ def test_the_reader_reads_any_text(trained):
 def test_held_out_wordings_are_counted(trained):
     figures = reading.measure(reading.Reader(trained, cut=0.0), frames=("{}",))
     total = sum(len(wordings.wordings(name, "synonym", "heldout")) for name in OBJECTS)
-    assert figures["synonym"]["of"] == total and 0 <= figures["synonym"]["right"] <= figures["synonym"]["best"] <= total
+    assert figures["synonym"]["of"] == total
+    assert 0 <= figures["synonym"]["right"] <= figures["synonym"]["best"] <= total
     assert figures["nothing"]["of"] == len(reading.NOTHING)
 
 

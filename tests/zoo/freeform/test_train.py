@@ -45,11 +45,13 @@ def test_a_pool_keeps_the_newest_scenes_and_knows_which_they_are(vae: Any) -> No
     assert len(pool) == 3
     third = pool.scene(2)
     pool.take(3, vae)  # the sixth; the first two are gone
-    assert len(pool) == 4 and pool.taken == 6
+    assert len(pool) == 4
+    assert pool.taken == 6
     assert pool.scene(2) == third
     alone = Pool(MIX, (64, 64), size=8)
     alone.take(6, vae)
-    assert torch.allclose(pool.x[1], alone.x[5], atol=2e-3) and pool.scene(1) == alone.scene(5)
+    assert torch.allclose(pool.x[1], alone.x[5], atol=2e-3)
+    assert pool.scene(1) == alone.scene(5)
 
 
 def test_small_objects_weigh_more(vae: Any) -> None:
@@ -76,8 +78,10 @@ def test_captions_are_cut_to_the_batch_by_plainer_words() -> None:
 
 def test_the_small_canvas_gives_way_to_the_full_one() -> None:
     first, last = PLAN.chances(0.0), PLAN.chances(1.0)
-    assert first[0] == pytest.approx(0.6) and last[0] == pytest.approx(0.06)
-    assert float(first.sum()) == pytest.approx(1) and float(last.sum()) == pytest.approx(1)
+    assert first[0] == pytest.approx(0.6)
+    assert last[0] == pytest.approx(0.06)
+    assert float(first.sum()) == pytest.approx(1)
+    assert float(last.sum()) == pytest.approx(1)
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not(pipe: Any, tmp_path: Path) -> None:
@@ -106,8 +110,10 @@ def test_a_loss_that_is_not_finite_changes_nothing(pipe: Any, tmp_path: Path, mo
 def test_a_run_ends_when_its_minutes_are_spent(pipe: Any, tmp_path: Path) -> None:
     trainer = train.Trainer(attrs.evolve(PLAN, minutes=0.03), pipe, tmp_path)
     trainer.run(log_every=1)
-    assert trainer.step > 0 and trainer.seconds >= 1.8
-    assert (tmp_path / "checkpoint.pt").exists() and (tmp_path / "log.jsonl").read_text().count("loss") == trainer.step
+    assert trainer.step > 0
+    assert trainer.seconds >= 1.8
+    assert (tmp_path / "checkpoint.pt").exists()
+    assert (tmp_path / "log.jsonl").read_text().count("loss") == trainer.step
     steps = trainer.step
     trainer.run()
     assert trainer.step == steps

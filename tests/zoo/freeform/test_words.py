@@ -25,7 +25,8 @@ def table(tmp_path_factory):
 def test_the_table_comes_back_as_numbers(table):
     path, rows, numbers = table
     read, values = words.read(path)
-    assert read == rows and values.shape == (len(rows), 128)
+    assert read == rows
+    assert values.shape == (len(rows), 128)
     assert np.allclose(values.numpy(), numbers, atol=1e-3)
 
 
@@ -43,7 +44,8 @@ def test_anything_may_be_typed(table, text):
     tok = words.tokenizer(table[1])
     ids = tok([text, "a cat"], padding="max_length", max_length=512, truncation=True, return_tensors="pt").input_ids
     assert ids.shape == (2, words.MAX_TOKENS)
-    assert ids[0, 0] == words.SPECIALS.index("<s>") and words.SPECIALS.index("</s>") in ids[0]
+    assert ids[0, 0] == words.SPECIALS.index("<s>")
+    assert words.SPECIALS.index("</s>") in ids[0]
 
 
 def test_an_unknown_word_is_read_in_pieces_never_as_another(table):
