@@ -111,7 +111,7 @@ def encode_scenes(pipe: Any, recipe: Recipe, cache: Path | None = None) -> dict[
     return data
 
 
-def _optimisers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+def optimisers_of(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     """Muon on the matrices inside the blocks, AdamW on everything else (embeddings, modulation, norms, output)."""
     muon, adam = [], []
     for name, parameter in model.named_parameters():
@@ -166,7 +166,7 @@ class Trainer:
         if start_from is not None:
             self.model.load_state_dict(start_from.state_dict())
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimisers = _optimisers(self.model, recipe.learning_rate)
+        self.optimisers = optimisers_of(self.model, recipe.learning_rate)
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.step, self.seconds = 0, 0.0
         self.teacher: nn.Module | None = None  # the average that guidance is distilled from

@@ -8,6 +8,7 @@ from typing import Any
 import diffusers
 
 from ..architectures import frozen
+from . import storage
 from .encoders import load
 from .words import MAX_TOKENS
 
@@ -20,7 +21,7 @@ def flux(text: Path, vae: Path, transformer: Path, shift: float = 2.5) -> diffus
     Args:
         text: folder of the free-form encoders.
         vae: folder of an AutoencoderKL.
-        transformer: folder of a FluxTransformer2DModel.
+        transformer: folder of a FluxTransformer2DModel, as diffusers or as `storage` wrote it.
         shift: timestep shift of the scheduler.
     """
     encoder, pooler, tokenizer = load(text)
@@ -31,7 +32,7 @@ def flux(text: Path, vae: Path, transformer: Path, shift: float = 2.5) -> diffus
         tokenizer=tokenizer,
         text_encoder_2=encoder,
         tokenizer_2=tokenizer,
-        transformer=diffusers.FluxTransformer2DModel.from_pretrained(transformer).float().eval(),
+        transformer=storage.load(diffusers.FluxTransformer2DModel, transformer),
     )
     pipe.default_sample_size = CANVAS // pipe.vae_scale_factor
     pipe.set_progress_bar_config(disable=True)

@@ -55,9 +55,9 @@ class Pool:
     def scene(self, slot: int) -> Scene:
         """The scene that a slot holds."""
         newest = self.taken - 1
-        return self._sample(newest - (newest - slot) % self.size)
+        return self.drawn(newest - (newest - slot) % self.size)
 
-    def _sample(self, number: int) -> Scene:
+    def drawn(self, number: int) -> Scene:
         kind = (self.canvas[0] // PATCH * 7 + self.canvas[1] // PATCH) % _KINDS
         seed = number * _KINDS + kind
         mix = self.mix
@@ -66,7 +66,7 @@ class Pool:
     @torch.no_grad()
     def take(self, count: int, vae: Any) -> None:
         """Draw and encode `count` more scenes."""
-        drawn = [self._sample(self.taken + i) for i in range(count)]
+        drawn = [self.drawn(self.taken + i) for i in range(count)]
         pictures, masks = zip(*(render(scene) for scene in drawn), strict=True)
         pixels = to_tensor(np.stack(pictures)).to(vae.device)
         config = vae.config

@@ -21,7 +21,7 @@ from torch import nn
 
 from .. import training
 from ..architectures import image_ids
-from ..train import _optimisers
+from ..train import optimisers_of
 from .pool import Mix, Pool, spoken
 from .words import MAX_TOKENS
 
@@ -91,7 +91,7 @@ class Trainer:
         self.pipe = pipe.to(device)
         self.model = copy.deepcopy(pipe.transformer).float().train().requires_grad_(True)
         self.ema = pipe.transformer.float().requires_grad_(False)
-        self.optimisers = _optimisers(self.model, plan.learning_rate)
+        self.optimisers = optimisers_of(self.model, plan.learning_rate)
         self.generator = torch.Generator().manual_seed(plan.seed)
         self.pools = {canvas: Pool(plan.mix, canvas, plan.pool) for canvas in CANVASES}
         self.step, self.seconds = 0, 0.0

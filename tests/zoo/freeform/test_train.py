@@ -66,7 +66,7 @@ def test_small_objects_weigh_more(vae: Any) -> None:
 
 
 def test_canvases_of_a_pool_have_seeds_of_their_own(vae: Any) -> None:
-    scenes = [Pool(MIX, canvas, 2)._sample(0) for canvas in train.CANVASES]
+    scenes = [Pool(MIX, canvas, 2).drawn(0) for canvas in train.CANVASES]
     assert len({scene.seed for scene in scenes}) == len(train.CANVASES)
 
 
