@@ -17,7 +17,9 @@ def test_stored_weights_come_back(kind: type, source: str, tmp_path: Path) -> No
     model = storage.load(kind, DATA / source)
     storage.save(model, tmp_path)
     loaded = storage.load(kind, tmp_path)
-    assert dict(loaded.config).keys() == dict(model.config).keys()
+    for name, value in model.config.items():
+        if not name.startswith("_"):
+            assert loaded.config[name] == value or list(loaded.config[name]) == list(value)
     bytes_of = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert bytes_of < 1.2 * sum(value.numel() for value in model.state_dict().values())
     for name, value in model.state_dict().items():
