@@ -17,7 +17,7 @@ from ..text import ZooTokenizer
 from ..vocabulary import OBJECTS, STYLES
 from .captions import REGIONS, Caption, caption
 from .scenes import Relation, Scene, sample
-from .wordings import BACKGROUND_WORDS
+from .wordings import BACKGROUND_WORDS, Kind
 
 OTHER = len(OBJECTS) + 1  # class of a thing that the zoo cannot draw; 0: no thing at all
 BACKGROUNDS = tuple(BACKGROUND_WORDS)
@@ -122,9 +122,9 @@ def parsed(scene: Scene, spoken: Caption) -> Text:
 def draw_text(seed: int, nouns: Nouns | None, share: float = 0.5) -> Text:
     """A training text; in a `share` of them each object is, four times in five, some noun or gloss, or a made-up
     word."""
-    scene = sample(seed)
-    text = parsed(scene, caption(scene))
-    rng = np.random.default_rng([10, seed])
+    scene, rng = sample(seed), np.random.default_rng([10, seed])
+    kinds: tuple[Kind | None, ...] = (None, None, "synonym", "description", "description")
+    text = parsed(scene, caption(scene, kind=kinds[int(rng.integers(len(kinds)))]))
     if rng.random() >= share:
         return text
     words, marks, rows = list(text.words), list(text.marks), {}

@@ -52,8 +52,8 @@ class Plan:
     fresh: int = 8
     pool: int = 4096
     first: int = 768
-    small: float = 0.6
-    short: float = 0.6
+    small: float = 0.8
+    short: float = 0.7
     decay: float = 0.3
     seed: int = 0
 

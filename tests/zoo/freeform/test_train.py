@@ -78,8 +78,8 @@ def test_captions_are_cut_to_the_batch_by_plainer_words() -> None:
 
 def test_the_small_canvas_gives_way_to_the_full_one() -> None:
     first, last = PLAN.chances(0.0), PLAN.chances(1.0)
-    assert first[0] == pytest.approx(0.6)
-    assert last[0] == pytest.approx(0.06)
+    assert first[0] == pytest.approx(0.8)
+    assert last[0] == pytest.approx(0.08)
     assert float(first.sum()) == pytest.approx(1)
     assert float(last.sum()) == pytest.approx(1)
 
