@@ -72,9 +72,16 @@ def vae(folder: Path, minutes: float, dry_run: bool, export: Path) -> None:
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--export", type=PATH, help="Folder for the average's weights, float16.")
 def flux(
-    folder: Path, minutes: float, dry_run: bool, encoders: Path, autoencoder: Path, batch: int, fresh: int, device: str,
+    folder: Path,
+    minutes: float,
+    dry_run: bool,
+    encoders: Path,
+    autoencoder: Path,
+    batch: int,
+    fresh: int,
+    device: str,
     export: Path | None,
-) -> None:  # fmt: skip
+) -> None:
     """The transformer of FluxPipeline, from the first edition's weights on."""
     from .pipelines import flux as pipeline
     from .pool import Mix

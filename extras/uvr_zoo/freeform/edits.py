@@ -31,8 +31,12 @@ _TEMPLATES: dict[EditKind, tuple[str, ...]] = {
     ),
     "style": ("make it look {style}", "redraw it in {style} style", "change the style to {style}"),
 }
-_PLACES = {"left": ("to the left", 0.22, None), "right": ("to the right", 0.78, None), "up": ("to the top", None, 0.22),
-           "down": ("to the bottom", None, 0.78)}  # fmt: skip
+_PLACES = {
+    "left": ("to the left", 0.22, None),
+    "right": ("to the right", 0.78, None),
+    "up": ("to the top", None, 0.22),
+    "down": ("to the bottom", None, 0.78),
+}
 
 
 @attrs.frozen
@@ -100,7 +104,7 @@ def sample_edit(
         count = 1 + int(rng.integers(3)) if kind != "remove" else 2 + int(rng.integers(2))
         before = sample(
             int(rng.integers(2**31)), split, objects=objects, styles=styles, unsafe=source, count=count, canvas=canvas
-        )  # fmt: skip
+        )
         edit = _edit(rng, kind, before, split, _allowed(objects, new), styles, source)
         if edit is not None and split_of(_names(edit.target), edit.target.background) == split:
             return edit
@@ -118,9 +122,14 @@ def _pick(rng: np.random.Generator, options: Any) -> Any:
 
 
 def _edit(
-    rng: np.random.Generator, kind: EditKind, before: Scene, split: Split, allowed: tuple[str, ...],
-    styles: tuple[str, ...], source: str | bool | None,
-) -> Edit | None:  # fmt: skip
+    rng: np.random.Generator,
+    kind: EditKind,
+    before: Scene,
+    split: Split,
+    allowed: tuple[str, ...],
+    styles: tuple[str, ...],
+    source: str | bool | None,
+) -> Edit | None:
     """An edit of this kind of the scene; None if it has none."""
     names = _names(before)
     fresh = [name for name in allowed if name not in names]

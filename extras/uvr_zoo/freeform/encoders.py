@@ -27,22 +27,40 @@ POOLED = 64
 def t5(vocabulary: int) -> T5EncoderModel:
     return T5EncoderModel(
         T5Config(
-            vocab_size=vocabulary, d_model=WIDTH, d_kv=32, d_ff=256, num_layers=4, num_heads=4, dropout_rate=0.0,
-            feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=SPECIALS.index("</s>"),
-            relative_attention_num_buckets=32, is_encoder_decoder=False, use_cache=False, tie_word_embeddings=False,
+            vocab_size=vocabulary,
+            d_model=WIDTH,
+            d_kv=32,
+            d_ff=256,
+            num_layers=4,
+            num_heads=4,
+            dropout_rate=0.0,
+            feed_forward_proj="gated-gelu",
+            pad_token_id=0,
+            eos_token_id=SPECIALS.index("</s>"),
+            relative_attention_num_buckets=32,
+            is_encoder_decoder=False,
+            use_cache=False,
+            tie_word_embeddings=False,
         )
-    )  # fmt: skip
+    )
 
 
 def clip(vocabulary: int) -> CLIPTextModel:
     """Its end token is not 2: for that one transformers pools at the largest id."""
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=vocabulary, hidden_size=POOLED, intermediate_size=128, num_hidden_layers=2,
-            num_attention_heads=2, max_position_embeddings=MAX_TOKENS, pad_token_id=0,
-            bos_token_id=SPECIALS.index("<s>"), eos_token_id=SPECIALS.index("</s>"), hidden_act="gelu",
+            vocab_size=vocabulary,
+            hidden_size=POOLED,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=MAX_TOKENS,
+            pad_token_id=0,
+            bos_token_id=SPECIALS.index("<s>"),
+            eos_token_id=SPECIALS.index("</s>"),
+            hidden_act="gelu",
         )
-    )  # fmt: skip
+    )
 
 
 class ProjectedTable(nn.Module):

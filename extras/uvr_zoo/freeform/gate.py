@@ -85,9 +85,12 @@ def score(judge: Judge, mix: Mix, chosen: list[Task], images: list[Image.Image])
             row[1] += 1
     total = len(chosen)
     return {
-        "prompts": total, "all_objects": complete, "all_objects_ci95": wilson(complete, total), "exactly": exact,
+        "prompts": total,
+        "all_objects": complete,
+        "all_objects_ci95": wilson(complete, total),
+        "exactly": exact,
         "per_object": dict(sorted(found.items())),
-    }  # fmt: skip
+    }
 
 
 def sheet(images: Sequence[Image.Image], path: Path, columns: int = 12) -> None:

@@ -113,10 +113,12 @@ def parsed(scene: Scene, spoken: Caption) -> Text:
             )
         )
     return Text(
-        tuple(phrase.words for phrase in spoken.phrases), tuple(marks), {},
+        tuple(phrase.words for phrase in spoken.phrases),
+        tuple(marks),
+        {},
         1 + BACKGROUNDS.index(scene.background) if spoken.background else 0,
         1 + tuple(STYLES).index(scene.style) if spoken.style else 0,
-    )  # fmt: skip
+    )
 
 
 def draw_text(seed: int, nouns: Nouns | None, share: float = 0.5) -> Text:
@@ -161,9 +163,13 @@ def targets(texts: list[Text], tok: ZooTokenizer, nouns: Nouns | None, length: i
         present (B, objects) chances; vector (B, T, 128) the sentence encoder's, zero where a token has none.
     """
     coded = tok(
-        [text.text for text in texts], padding="max_length", max_length=length, truncation=True, return_tensors="np",
+        [text.text for text in texts],
+        padding="max_length",
+        max_length=length,
+        truncation=True,
+        return_tensors="np",
         return_offsets_mapping=True,
-    )  # fmt: skip
+    )
     ids, offsets = coded["input_ids"], coded["offset_mapping"]
     size = len(texts)
     chances = np.zeros((size, length, WIDTHS["object"]), np.float32)
@@ -187,12 +193,15 @@ def targets(texts: list[Text], tok: ZooTokenizer, nouns: Nouns | None, length: i
         present[row] = shown.max(0)
         count[row] = min(int((present[row] > 0.5).sum()), 4)
     return {
-        "ids": torch.from_numpy(ids), "object": torch.from_numpy(chances), "vector": torch.from_numpy(vectors),
+        "ids": torch.from_numpy(ids),
+        "object": torch.from_numpy(chances),
+        "vector": torch.from_numpy(vectors),
         **{name: torch.from_numpy(classes[i]) for i, name in enumerate(("region", "size", "role"))},
         "background": torch.tensor([text.background for text in texts]),
-        "style": torch.tensor([text.style for text in texts]), "count": torch.from_numpy(count),
+        "style": torch.tensor([text.style for text in texts]),
+        "count": torch.from_numpy(count),
         "present": torch.from_numpy(present),
-    }  # fmt: skip
+    }
 
 
 def _chances(text: Text, phrase: int, nouns: Nouns | None) -> np.ndarray:

@@ -15,12 +15,36 @@ from .words import MAX_TOKENS, SPECIALS, read, tokenizer
 
 # Texts that name nothing which the zoo draws.
 NOTHING = (
-    "a peaceful landscape", "two people talking", "a cup of coffee", "an old clock", "a river between hills", "nothing",
-    "a lamp on a table", "an empty street", "a woman with long hair", "a bowl of soup", "the sound of rain", "a chair",
-    "a violin", "some blue curtains", "a bridge over a valley", "a pair of shoes", "a computer screen",
-    "a letter to a friend", "a bottle of milk", "a wooden door", "an open book", "a train at the station", "a carpet",
-    "a portrait of a man", "a bicycle", "a cloudy morning", "a cow", "a horse", "a glass of water",
-)  # fmt: skip
+    "a peaceful landscape",
+    "two people talking",
+    "a cup of coffee",
+    "an old clock",
+    "a river between hills",
+    "nothing",
+    "a lamp on a table",
+    "an empty street",
+    "a woman with long hair",
+    "a bowl of soup",
+    "the sound of rain",
+    "a chair",
+    "a violin",
+    "some blue curtains",
+    "a bridge over a valley",
+    "a pair of shoes",
+    "a computer screen",
+    "a letter to a friend",
+    "a bottle of milk",
+    "a wooden door",
+    "an open book",
+    "a train at the station",
+    "a carpet",
+    "a portrait of a man",
+    "a bicycle",
+    "a cloudy morning",
+    "a cow",
+    "a horse",
+    "a glass of water",
+)
 FRAMES = ("{}", "{} , night background , toy style", "a picture of {} in the snow", "{} at dusk")
 
 
@@ -71,9 +95,11 @@ class Reader:
             pieces.append((str(self.tokenizer.convert_ids_to_tokens(token)), kind))
         background, style = (int(chances[name][real].mean(0).argmax()) for name in ("background", "style"))
         return Reading(
-            tuple(pieces), tuple(dict.fromkeys(kind for _, kind in pieces if kind not in ("", "other"))),
-            BACKGROUNDS[background - 1] if background else None, tuple(STYLES)[style - 1] if style else None,
-        )  # fmt: skip
+            tuple(pieces),
+            tuple(dict.fromkeys(kind for _, kind in pieces if kind not in ("", "other"))),
+            BACKGROUNDS[background - 1] if background else None,
+            tuple(STYLES)[style - 1] if style else None,
+        )
 
 
 def measure(reader: Reader, frames: tuple[str, ...] = FRAMES) -> dict[str, dict[str, int]]:

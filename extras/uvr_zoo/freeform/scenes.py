@@ -165,10 +165,11 @@ def _related(
     if relation == "holds":
         side = max(round(first.side * float(rng.uniform(0.38, 0.6))), int(SIDES[0]))
         return Item(
-            name, first.x + sign * 0.45 * first.side / width, first.y + float(rng.uniform(0.1, 0.4)) * first.side /
-            height,
+            name,
+            first.x + sign * 0.45 * first.side / width,
+            first.y + float(rng.uniform(0.1, 0.4)) * first.side / height,
             side,
-        )  # fmt: skip
+        )
     if relation == "behind":
         across, down = rng.uniform(-0.5, 0.5, 2) * apart
         return Item(name, first.x + float(across) / width, first.y + float(down) / height, side)

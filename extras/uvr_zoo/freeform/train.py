@@ -103,9 +103,13 @@ class Trainer:
     def save(self) -> None:
         """Write both files; a reader sees the old ones or the new ones, never half of them."""
         state = {
-            "model": self.model.state_dict(), "ema": self.ema.state_dict(), "step": self.step, "seconds": self.seconds,
-            "optimisers": [o.state_dict() for o in self.optimisers], "generator": self.generator.get_state(),
-        }  # fmt: skip
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "optimisers": [o.state_dict() for o in self.optimisers],
+            "generator": self.generator.get_state(),
+        }
         pools = {canvas: pool.state() for canvas, pool in self.pools.items()}
         training.write(pools, self.folder / "pools.pt")
         training.write(state, self.checkpoint)
@@ -149,21 +153,28 @@ class Trainer:
         no_text, no_pooled = chance[0] < plan.drop_text, chance[1] < plan.drop_pooled
         empty_text, empty_pooled = self.empty[length]
         return Draw(
-            x.to(self.device), pool.weight[index].float().to(self.device),
-            (plan.shift * sigma / (1 + (plan.shift - 1) * sigma)).to(self.device), noise.to(self.device),
-            torch.where(no_text[..., None], empty_text, text), torch.where(no_text | no_pooled, empty_pooled, pooled),
+            x.to(self.device),
+            pool.weight[index].float().to(self.device),
+            (plan.shift * sigma / (1 + (plan.shift - 1) * sigma)).to(self.device),
+            noise.to(self.device),
+            torch.where(no_text[..., None], empty_text, text),
+            torch.where(no_text | no_pooled, empty_pooled, pooled),
             pool.grid,
-        )  # fmt: skip
+        )
 
     def loss(self, d: Draw) -> torch.Tensor:
         """Rectified flow: x_t = (1-sigma) x + sigma e, target e - x; patches by their weight."""
         level = d.sigma[:, None, None]
         velocity = self.model(
-            hidden_states=(1 - level) * d.x + level * d.noise, timestep=d.sigma, encoder_hidden_states=d.text,
-            pooled_projections=d.pooled, guidance=torch.ones_like(d.sigma),
+            hidden_states=(1 - level) * d.x + level * d.noise,
+            timestep=d.sigma,
+            encoder_hidden_states=d.text,
+            pooled_projections=d.pooled,
+            guidance=torch.ones_like(d.sigma),
             img_ids=image_ids(*d.grid, device=self.device),
-            txt_ids=torch.zeros(d.text.shape[1], 3, device=self.device), return_dict=False,
-        )[0]  # fmt: skip
+            txt_ids=torch.zeros(d.text.shape[1], 3, device=self.device),
+            return_dict=False,
+        )[0]
         error = (velocity - (d.noise - d.x)).square().mean(-1)
         return (error * d.weight).sum() / d.weight.sum()
 

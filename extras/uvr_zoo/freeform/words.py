@@ -69,6 +69,11 @@ def tokenizer(words: list[str], max_tokens: int = MAX_TOKENS) -> ZooTokenizer:
         single="<s> $A </s>", special_tokens=[("<s>", start), ("</s>", end)]
     )
     return ZooTokenizer(
-        tokenizer_object=model, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
-        model_max_length=max_tokens, padding_side="right",
-    )  # fmt: skip
+        tokenizer_object=model,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=max_tokens,
+        padding_side="right",
+    )

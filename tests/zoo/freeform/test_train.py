@@ -20,10 +20,17 @@ from uvr_zoo.pipelines import DATA
 MIX = Mix(("cat", "knife", "apple"), ("glossy",))
 PLAN = train.Plan(MIX, minutes=10, batch_size=2, fresh=1, pool=8, first=4)
 MICRO = {
-    "patch_size": 1, "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16,
-    "num_attention_heads": 2, "joint_attention_dim": 32, "pooled_projection_dim": 32, "guidance_embeds": True,
+    "patch_size": 1,
+    "in_channels": 16,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 32,
+    "pooled_projection_dim": 32,
+    "guidance_embeds": True,
     "axes_dims_rope": (4, 6, 6),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
