@@ -27,6 +27,7 @@ from .words import MAX_TOKENS
 
 _SMALL, _FULL = (64, 64), (96, 96)
 CANVASES = (_SMALL, _FULL, (64, 96), (96, 64))
+LONGEST_STEP = 60.0  # seconds; what is longer was a suspended process
 
 
 @attrs.frozen
@@ -207,20 +208,25 @@ class Trainer:
 
     # -- the loop
     def run(self, log_every: int = 20) -> None:
-        """Train until the plan's minutes are spent or a signal comes; the run is saved either way."""
-        before, start, total = self.seconds, time.monotonic(), self.plan.minutes * 60
-        saved, since, losses = start, start, []
+        """Train until the plan's minutes are spent or a signal comes; the run is saved either way.
+
+        Time in which the process was suspended is not spent: no step counts for more than LONGEST_STEP seconds.
+        """
+        total = self.plan.minutes * 60
+        saved = last = time.monotonic()
+        since, losses = self.seconds, []
         with training.signals() as stopped:
             try:
                 while not stopped() and self.seconds < total:
                     losses.append(self.train_step(self.seconds / total))
                     now = time.monotonic()
-                    self.seconds = before + now - start
+                    self.seconds += min(now - last, LONGEST_STEP)
+                    last = now
                     if self.step % log_every == 0:
-                        speed = len(losses) * self.plan.batch_size / (now - since)
+                        speed = len(losses) * self.plan.batch_size / (self.seconds - since)
                         mean = round(float(np.mean(losses)), 4)
                         self.log(seconds=round(self.seconds), loss=mean, samples_a_second=round(speed, 1))
-                        since, losses = now, []
+                        since, losses = self.seconds, []
                     if now - saved > training.SAVE_EVERY:
                         saved = now
                         self.save()
