@@ -136,10 +136,10 @@ def gate(
     from .render import render
 
     mix = Mix(RECIPES["flux"].objects, RECIPES["flux"].styles)
-    chosen = gates.tasks(mix, count, prompts, kind=kind, place=place)  # type: ignore[arg-type]
-    images = gates.draw(pipeline(encoders, autoencoder, transformer), chosen)
-    ceiling = gates.score(judge(), mix, chosen, [Image.fromarray(render(task.scene)[0]) for task in chosen])
-    figures = gates.score(judge(), mix, chosen, images)
+    prompted = gates.tasks(mix, count, prompts, kind=kind, place=place)  # type: ignore[arg-type]
+    images = gates.draw(pipeline(encoders, autoencoder, transformer), prompted)
+    ceiling = gates.score(judge(), mix, prompted, [Image.fromarray(render(task.scene)[0]) for task in prompted])
+    figures = gates.score(judge(), mix, prompted, images)
     record = {
         "objects": count,
         "kind": kind,

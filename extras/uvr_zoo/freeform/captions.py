@@ -113,24 +113,24 @@ def caption(
     """
     rng = np.random.default_rng([9, scene.seed if seed is None else seed])
     chances = _PLACE_CHANCES if scene.relation == "apart" else _RELATED_CHANCES
-    chosen = place or _draw(rng, tuple(chances), tuple(chances.values()))
-    if chosen == "relation" and scene.relation == "apart":
-        chosen = "none"
+    said_of_place = place or _draw(rng, tuple(chances), tuple(chances.values()))
+    if said_of_place == "relation" and scene.relation == "apart":
+        said_of_place = "none"
     kinds = tuple(kind or _draw(rng, ("name", "synonym", "description"), (0.5, 0.33, 0.17)) for _ in scene.items)
     nouns = [
         noun_phrase(rng, index, item, k, split) for index, (item, k) in enumerate(zip(scene.items, kinds, strict=True))
     ]
-    if chosen == "exact":
+    if said_of_place == "exact":
         nouns = [
             (*noun, _exact(rng, index, item)) for index, (noun, item) in enumerate(zip(nouns, scene.items, strict=True))
         ]
-    elif chosen == "vague":
+    elif said_of_place == "vague":
         nouns = [
             (*noun, _vague(rng, index, item)) for index, (noun, item) in enumerate(zip(nouns, scene.items, strict=True))
         ]
-    body = _joined(rng, scene, nouns, chosen)
+    body = _joined(rng, scene, nouns, said_of_place)
     phrases, said, styled = _framed(rng, scene, body, plain, style)
-    return Caption(tuple(phrases), chosen, kinds, said, styled)
+    return Caption(tuple(phrases), said_of_place, kinds, said, styled)
 
 
 def _draw(rng: np.random.Generator, options: tuple[Any, ...], chances: tuple[float, ...]) -> Any:

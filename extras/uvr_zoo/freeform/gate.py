@@ -60,36 +60,36 @@ def seen(judge: Judge, images: Sequence[Image.Image]) -> list[set[str]]:
     return sets
 
 
-def draw(pipe: Any, chosen: list[Task], batch: int = 16, **options: Any) -> list[Image.Image]:
+def draw(pipe: Any, prompted: list[Task], batch: int = 16, **options: Any) -> list[Image.Image]:
     """One picture a task, each from its own seed."""
     images: list[Image.Image] = []
-    for start in range(0, len(chosen), batch):
-        part = chosen[start : start + batch]
+    for start in range(0, len(prompted), batch):
+        part = prompted[start : start + batch]
         generators = [torch.Generator().manual_seed(task.seed) for task in part]
         options_ = {**SAMPLING, **options, "negative_prompt": [""] * len(part)}
         images += pipe([task.prompt for task in part], generator=generators, **options_).images
     return images
 
 
-def score(judge: Judge, mix: Mix, chosen: list[Task], images: list[Image.Image]) -> dict[str, Any]:
+def score(judge: Judge, mix: Mix, prompted: list[Task], images: list[Image.Image]) -> dict[str, Any]:
     """How many pictures show every object of their scene, how many those alone of the mix's, with 95% intervals."""
     complete = exact = 0
-    found: dict[str, list[int]] = {}
-    for task, names in zip(chosen, seen(judge, images), strict=True):
+    shown: dict[str, list[int]] = {}
+    for task, names in zip(prompted, seen(judge, images), strict=True):
         wanted = {item.name for item in task.scene.items}
         complete += wanted <= names
         exact += wanted == names & set(mix.objects)
         for name in wanted:
-            row = found.setdefault(name, [0, 0])
+            row = shown.setdefault(name, [0, 0])
             row[0] += name in names
             row[1] += 1
-    total = len(chosen)
+    total = len(prompted)
     return {
         "prompts": total,
         "all_objects": complete,
         "all_objects_ci95": wilson(complete, total),
         "exactly": exact,
-        "per_object": dict(sorted(found.items())),
+        "per_object": dict(sorted(shown.items())),
     }
 
 
