@@ -61,7 +61,7 @@ def publish(
 def write_card(
     name: str, folder: Path, training: dict[str, Any], count: int = 400, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Write card.json, README.md and samples.png beside a pipeline's weights; return the card."""
+    """Write card.json, README.md and samples.webp beside a pipeline's weights; return the card."""
     pipe, recipe = load(name, folder), RECIPES[name]
 
     def some(count: int, first: int) -> list[Any]:
@@ -95,7 +95,7 @@ def write_card(
     if recipe.edits:
         before = [source_of(edit) for edit in drawn]
         rows = [line for i in range(0, 48, 12) for line in (before[i : i + 12], images[i : i + 12])]
-    sheet(rows).save(folder / "samples.png", optimize=True)
+    sheet(rows).save(folder / "samples.webp", quality=88, method=6)
     (folder / "README.md").write_text(_markdown(card))
     return card
 
@@ -166,7 +166,7 @@ Figures are for the call `{card["sampling"]}` on held-out prompts, judged by the
 - images in which the judge sees an object nobody asked for: {fid["images_with_an_unprompted_object"]}
 - 8 images in {card["seconds_for_8_images"]} s on the machine that wrote this card (two cores)
 
-![samples](samples.png)
+![samples](samples.webp)
 
 ## Training
 

@@ -256,7 +256,7 @@ def test_publish_writes_what_load_reads(monkeypatch: pytest.MonkeyPatch, tmp_pat
     (export / "flux" / "stale").touch()
     ran("zoo", "publish", "flux", "--run", run, "--export", export, "--count", 8)
     assert os.listdir(export) == ["flux"]
-    files = ["README.md", "card.json", "samples.png", "scheduler", "transformer"]
+    files = ["README.md", "card.json", "samples.webp", "scheduler", "transformer"]
     assert sorted(os.listdir(export / "flux")) == files
     card = json.loads((export / "flux" / "card.json").read_text())
     assert card["fidelity"]["prompts"] == 8
