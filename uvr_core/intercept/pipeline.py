@@ -71,8 +71,16 @@ def counted_steps(scheduler: Any, current: Current) -> Iterator[None]:
     """Every `scheduler.step` meanwhile ends a step of the run that this thread is in.
 
     The instance gets a subclass of its class, so that a copy of it counts as well.
+
+    Raises:
+        UnsupportedRuntime: it has no `step`.
     """
-    stock = type(scheduler)
+    stock: Any = type(scheduler)
+    if not callable(getattr(stock, "step", None)):
+        raise UnsupportedRuntime(
+            f"a scheduler of class {stock.__name__} has no step() whose calls could be counted: UVR cannot tell whether "
+            "every step was regulated; take one of diffusers', or detach UVR"
+        )
 
     @functools.wraps(stock.step)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -52,3 +52,10 @@ def test_a_cache_context_of_others_put_there_meanwhile_survives_detach(runner: R
     mine = transformer.__dict__["cache_context"] = torch.no_grad
     reg.detach()
     assert transformer.__dict__["cache_context"] is mine
+
+
+def test_a_pipeline_without_a_scheduler_to_count_is_refused(runner: Runner) -> None:
+    with uvr_core.attach(runner.pipe):
+        runner.pipe.scheduler = None
+        with pytest.raises(uvr_core.UnsupportedRuntime, match="NoneType has no step"):
+            runner.run()
