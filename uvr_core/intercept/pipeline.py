@@ -78,8 +78,8 @@ def counted_steps(scheduler: Any, current: Current) -> Iterator[None]:
     stock: Any = type(scheduler)
     if not callable(getattr(stock, "step", None)):
         raise UnsupportedRuntime(
-            f"a scheduler of class {stock.__name__} has no step() whose calls could be counted: UVR cannot tell whether "
-            "every step was regulated; take one of diffusers', or detach UVR"
+            f"a scheduler of class {stock.__name__} has no step() whose calls could be counted: UVR cannot tell "
+            "whether every step was regulated; take one of diffusers', or detach UVR"
         )
 
     @functools.wraps(stock.step)
