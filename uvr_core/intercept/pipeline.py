@@ -133,8 +133,8 @@ class PipelineCall:
             "__module__": stock.__module__,
             "__qualname__": stock.__qualname__,
         }
+        self._stock = stock  # before the swap: a signal between the two must not leave what nobody can undo
         self._pipeline.__class__ = type(stock.__name__, (stock,), body)
-        self._stock = stock
 
     def remove(self) -> None:
         """Give the instance its class back. Idempotent."""
