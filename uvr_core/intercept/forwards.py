@@ -64,9 +64,12 @@ class Forwards:
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         refuse_forward(module, self.taps)
-        bound, layout, sigma = self._read(module, args, kwargs)
+        bound, layout, sigma, text = self._read(module, args, kwargs)
+        if self._single.token is not None:  # left by a forward that Ctrl-C broke off: torch runs no hook after that
+            self._current.reset(self._single.token)
+            self._single.token = None
         intervention = self._current.get()
-        if intervention is None and self._begin is not None:
+        if self._begin is not None and intervention is None:
             intervention = self._begin(Run(self.taps, bare=True))
             self._single.token = self._current.set(intervention)
         if intervention is None:
@@ -81,25 +84,25 @@ class Forwards:
         except UnsupportedRuntime as error:
             names = skipping(module, kwargs)
             raise UnsupportedRuntime(f"{error}. On the model: {', '.join(names)}" if names else str(error)) from None
-        text = None if self._adapter.text is None else self._adapter.text(bound)
         forward = Forward(step, number, layout, level, None if latents is None else len(latents), parts, text)
         run.open(forward)
         intervention.on_forward(forward)
 
     def _read(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Mapping[str, Any], Layout, torch.Tensor]:
+    ) -> tuple[Mapping[str, Any], Layout, torch.Tensor, int | None]:
         adapter = self._adapter
         try:
             bound = self._signature.bind(module, *args, **kwargs).arguments
             layout, sigma = adapter.layout(bound), adapter.time(bound)
+            text = None if adapter.text is None else adapter.text(bound)
         except (TypeError, KeyError, AttributeError) as error:
             raise AdapterMismatch(
                 f"adapter {adapter.name!r} cannot read the arguments of {type(module).__name__}.forward: {error}"
             ) from error
         if not layout.adds_up:
             raise AdapterMismatch(f"adapter {adapter.name!r} read a layout that does not add up: {layout}")
-        return bound, layout, sigma
+        return bound, layout, sigma, text
 
     def _parts(self, latents: Any, number: int) -> tuple[Part, ...]:
         guidance, name = self._adapter.guidance, self._current.part.get()

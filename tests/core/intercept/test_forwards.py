@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import numpy as np
 import pytest
 from runner import Runner, generation_of
@@ -56,3 +57,28 @@ def test_an_exception_inside_attention_leaves_nothing_behind(
         assert np.array_equal(runner.run(), regulated)
     reg.detach()
     assert np.array_equal(runner.run(), stock)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_single_forward_that_broke_off_does_not_stand_in_the_way_of_the_next(
+    runner: Runner, error: type[BaseException]
+) -> None:
+    stock = runner.run()
+    inner = runner.pipe.transformer.single_transformer_blocks[0].attn.to_v
+
+    def explode(*args: object) -> None:
+        raise error("boom")
+
+    with uvr_core.attach(runner.pipe.transformer):
+        handle = inner.register_forward_hook(explode)
+        with pytest.raises(error, match="boom"):
+            runner.run()
+        handle.remove()
+        assert np.array_equal(runner.run(), stock)
+
+
+def test_text_that_the_adapter_cannot_read_is_a_mismatch(runner: Runner) -> None:
+    with uvr_core.attach(runner.pipe.transformer) as reg:
+        reads = attrs.evolve(reg.adapter, text=lambda arguments: arguments["no_such_text"])
+    with uvr_core.attach(runner.pipe, reads), pytest.raises(uvr_core.AdapterMismatch, match="no_such_text"):
+        runner.run()
