@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import torch
 from PIL import Image
 from tiny import tiny_zoo
@@ -155,3 +156,29 @@ def at(step: int, do: Callable[[], object]) -> Callable[..., Any]:
         return tensors
 
     return callback
+
+
+@attrs.define
+class Scores:
+    """Second's scores, changed from the second step on, while `on`."""
+
+    change: Callable[[torch.Tensor], object]
+    on: bool = True
+    steps: int = 0
+    name: str = "scores"
+    threshold: float = 0.0
+
+    def scores(self, features: torch.Tensor, sigma: float, bank: uvr_core.ConceptBank, probe: str) -> Any:
+        self.steps += 1
+        found = Second().scores(features, sigma, bank, probe)
+        return self.change(found) if self.on and self.steps == STEPS else found
+
+
+def one(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """In one patch of the sample in which nothing is located."""
+
+    def change(scores: torch.Tensor) -> torch.Tensor:
+        scores[0, 17] = value
+        return scores
+
+    return change

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from rig import PIPELINES, STEPS, Rig, Second, TextOnly, at, reference
+from rig import PIPELINES, STEPS, Rig, Scores, TextOnly, at, one, reference
 
 import uvr_core
 from uvr_core.protocols import (
@@ -30,32 +30,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def by_turns(names: Iterable[str]) -> list[tuple[str, str]]:
     """Each on one pipeline: for what does not depend on the model's class."""
     return list(zip(names, itertools.cycle(PIPELINES), strict=False))
-
-
-@attrs.define
-class Scores:
-    """Second's scores, changed from the second step on, while `on`."""
-
-    change: Callable[[torch.Tensor], object]
-    on: bool = True
-    steps: int = 0
-    name: str = "scores"
-    threshold: float = 0.0
-
-    def scores(self, features: torch.Tensor, sigma: float, bank: uvr_core.ConceptBank, probe: str) -> Any:
-        self.steps += 1
-        found = Second().scores(features, sigma, bank, probe)
-        return self.change(found) if self.on and self.steps == STEPS else found
-
-
-def one(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
-    """In one patch of the sample in which nothing is located."""
-
-    def change(scores: torch.Tensor) -> torch.Tensor:
-        scores[0, 17] = value
-        return scores
-
-    return change
 
 
 BAD_SCORES: dict[str, tuple[Callable[[torch.Tensor], object], str]] = {

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import attrs
 import pytest
 import torch
-from rig import PIPELINES, STEPS, Rig, Second, TextOnly, at, reference, seen_through
+from rig import PIPELINES, STEPS, Rig, Scores, TextOnly, at, one, reference, seen_through
 
 import uvr_core
 from uvr_core.intercept.hooks import Hook
@@ -30,11 +29,6 @@ def fault(says: str, on: tuple[str, ...] = PIPELINES) -> Callable[[Fault], Fault
         return function
 
     return keep
-
-
-def by_turns(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Each on one pipeline: for what does not depend on the model's class."""
-    return list(zip(names, itertools.cycle(PIPELINES), strict=False))
 
 
 def drop(hooks: Any) -> Undo:
@@ -256,32 +250,6 @@ def test_every_pass_named_unconditional_in_later_steps(name: str) -> None:
         rig.transformer.__dict__["cache_context"] = named
         assert torch.equal(rig.run(), reference(name))
     assert "cache_context" not in rig.transformer.__dict__
-
-
-@attrs.define
-class Scores:
-    """Second's scores, changed from the second step on, while `on`."""
-
-    change: Callable[[torch.Tensor], object]
-    on: bool = True
-    steps: int = 0
-    name: str = "scores"
-    threshold: float = 0.0
-
-    def scores(self, features: torch.Tensor, sigma: float, bank: uvr_core.ConceptBank, probe: str) -> Any:
-        self.steps += 1
-        found = Second().scores(features, sigma, bank, probe)
-        return self.change(found) if self.on and self.steps == STEPS else found
-
-
-def one(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
-    """In one patch of the sample in which nothing is located."""
-
-    def change(scores: torch.Tensor) -> torch.Tensor:
-        scores[0, 17] = value
-        return scores
-
-    return change
 
 
 @pytest.mark.parametrize("name", PIPELINES)
