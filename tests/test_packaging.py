@@ -33,8 +33,8 @@ METADATA = {
 }
 PROJECT = METADATA["uvr-core"]
 BOTH = pytest.mark.parametrize("distribution", sorted(PROJECTS))
-# Files beside the modules that make the folder a distribution, and stay out of its wheel.
-OF_THE_BUILD = {f"uvr_zoo/{name}" for name in ("LICENSE", "NOTICE", "README.md", "pyproject.toml")}
+# Files that make the folder a distribution or are for those who change it, and stay out of its wheel.
+OF_THE_SOURCE = {f"uvr_zoo/{name}" for name in ("LICENSE", "NOTICE", "README.md", "pyproject.toml", "freeform/README.md")}
 
 
 def shipped_files(packages: dict[str, Path]) -> set[str]:
@@ -50,7 +50,7 @@ def shipped_files(packages: dict[str, Path]) -> set[str]:
         for name, root in packages.items():
             if path.is_file() and path.is_relative_to(root / name):
                 names.add(path.relative_to(root).as_posix())
-    return names - OF_THE_BUILD
+    return names - OF_THE_SOURCE
 
 
 @pytest.fixture(scope="module")
