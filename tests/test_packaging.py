@@ -34,7 +34,9 @@ METADATA = {
 PROJECT = METADATA["uvr-core"]
 BOTH = pytest.mark.parametrize("distribution", sorted(PROJECTS))
 # Files that make the folder a distribution or are for those who change it, and stay out of its wheel.
-OF_THE_SOURCE = {f"uvr_zoo/{name}" for name in ("LICENSE", "NOTICE", "README.md", "pyproject.toml", "freeform/README.md")}
+OF_THE_SOURCE = {
+    f"uvr_zoo/{name}" for name in ("LICENSE", "NOTICE", "README.md", "pyproject.toml", "freeform/README.md")
+}
 
 
 def shipped_files(packages: dict[str, Path]) -> set[str]:

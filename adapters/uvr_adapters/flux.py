@@ -1,4 +1,4 @@
-"""FLUX.1 (dev, schnell, img2img, inpaint, Fill, Control) and FLUX.1 Kontext: all that UVR knows about them.
+"""FLUX.1 (dev, schnell, Fill, Control, ControlNet, with Redux) and FLUX.1 Kontext: all that UVR knows about them.
 
 Joint order: text, output, reference. Double-stream blocks first, then single-stream blocks. `img_ids` is (I, 3):
 column 0 tells output (0) from reference (1, Kontext), columns 1 and 2 are row and column of the patch. The time
@@ -46,5 +46,10 @@ FLUX = Adapter(
     image_at="end",
     guidance="two_pass",
     tokenizers=("tokenizer_2",),
-    pipelines=("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxKontextPipeline"),
+    pipelines=(
+        *("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxFillPipeline"),
+        *("FluxKontextPipeline", "FluxKontextInpaintPipeline"),
+        *("FluxControlPipeline", "FluxControlImg2ImgPipeline", "FluxControlInpaintPipeline"),
+        *("FluxControlNetPipeline", "FluxControlNetImg2ImgPipeline", "FluxControlNetInpaintPipeline"),
+    ),
 )

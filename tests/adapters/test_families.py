@@ -1,0 +1,249 @@
+"""Every adapter on a tiny model of its class in diffusers' own pipelines, and on the published configurations.
+
+What must move, and in which rows, is written down in tests/families and not taken from the adapter.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import diffusers
+import pytest
+import torch
+from conformance import built_in, get
+from families import FAMILIES
+from families.family import PROMPTS, Drawing, Family, Release, draw
+from torch.utils._pytree import tree_map_only
+
+import uvr_core
+from uvr_core.intercept import forwards
+from uvr_core.intercept.calls import AttentionCall
+from uvr_core.testing import Status, check_adapter
+from uvr_core.testing.given import Edit, Given, regulated
+from uvr_core.tokens import Role, TokenSpans
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NEGATIVE = "a blue dog"  # as long as neither prompt
+
+
+def skip_unless_there(*names: str) -> None:
+    missing = [name for name in names if not hasattr(diffusers, name)]
+    if missing:
+        pytest.skip(f"diffusers {diffusers.__version__} has no {', '.join(missing)}")
+
+
+@attrs.frozen
+class Case:
+    """One run of a pipeline: with or without guidance and references."""
+
+    family: Family
+    drawing: Drawing
+    guided: bool
+    references: int
+
+    def __str__(self) -> str:
+        guided = "guided" if self.guided else "unguided"
+        return f"{self.drawing.pipeline}-{guided}-{self.references}"
+
+    @property
+    def negative(self) -> str | None:
+        return NEGATIVE if self.guided else None
+
+    @property
+    def parts(self) -> list[str]:
+        """Letters of each forward of a run's batch parts."""
+        step = self.drawing.parts if self.guided else ("c",)
+        return ["-"] * (self.drawing.before * self.references * len(PROMPTS)) + list(step) * self.drawing.steps
+
+
+CASES = [
+    Case(family, drawing, guided, references)
+    for family in FAMILIES
+    for drawing in family.drawings
+    for guided in ((True, False) if drawing.parts else (False,))
+    for references in drawing.references
+]
+each_case = pytest.mark.parametrize("case", CASES, ids=str)
+each_family = pytest.mark.parametrize("family", FAMILIES, ids=[family.model for family in FAMILIES])
+RELEASES = [(family, release) for family in FAMILIES for release in family.releases]
+
+
+@functools.cache
+def built(family: Family, drawing: Drawing) -> Any:
+    """The pipeline; each test leaves it detached."""
+    skip_unless_there(family.model, drawing.pipeline, *drawing.needs)
+    return drawing.build(family.transformer(drawing))
+
+
+def run(case: Case, prompts: tuple[str, ...] = PROMPTS, negative: str | None = None, steps: int = 0) -> torch.Tensor:
+    """Latents of one run."""
+    negative = negative if negative is not None else case.negative
+    return draw(built(case.family, case.drawing), case.drawing, prompts, negative, case.references, steps)
+
+
+@attrs.frozen(eq=False)
+class Ran:
+    """One forward: its arguments as they were before it, and its output (B, N, C)."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: torch.Tensor
+
+
+def as_patches(case: Case, output: Any) -> torch.Tensor:
+    """What a forward returned as (B, N, C)."""
+    output = output[0]
+    output = torch.stack(list(output)) if isinstance(output, list) else output
+    return case.family.patches(output, case.drawing.grid)
+
+
+@contextmanager
+def watched(case: Case) -> Iterator[list[Ran]]:
+    """Every forward of the transformer in a run."""
+    transformer, ran, before = built(case.family, case.drawing).transformer, [], []
+
+    def remember(module: Any, args: Any, kwargs: Any) -> None:
+        before.append(copy.deepcopy((args, kwargs)))
+
+    def keep(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        ran.append(Ran(*before.pop(), as_patches(case, output).clone()))
+
+    handles = [
+        transformer.register_forward_pre_hook(remember, with_kwargs=True),
+        transformer.register_forward_hook(keep, with_kwargs=True),
+    ]
+    try:
+        yield ran
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def located(case: Case) -> torch.Tensor:
+    """(2, N): other patches in each sample."""
+    height, width = case.drawing.grid
+    mask = torch.zeros(2, height * width, dtype=torch.bool)
+    mask[0, 1] = mask[1, -1] = mask[1, -1 - width] = True
+    return mask
+
+
+@each_case
+def test_exactly_the_edited_patches_move_in_the_conditional_part_alone(case: Case) -> None:
+    """Every forward of a run is held against the stock model on the same input."""
+    pipe, mask = built(case.family, case.drawing), located(case)
+    last = list(get("adapter", case.family.adapter).taps(pipe.transformer))[-1]
+    with watched(case) as ran, regulated(pipe, None, Given(mask), Edit(noise=1.0, only=last)) as reg:
+        run(case)
+        assert reg.adapter.name == case.family.adapter
+        assert reg.adapter.drives(type(pipe))
+    assert len(ran) == len(case.parts)
+    for forward, letters in zip(ran, case.parts, strict=True):
+        with torch.no_grad():
+            stock = as_patches(case, pipe.transformer(*forward.args, **forward.kwargs))
+        moved = (forward.output - stock).abs().amax(-1)  # (B, N)
+        for letter, part in zip(letters, moved.chunk(len(letters)), strict=True):
+            if letter == "c":
+                assert torch.equal(part > 1e-3 * part.max(), mask), f"forward {len(ran)}: {part}"
+            else:
+                assert not part.any(), f"part {letter!r} moved: {part}"
+
+
+@each_case
+def test_the_parts_are_as_written(case: Case) -> None:
+    """On the stock pipeline: what the letters say follows the prompt does, and does not follow the negative prompt."""
+
+    def first_step(prompts: tuple[str, ...], negative: str | None) -> list[torch.Tensor]:
+        with watched(case) as ran:
+            run(case, prompts, negative, steps=1)
+        seen = zip(ran, case.parts, strict=False)
+        return [part for forward, parts in seen if parts != "-" for part in forward.output.chunk(len(parts))]
+
+    stock = first_step(PROMPTS, case.negative)
+    others = first_step(("a sun", "a car that stands on the right"), case.negative)
+    changed = [not torch.allclose(a, b, atol=1e-5) for a, b in zip(stock, others, strict=True)]
+    names = list("".join(case.drawing.parts if case.guided else "c"))
+    assert changed == [name == "c" for name in names], "under other prompts"
+    if case.guided:
+        others = first_step(PROMPTS, "a red cup")
+        changed = [not torch.allclose(a, b, atol=1e-5) for a, b in zip(stock, others, strict=True)]
+        assert changed == [name == "u" for name in names], "under another negative prompt"
+
+
+@each_case
+def test_attached_and_detached_it_draws_what_the_stock_pipeline_draws(case: Case) -> None:
+    """Bitwise: nothing looked for, nothing located, detached after an edit. Every tap fires in every forward."""
+    pipe = built(case.family, case.drawing)
+    stock, nothing = run(case), torch.zeros_like(located(case))
+    modules = {name: module for name, module in pipe.transformer.named_modules() if hasattr(module, "processor")}
+    processors = {name: module.processor for name, module in modules.items()}
+    with uvr_core.attach(pipe) as reg:
+        assert torch.equal(run(case), stock)
+        forwards_seen = sum(letters != "-" for letters in case.parts)
+        assert (reg.report.steps, reg.report.fired) == (case.drawing.steps, len(reg.taps) * forwards_seen)
+    with regulated(pipe, None, Given(nothing), Edit(noise=1.0)):
+        assert torch.equal(run(case), stock)
+    with regulated(pipe, None, Given(located(case)), Edit(noise=1.0)):
+        assert not torch.equal(run(case), stock)
+    assert torch.equal(run(case), stock)
+    assert {name: module.processor for name, module in modules.items()} == processors
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in pipe.transformer.modules())
+    assert type(pipe).__name__ == case.drawing.pipeline
+
+
+@each_family
+def test_the_contract(family: Family) -> None:
+    """The conformance kit, guidance on the real pipeline."""
+    skip_unless_there(family.model, family.drawings[0].pipeline, *family.drawings[0].needs)
+    report = check_adapter(get("adapter", family.adapter), family.example)
+    assert {o.name for o in report.outcomes if o.status is not Status.PASSED} == {"published-size"}
+
+
+@contextmanager
+def on_meta(transformer: torch.nn.Module) -> Iterator[None]:
+    """Move the arguments to the meta device after UVR has read them: its pre-hook was registered earlier."""
+
+    def move(module: Any, args: Any, kwargs: Any) -> Any:
+        return tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+
+    handle = transformer.register_forward_pre_hook(move, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize(("family", "release"), RELEASES, ids=[release.source for _, release in RELEASES])
+def test_one_forward_at_the_published_size(family: Family, release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device, at 64 x 64 patches (1024 x 1024 pixels): taps, grids, and nothing but text beside them."""
+    skip_unless_there(family.model)
+    with torch.device("meta"):
+        transformer = getattr(diffusers, family.model)(**release.config).eval()
+    references = {"references": ((64, 64),) * release.references} if family.references else {}
+    arguments = family.inputs(release.config, 64, 64, batch=1, sigma=0.75, **references)
+    calls: list[AttentionCall] = []
+    stock = forwards.intervene
+    monkeypatch.setattr(forwards, "intervene", lambda call, *rest: (calls.append(call), stock(call, *rest))[1])
+    with uvr_core.attach(transformer) as reg, on_meta(transformer), reg.generation():
+        transformer(**arguments)
+        read = reg._interceptor.intervention.run
+        assert (len(reg.taps), reg.adapter.name) == (release.taps, family.adapter)
+    assert reg.report.fired == release.taps
+    assert read.sigmas == [0.75]
+    assert (read.layout.grid, read.layout.references) == ((64, 64), ((64, 64),) * release.references)
+    joint = [call for call in calls if call.key.shape[2] > read.layout.image]
+    assert {call.path for call in joint} == set(reg.taps)
+    texts = {TokenSpans.of(reg.adapter, read.layout, call.key.shape[2]).count(Role.TEXT) for call in joint}
+    assert texts == {release.text}
+
+
+def test_every_built_in_adapter_has_a_family_and_every_pipeline_is_listed() -> None:
+    elsewhere = {"sd3", "qwen-image"}  # test_contract.py, and the zoo's pipelines in tests/integration
+    assert {family.adapter for family in FAMILIES} | elsewhere == set(built_in("adapter"))
+    assert len({id(family) for family in FAMILIES}) == len({family.model for family in FAMILIES})
