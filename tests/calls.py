@@ -46,14 +46,14 @@ def masks() -> np.ndarray:
 
 def flow(
     policy: Any, image_at: str = "end", output_first: bool = True, sigma: float = 0.9, bank: ConceptBank | None = None,
-    references: tuple[tuple[int, int], ...] = (),
+    references: tuple[tuple[int, int], ...] = ((1, REFERENCE),),
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """One attention call through a session: (q, k, v, stock output, edited output), all (3, 2 heads, tokens, 8)."""
     generator = torch.Generator().manual_seed(11)
     q, k, v = (torch.randn(3, 2, KEYS, 8, generator=generator) * 2 for _ in range(3))
     stock = torch.nn.functional.scaled_dot_product_attention(q, k, v)
     session = Driven([rule(policy, bank)], image_at, output_first, seeds=(4, 5, 6))
-    layout = Layout(PATCHES + REFERENCE, PATCHES, GRID, references)
+    layout = Layout(GRID, references)
     edited = forward(session, AttentionCall("a", q, k, v, stock, None, None), sigma, layout)
     return q, k, v, stock, stock if edited is None else edited
 
@@ -103,7 +103,7 @@ def text_call(seed: int, text: int, image_at: str, batch: int = 3, masked: str =
     return AttentionCall("a", q, k, v, output, mask, None)
 
 
-LAYOUT = Layout(PATCHES + REFERENCE, PATCHES, GRID)
+LAYOUT = Layout(GRID, ((1, REFERENCE),))
 
 
 def two_masks() -> tuple[np.ndarray, np.ndarray]:

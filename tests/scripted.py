@@ -15,7 +15,7 @@ from uvr_core.intercept.calls import AttentionCall
 from uvr_plugins.policies import Observe
 
 GRID, PATCHES, WIDTH = (3, 4), 12, 32
-LAYOUT = Layout(PATCHES + 6, PATCHES, GRID, ((2, 3),))
+LAYOUT = Layout(GRID, ((2, 3),))
 
 
 @attrs.define

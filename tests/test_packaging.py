@@ -219,7 +219,7 @@ def test_contributing_adapter_runs():
     exec(compile(sketch, "CONTRIBUTING.md", "exec"), names)
     adapter = names["uvr_adapters"]()["mydit"]
     sample = {"hidden_states": torch.zeros(2, 16, 8, 12), "timestep": torch.tensor([1000.0, 250.0])}
-    assert adapter.layout(sample) == Layout(image=24, output=24, grid=(4, 6))
+    assert adapter.layout(sample) == Layout((4, 6))
     assert adapter.time(sample).tolist() == [1.0, 0.25]
     lines = [line for line in sketch.splitlines() if line.strip()]
     assert len(lines) <= 20

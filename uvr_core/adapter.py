@@ -17,28 +17,44 @@ from .errors import AdapterMismatch
 Arguments = Mapping[str, Any]
 
 
+def _grid(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, tuple) or len(value) != 2 or not all(isinstance(n, int) and n > 0 for n in value):
+        raise AdapterMismatch(f"Layout.{attribute.name}: expected (H, W) in patches, got {value!r}")
+
+
+def _whole(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, int) or value < 0:
+        raise AdapterMismatch(f"Layout.{attribute.name}: expected a number of tokens, got {value!r}")
+
+
 @attrs.frozen
 class Layout:
-    """Where the image tokens lie in one root forward.
+    """Which image tokens there are in one root forward.
 
     Attributes:
-        image: number of image tokens I = output + reference tokens.
-        output: number of output patches N.
-        grid: (H, W) of the output patches, H * W == N.
-        references: (H, W) of each reference image's patches, in token order; together they are the I - N others.
+        grid: (H, W) of the output patches.
+        references: (H, W) of each reference image's patches, in token order.
+        padding: number of tokens between text and image that are neither, such as what fills a picture up to a
+            multiple. They are no text token and no patch: nothing is read off them, and their rows are not edited. What
+            they have read of the text they carry: a factor that a row gives to all of its text is theirs too.
+
+    Raises:
+        AdapterMismatch: a grid is not two positive whole numbers, or the padding is negative.
     """
 
-    image: int
-    output: int
-    grid: tuple[int, int]
-    references: tuple[tuple[int, int], ...] = ()
+    grid: tuple[int, int] = attrs.field(validator=_grid)
+    references: tuple[tuple[int, int], ...] = attrs.field(default=(), validator=attrs.validators.deep_iterable(_grid))
+    padding: int = attrs.field(default=0, validator=_whole)
 
     @property
-    def adds_up(self) -> bool:
-        """Whether grids and counts agree."""
-        return self.grid[0] * self.grid[1] == self.output and self.image == self.output + sum(
-            height * width for height, width in self.references
-        )
+    def output(self) -> int:
+        """Number of output patches N."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def image(self) -> int:
+        """Number of image tokens I, of output and references."""
+        return self.output + sum(height * width for height, width in self.references)
 
 
 def _paths(instance: object, attribute: attrs.Attribute[Any], value: tuple[str, ...]) -> None:

@@ -21,28 +21,52 @@ class Role(IntEnum):
 class TokenSpans:
     """The spans of one token axis, of queries or of keys. A role that the axis lacks has an empty span.
 
-    The image span (output and reference tokens together) is anchored to one end of the axis, and text is what is left:
-    text length is never declared.
+    The image span (output and reference tokens together) is anchored to one end of the axis, and text is what is left
+    beyond the layout's padding: text length is never declared.
 
     Attributes:
         tokens: S, the length of the axis.
         text, output, reference: slices of it, with start and stop in 0..S.
+        padding: slice between text and image whose tokens have no role.
     """
 
     tokens: int
     text: slice
     output: slice
     reference: slice
+    padding: slice
 
     @classmethod
     def of(cls, adapter: Adapter, layout: Layout, tokens: int) -> TokenSpans:
-        """The spans of an axis of `tokens`, at least `layout.image` of them."""
-        first = 0 if adapter.image_at == "start" else tokens - layout.image
-        text = slice(layout.image, tokens) if adapter.image_at == "start" else slice(0, first)
-        references = layout.image - layout.output
+        """The spans of an axis of `tokens`, at least `layout.image` and `layout.padding` of them."""
+        start, image, others = adapter.image_at == "start", layout.image, layout.image + layout.padding
+        first = 0 if start else tokens - image
+        text = slice(others, tokens) if start else slice(0, tokens - others)
+        padding = slice(image, others) if start else slice(text.stop, first)
+        references = image - layout.output
         output = first if adapter.output_first else first + references
         reference = first + layout.output if adapter.output_first else first
-        return cls(tokens, text, slice(output, output + layout.output), slice(reference, reference + references))
+        return cls(
+            tokens, text, slice(output, output + layout.output), slice(reference, reference + references), padding
+        )
+
+    @classmethod
+    def of_call(cls, adapter: Adapter, layout: Layout, queries: int, keys: int) -> tuple[TokenSpans, TokenSpans] | None:
+        """The spans of queries and of keys of the joint call, which has text among its keys.
+
+        Its queries are all tokens; or text and output, where references and padding come out of a cache; or the image,
+        or the output alone, where the adapter says that text is not among them. None: it is no joint call.
+        """
+        text, bare = keys - layout.image - layout.padding, Layout(layout.grid)
+        if text <= 0:
+            return None
+        if adapter.text_output:
+            asking = {text + layout.output: bare, keys: layout}
+        else:
+            asking = {layout.image: Layout(layout.grid, layout.references), layout.output: bare}
+        if queries not in asking:
+            return None
+        return cls.of(adapter, asking[queries], queries), cls.of(adapter, layout, keys)
 
     def __getitem__(self, role: Role) -> slice:
         return (self.text, self.output, self.reference)[role]
@@ -56,6 +80,5 @@ class TokenSpans:
         """The same axis with another number of text tokens."""
         longer = tokens - self.count(Role.TEXT)
         moved = 0 if self.text.start else longer  # image tokens before the text stay where they are
-        output, reference = (slice(s.start + moved, s.stop + moved) for s in (self.output, self.reference))
-        text = slice(self.text.start, self.text.start + tokens)
-        return TokenSpans(self.tokens + longer, text, output, reference)
+        others = (slice(s.start + moved, s.stop + moved) for s in (self.output, self.reference, self.padding))
+        return TokenSpans(self.tokens + longer, slice(self.text.start, self.text.start + tokens), *others)

@@ -24,7 +24,7 @@ def layout(arguments: Arguments) -> Layout:
             f"flux: img_ids of {len(ids)} tokens are no grids: images of {[len(part) for part in images]} patches span "
             f"{grids}"
         )
-    return Layout(arguments["hidden_states"].shape[1], len(images[0]), grids[0], tuple(grids[1:]))
+    return Layout(grids[0], tuple(grids[1:]))
 
 
 def text(arguments: Arguments) -> int:

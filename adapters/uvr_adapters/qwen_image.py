@@ -22,8 +22,7 @@ def layout(arguments: Arguments) -> Layout:
     (frames, height, width), *references = shapes[0]
     if frames != 1 or any(shape[0] != 1 for shape in references):
         raise AdapterMismatch(f"qwen-image: expected pictures, got several frames: {shapes[0]}")
-    grids = tuple((rows, columns) for _, rows, columns in references)
-    return Layout(arguments["hidden_states"].shape[1], height * width, (height, width), grids)
+    return Layout((height, width), tuple((rows, columns) for _, rows, columns in references))
 
 
 def text(arguments: Arguments) -> int:

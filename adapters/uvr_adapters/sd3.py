@@ -16,7 +16,7 @@ from uvr_core.adapter import Adapter, Arguments, Layout
 def layout(arguments: Arguments) -> Layout:
     patch = arguments["self"].config.patch_size
     height, width = (side // patch for side in arguments["hidden_states"].shape[-2:])
-    return Layout(image=height * width, output=height * width, grid=(height, width))
+    return Layout((height, width))
 
 
 def text(arguments: Arguments) -> int:

@@ -23,7 +23,6 @@ def arguments(*grids: tuple[int, int], dims: int = 2) -> dict[str, torch.Tensor]
 def test_layout(references: tuple[tuple[int, int], ...], dims: int) -> None:
     layout = flux.layout(arguments((4, 6), *references, dims=dims))
     assert (layout.output, layout.grid, layout.references) == (24, (4, 6), references)
-    assert layout.adds_up
 
 
 def test_the_time_argument_is_sigma() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import pytest
 import torch
@@ -73,14 +75,23 @@ def test_public_names() -> None:
     assert uvr_core.Layout is Layout
 
 
+def test_counts_of_a_layout_follow_from_its_grids() -> None:
+    layout = Layout((8, 8), ((4, 6), (2, 2)), padding=3)
+    assert (layout.output, layout.image) == (64, 64 + 24 + 4)
+
+
 @pytest.mark.parametrize(
-    ("layout", "adds_up"),
+    "wrong",
     [
-        (Layout(64, 64, (8, 8)), True),
-        (Layout(64 + 24, 64, (8, 8), ((4, 6),)), True),
-        (Layout(64 + 24, 64, (8, 8)), False),
-        (Layout(64, 60, (8, 8)), False),
+        {"grid": (8, 0)},
+        {"grid": (8,)},
+        {"grid": 64},
+        {"grid": (8.0, 8)},
+        {"references": ((4, -6),)},
+        {"references": (24,)},
+        {"padding": -1},
     ],
 )
-def test_a_layout_adds_up_or_not(layout: Layout, adds_up: bool) -> None:
-    assert layout.adds_up is adds_up
+def test_a_layout_that_is_none_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(AdapterMismatch, match=f"Layout.{next(iter(wrong))}: expected"):
+        Layout(**{"grid": (8, 8), **wrong})

@@ -233,7 +233,7 @@ model = FluxTransformer2DModel(
 adapter = Adapter(
     name="mine", model="FluxTransformer2DModel",
     attention=("transformer_blocks.*.attn", "single_transformer_blocks.*.attn"),
-    layout=lambda arguments: Layout(6, 6, (2, 3)), time=lambda arguments: arguments["timestep"],
+    layout=lambda arguments: Layout((2, 3)), time=lambda arguments: arguments["timestep"],
 )
 given = dict(
     hidden_states=torch.randn(1, 6, 4), encoder_hidden_states=torch.randn(1, 3, 8),

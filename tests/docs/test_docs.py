@@ -210,7 +210,7 @@ def test_what_the_guide_says_of_lumina_2() -> None:
 
     def layout(arguments: Arguments) -> Layout:
         height, width = (side // 2 for side in arguments["hidden_states"].shape[-2:])
-        return Layout(height * width, height * width, (height, width))
+        return Layout((height, width))
 
     def careful(arguments: Arguments) -> Layout:
         if len(set(arguments["encoder_attention_mask"].sum(1).tolist())) > 1:

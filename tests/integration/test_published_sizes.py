@@ -102,7 +102,7 @@ def test_one_forward_at_the_published_size(published: Published, calls: list[Att
     assert len(ran) == published.taps + published.side_attention
 
     # What was read off the arguments.
-    layout = Layout(published.image, PATCHES, (SIDE, SIDE), ((SIDE, SIDE),) * published.references)
+    layout = Layout((SIDE, SIDE), ((SIDE, SIDE),) * published.references)
     assert (run.sigmas, run.layout) == ([SIGMA], layout)
     assert reg.adapter.image_at == published.image_at
 

@@ -88,9 +88,7 @@ def test_the_engine_hands_out_and_writes_those_rows(tiny: Callable[[str], Tiny],
     """Recorded features are the rows of the span above, in order, and beside each the reference row that faces it; the
     adapter's counts and grids are the true ones."""
     model = tiny(name)
-    assert model.layout() == Layout(
-        (2 if name in EDITING else 1) * PATCHES, PATCHES, (8, 8), ((8, 8),) if name in EDITING else ()
-    )
+    assert model.layout() == Layout((8, 8), ((8, 8),) if name in EDITING else ())
     calls: list[AttentionCall] = []
     taps = tap_at(model, model.taps[-1], lambda call: calls.append(call))
     model.forward()

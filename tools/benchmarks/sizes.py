@@ -95,7 +95,7 @@ class Attention:
     ) -> Attention:
         """`patches` output patches, as many of each reference image, and the text."""
         grid = grid_of(patches)
-        layout = Layout(patches * (1 + references), patches, grid, (grid,) * references)
+        layout = Layout(grid, (grid,) * references)
         tokens, generator = size.text + layout.image, torch.Generator(device).manual_seed(0)
         shape = (batch, tokens, size.heads, size.head_dim)
         q, k, v = (torch.randn(shape, generator=generator, device=device, dtype=dtype) for _ in range(3))

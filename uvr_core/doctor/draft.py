@@ -19,23 +19,22 @@ def layout(arguments: Arguments) -> Layout:
     ids = ids[0] if ids.ndim == 3 else ids
     images = [ids[ids[:, 0] == number] for number in ids[:, 0].unique()]
     grids = [tuple(int(n) for n in (part[:, 1:3].amax(0) - part[:, 1:3].amin(0) + 1).tolist()) for part in images]
-    return Layout(arguments["hidden_states"].shape[1], len(images[0]), grids[0], tuple(grids[1:]))""",
+    return Layout(grids[0], tuple(grids[1:]))""",
     "shapes": """\
 def layout(arguments: Arguments) -> Layout:
     (_, height, width), *references = arguments["img_shapes"][0]  # (frames, rows, columns), the output first
-    others = tuple((rows, columns) for _, rows, columns in references)
-    return Layout(arguments["hidden_states"].shape[1], height * width, (height, width), others)""",
+    return Layout((height, width), tuple((rows, columns) for _, rows, columns in references))""",
     "positions": """\
 def layout(arguments: Arguments) -> Layout:
     image = arguments["hidden_states"].shape[1]
     ids = arguments["position_ids"].reshape(-1, arguments["position_ids"].shape[-1])[-image:]  # text, then the picture
     height, width = (int(n) for n in (ids[:, 1:3].amax(0) - ids[:, 1:3].amin(0) + 1).tolist())
-    return Layout(image, height * width, (height, width))""",
+    return Layout((height, width))""",
     "picture": """\
 def layout(arguments: Arguments) -> Layout:
     patch = {patch}
     height, width = (side // patch for side in arguments["hidden_states"].shape[-2:])
-    return Layout(height * width, height * width, (height, width))""",
+    return Layout((height, width))""",
 }
 
 

@@ -16,6 +16,7 @@ from ..ops.masks import Mask, thinned
 from ..ops.mass import flow_contrast, mass_on
 from ..ops.rows import Rows, rows_of, take_rows
 from ..protocols import Direction
+from ..tokens import Role
 
 Reader = Callable[[JointCall], None]
 """Called with the joint calls of the rows that follow the prompt, before anything is changed in them."""
@@ -51,9 +52,11 @@ class Compared:
 
 
 def features(call: JointCall) -> torch.Tensor:
-    """(B, N, C) float32, or (B, N, 2C) where there are reference tokens; see Detector.scores."""
+    """(B, N, C) float32, or (B, N, 2C) where there are reference tokens among the queries; see Detector.scores."""
     outputs = _tokens(call, call.queries.output)
-    if not call.layout.references:  # a copy, where heads and dtype let it be a view: nobody else writes into the model
+    if not call.queries.count(
+        Role.REFERENCE
+    ):  # a copy, where heads and dtype let it be a view: nobody else writes into the model
         return (
             outputs.clone()
             if outputs.untyped_storage().data_ptr() == call.output.untyped_storage().data_ptr()
@@ -101,7 +104,7 @@ def direction(call: JointCall, bank: ConceptBank) -> Direction | None:
     vector = bank.tensor("direction", call.tap)[index].to(device, torch.float32)
     offset += float(bank.tensor("offset", call.tap)[index])
     if len(vector) > width:
-        if not call.layout.references:
+        if not call.queries.count(Role.REFERENCE):
             raise bank.without_sources()
         offset += features(call)[..., width:] @ vector[width:]
     return Direction(vector[:width], offset)
@@ -111,7 +114,7 @@ def contrast(call: JointCall, compared: Compared) -> torch.Tensor:
     """(B, Sk): the flow contrast of every key that is no output patch, 0 elsewhere."""
     keys = call.keys.tokens
     measured = torch.ones(len(compared.core), keys, dtype=torch.bool, device=call.query.device)
-    measured[:, call.keys.output] = False
+    measured[:, call.keys.output] = measured[:, call.keys.padding] = False
     query, mask = _output_queries(call)
     if compared.rows is not None:
         query = take_rows(query, compared.rows)
@@ -122,7 +125,7 @@ def contrast(call: JointCall, compared: Compared) -> torch.Tensor:
         compared.core,
         compared.rest,
         measured,
-        key_counts=[keys - call.layout.output] * len(measured),
+        key_counts=[keys - call.layout.output - call.layout.padding] * len(measured),
         attn_mask=mask,
         scale=call.scale,
     )

@@ -92,15 +92,15 @@ def with_heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def is_joint(call: AttentionCall, adapter: Adapter, layout: Layout) -> bool:
-    """Whether a call is the joint one, and not an IP-Adapter's or one over the image alone."""
-    keys, queries = call.key.shape[2], call.query.shape[2]
-    return keys >= layout.image and queries >= layout.output + (1 if adapter.text_output else 0)
+    """Whether a call is the joint one, and not an IP-Adapter's or one over the image or the text alone."""
+    return TokenSpans.of_call(adapter, layout, call.query.shape[2], call.key.shape[2]) is not None
 
 
 def joint_call(call: AttentionCall, adapter: Adapter, forward: Forward, part: Part) -> JointCall:
     """A joint call of the stock model, for the rows of one part: views, no copies."""
-    queries = TokenSpans.of(adapter, forward.layout, call.query.shape[2])
-    keys = TokenSpans.of(adapter, forward.layout, call.key.shape[2])
+    spans = TokenSpans.of_call(adapter, forward.layout, call.query.shape[2], call.key.shape[2])
+    assert spans is not None
+    queries, keys = spans
     mask = None
     if call.attn_mask is not None:
         mask = as_4d(call.attn_mask, call.query, call.key)

@@ -100,8 +100,6 @@ class Forwards:
             raise AdapterMismatch(
                 f"adapter {adapter.name!r} cannot read the arguments of {type(module).__name__}.forward: {error}"
             ) from error
-        if not layout.adds_up:
-            raise AdapterMismatch(f"adapter {adapter.name!r} read a layout that does not add up: {layout}")
         return bound, layout, sigma, text
 
     def _parts(self, latents: Any, number: int) -> tuple[Part, ...]:
@@ -162,8 +160,8 @@ def intervene(call: AttentionCall, intervention: Intervention, adapter: Adapter)
     forward, output = intervention.run.forward, call.output
     if forward is None or not is_joint(call, adapter, forward.layout):
         return None
-    if forward.text is not None and call.key.shape[2] != forward.layout.image + forward.text:
-        tokens = call.key.shape[2] - forward.layout.image
+    tokens = call.key.shape[2] - forward.layout.image - forward.layout.padding
+    if forward.text is not None and tokens != forward.text:
         raise UnsupportedRuntime(
             f"{call.path}: attention over {tokens} text tokens, where the transformer was given {forward.text}: "
             "something adds or drops tokens inside it (a hook, a patched forward), and UVR cannot tell where the "

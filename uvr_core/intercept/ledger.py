@@ -118,7 +118,7 @@ class Run:
             )
         if self.forward is not None:
             raise TapNotFired("a second forward of the transformer began inside the first; UVR expects one at a time")
-        if self.layout is not None and layout != self.layout:
+        if self.layout is not None and _pictures(layout) != _pictures(self.layout):
             raise UVRError(f"the token layout changed inside one generation: {self.layout} became {layout}")
         last = self.steps[-1] if self.steps else None
         if last is None or last.closed or (not self.scheduled and low != last.sigma):
@@ -212,6 +212,11 @@ class Run:
                     f"step {number} had {count} transformer passes, step 0 had {self.passes[0]}; "
                     "guidance that changes inside a run is not supported; the images are withheld"
                 )
+
+
+def _pictures(layout: Layout) -> tuple[object, ...]:
+    """What is the same in all forwards of a run; padding may go with the text."""
+    return layout.grid, layout.references
 
 
 def _unclosed(path: str, step: int) -> TapNotFired:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from calls import GRID, KEYS, PATCHES, REFERENCE, TEXT, forward, rule, spans, text_call, together, two_masks
+from calls import GRID, KEYS, PATCHES, TEXT, forward, rule, spans, text_call, together, two_masks
 from driven import Driven
 from scipy import ndimage
 from torch import Tensor
@@ -19,7 +19,7 @@ def test_column_scales_multiply_and_leave_claimed_rows() -> None:
     policy = UvrReleased(strong=0.2, mild=0.5, boost=1.1)
     call = text_call(21, TEXT, "end")
     _, output, reference = spans("end", True)
-    layout = Layout(PATCHES + REFERENCE, PATCHES, GRID, ((2, 3),))
+    layout = Layout(GRID, ((2, 3),))
     facing = [((2 * r + 1) * 4 // 4) * 5 + (2 * c + 1) * 5 // 6 for r in range(2) for c in range(3)]
 
     def scale(where: np.ndarray) -> tuple[Tensor, Tensor]:

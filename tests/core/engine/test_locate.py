@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from runner import Runner
-from scripted import GRID, PATCHES, Script, play, scored
+from scripted import GRID, Script, play, scored
 
 import uvr_core
 from uvr_core.adapter import Layout
@@ -42,7 +42,7 @@ def test_an_unknown_origin_counts_as_the_source(told: list[float] | None) -> Non
 
 def test_without_references_nobody_is_asked() -> None:
     detector = Script([scored({1: 9.0}, {})], [[1.0, 1.0]])
-    driven, _ = play(detector, Layout(PATCHES, PATCHES, GRID), steps=1)
+    driven, _ = play(detector, Layout(GRID), steps=1)
     assert detector.asked == 0
     located = driven.states[0].located
     assert located is not None

@@ -18,7 +18,7 @@ from uvr_core.ops.masks import ring_of
 def test_a_contrast_from_some_patches_is_that_of_all(side: int, error: float) -> None:
     """Words that feed a place of their own, one of them the located place: up to 256 + 512 patches all are taken."""
     torch.manual_seed(3)
-    layout, text = Layout(side * side, side * side, (side, side)), 8
+    layout, text = Layout((side, side)), 8
     key = torch.randn(2, 2, text + side * side, 16)
     query = torch.randn(2, 2, text + side * side, 16)
     core, there = np.zeros((2, side, side), bool), side // 4
@@ -51,12 +51,12 @@ def test_a_patch_is_scored_with_the_reference_token_that_faces_it() -> None:
 
 def test_without_references_a_patch_is_scored_alone() -> None:
     detector = Script([scored({}, {})], [None])
-    play(detector, Layout(PATCHES, PATCHES, GRID), steps=1)
+    play(detector, Layout(GRID), steps=1)
     assert detector.seen[0].shape == (2, PATCHES, WIDTH)
 
 
 def test_two_references_are_averaged() -> None:
     detector = Script([scored({}, {})], [None])
-    _, (output,) = play(detector, Layout(PATCHES + 12, PATCHES, GRID, ((2, 3), (2, 3))), steps=1)
+    _, (output,) = play(detector, Layout(GRID, ((2, 3), (2, 3))), steps=1)
     rows = output.transpose(1, 2).flatten(2)[:, 3 + PATCHES :]
     assert torch.allclose(detector.seen[0][:, 0, WIDTH:], (rows[:, 0] + rows[:, 6]) / 2)

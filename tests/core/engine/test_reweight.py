@@ -66,7 +66,7 @@ def test_policy_table_is_what_flows(runner: Runner, bank: uvr_core.ConceptBank) 
 def test_keys_that_are_cut_for_a_class_are_left_out(
     image_at: str, output_first: bool, factors: tuple[float, ...], seen: slice
 ) -> None:
-    spans = TokenSpans.of(adapter_of(image_at, output_first), Layout(6, 4, (2, 2), ((1, 2),)), 9)
+    spans = TokenSpans.of(adapter_of(image_at, output_first), Layout((2, 2), ((1, 2),)), 9)
     assert seen_keys(KeyWeights(*factors), spans) == seen
 
 

@@ -11,7 +11,7 @@ from uvr_core.adapter import Layout
 from uvr_core.engine.uncond import UncondText
 from uvr_core.intercept.calls import AttentionCall, JointCall
 
-LAYOUT = Layout(4, 4, (2, 2))
+LAYOUT = Layout((2, 2))
 
 
 def call(batch: int, text: int, heads: int = 2) -> JointCall:

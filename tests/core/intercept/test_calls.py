@@ -15,7 +15,7 @@ from uvr_core.intercept.ledger import Forward
 from uvr_core.plugins import registry
 
 FLUX, SD3 = (registry().get("adapter", name) for name in ("flux", "sd3"))
-LAYOUT = Layout(4, 4, (2, 2))
+LAYOUT = Layout((2, 2))
 COND = Part("cond", slice(2, 4))
 
 

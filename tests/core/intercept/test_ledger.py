@@ -14,7 +14,7 @@ from uvr_core.intercept.guidance import Part
 from uvr_core.intercept.ledger import Forward, Run
 
 TAPS = ("blocks.0.attn", "blocks.1.attn")
-LAYOUT = Layout(4, 4, (2, 2))
+LAYOUT = Layout((2, 2))
 
 
 def begin(run: Run, sigma: float, layout: Layout = LAYOUT, name: str = "cond") -> Forward:
@@ -156,4 +156,4 @@ def test_a_noise_level_that_is_no_number(run: Run, sigma: float) -> None:
 def test_a_layout_that_changes_inside_one_generation(run: Run) -> None:
     forward(run, 1.0)
     with pytest.raises(UVRError, match="token layout changed"):
-        begin(run, 0.5, Layout(9, 9, (3, 3)))
+        begin(run, 0.5, Layout((3, 3)))

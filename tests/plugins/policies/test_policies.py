@@ -320,7 +320,7 @@ def test_project_leaves_blocks_that_the_bank_does_not_know() -> None:
 
 def test_project_needs_the_source_that_the_bank_was_collected_with() -> None:
     with pytest.raises(ConceptMismatch, match="collected with source images and this call has none"):
-        flow(Project(), bank=probe_bank("2C"))
+        flow(Project(), bank=probe_bank("2C"), references=())
 
 
 @pytest.mark.parametrize(

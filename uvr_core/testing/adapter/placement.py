@@ -56,8 +56,11 @@ class Placement(Subject):
         """
         probe = example.arguments(size, references=references)
         layout = self._read_layout(example, probe)
-        rows = self._joint_calls(example, probe, size, layout, only=path)[0].query.shape[2]
-        start = TokenSpans.of(self.adapter, layout, rows).output.start
+        call = self._joint_calls(example, probe, size, layout, only=path)[0]
+        rows = call.query.shape[2]
+        spans = TokenSpans.of_call(self.adapter, layout, rows, call.key.shape[2])
+        assert spans is not None  # it is the joint call
+        start = spans[0].output.start
         arguments = example.arguments(size, rows, references=references)
         moved = moved_patches(example, self.adapter.taps(example.model)[path], arguments, size, rows)
         why = "none: the block has no effect in this example; are its weights zero?"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import attrs
 import torch
 
-from ...adapter import Layout
 from ...engine.attach import attach
 from ...errors import UnsupportedRuntime
 from ...tokens import Role, TokenSpans
@@ -64,8 +64,7 @@ class Reading(Subject):
     def layout(self) -> None:
         for example, size, batch, references in self._cases():
             layout = self._read_layout(example, example.arguments(size, batch, references=references))
-            output = size[0] * size[1]
-            expected = Layout(output + sum(h * w for h, w in references), output, size, references)
+            expected = attrs.evolve(layout, grid=size, references=references)
             expect(layout == expected, f"layout of {size}, batch {batch}", expected=expected, got=layout)
 
     def time(self) -> None:
@@ -86,9 +85,11 @@ class Reading(Subject):
             arguments = example.arguments(size, batch, references=references)
             layout = self._read_layout(example, arguments)
             for call in self._joint_calls(example, arguments, size, layout):
-                text = TokenSpans.of(self.adapter, layout, call.key.shape[2]).count(Role.TEXT)
-                lengths[(size, references, call.path)] = text
-                together.add(call.query.shape[2] == call.key.shape[2])
+                spans = TokenSpans.of_call(self.adapter, layout, call.query.shape[2], call.key.shape[2])
+                assert spans is not None  # it is the joint call
+                queries, keys = spans
+                lengths[(size, references, call.path)] = keys.count(Role.TEXT)
+                together.add(queries.count(Role.TEXT) > 0)
         each = {(path, text) for (_, _, path), text in lengths.items()}
         once = len(each) == len({path for path, _ in each})
         what, numbers = "text tokens of a block, whatever the size", sorted(set(lengths.values()))

@@ -27,7 +27,7 @@ def swapped(layout: Callable[[Arguments], Layout]) -> Callable[[Arguments], Layo
 def without_references(layout: Callable[[Arguments], Layout]) -> Callable[[Arguments], Layout]:
     def wrong(arguments: Arguments) -> Layout:
         right = layout(arguments)
-        return Layout(right.output, right.output, right.grid)
+        return Layout(right.grid)
 
     return wrong
 
