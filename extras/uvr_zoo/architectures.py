@@ -1,7 +1,7 @@
 """What the zoo must know of each model family: its classes, how to call its transformer, how to encode its text.
 
-Pictures are the same tokens everywhere: 8x8 patches of 2x2x4 latents, (B, 64, 16). `predict` takes and gives those,
-whatever the class wants; conditions come from the pipeline's own `encode_prompt`.
+Pictures are the same tokens everywhere: patches of 2x2x4 latents, (B, N, 16), N = 64 on the first edition's 8x8 grid.
+`predict` takes and gives those, whatever the class wants; conditions come from the pipeline's own `encode_prompt`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from torch import nn
 from .text import ZooTokenizer
 
 Condition = dict[str, torch.Tensor]
+Grid = tuple[int, int]  # rows and columns of patches
 SIDE = 8  # patches
+GRID: Grid = (SIDE, SIDE)
 
 
 class Architecture(Protocol):
@@ -36,7 +38,7 @@ class Architecture(Protocol):
         ...
 
     def latents(self, pipe: Any, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, 64, 64) in [-1, 1] -> normalised latents (B, 4, 16, 16), the mean of the encoder's posterior."""
+        """(B, 3, 8h, 8w) in [-1, 1] -> normalised latents (B, 4, 2h, 2w), the mean of the encoder's posterior."""
         ...
 
     def encode(self, pipe: Any, captions: list[str], images: Sequence[Image.Image] | None) -> Condition:
@@ -51,8 +53,9 @@ class Architecture(Protocol):
         condition: Condition,
         reference: torch.Tensor | None,
         guidance: torch.Tensor,
+        grid: Grid = GRID,
     ) -> torch.Tensor:
-        """Velocity (B, 64, 16) at noise level sigma (B,); `reference` (B, 64, 16) are the source image's tokens."""
+        """Velocity (B, N, 16) at noise level sigma (B,); `reference` (B, N, 16) are the source image's tokens."""
         ...
 
 
@@ -63,11 +66,11 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
     return latents.reshape(b, (h // 2) * (w // 2), 4 * c)
 
 
-def unpack(tokens: torch.Tensor, side: int = SIDE) -> torch.Tensor:
-    """(B, side*side, 4C) tokens -> (B, C, 2 side, 2 side) latents; the inverse of `pack`."""
+def unpack(tokens: torch.Tensor, grid: Grid = GRID) -> torch.Tensor:
+    """(B, h*w, 4C) tokens of a grid (h, w) -> (B, C, 2h, 2w) latents; the inverse of `pack`."""
     b, _, width = tokens.shape
-    latents = tokens.view(b, side, side, width // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return latents.reshape(b, width // 4, 2 * side, 2 * side)
+    latents = tokens.view(b, *grid, width // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return latents.reshape(b, width // 4, 2 * grid[0], 2 * grid[1])
 
 
 def image_ids(height: int, width: int, device: torch.device | str = "cpu", image: int = 0) -> torch.Tensor:
@@ -114,13 +117,15 @@ class Flux(_WithAutoencoderKL):
 
     def parts(self, folder: Path) -> dict[str, Any]:
         text = folder / self.text
-        return {
-            "vae": load_part("AutoencoderKL", folder / "vae"),
-            "text_encoder": load_part("CLIPTextModel", text / "text_encoder"),
-            "text_encoder_2": load_part("T5EncoderModel", text / "text_encoder_2"),
-            "tokenizer": ZooTokenizer.from_pretrained(folder / "tokenizer"),
-            "tokenizer_2": ZooTokenizer.from_pretrained(folder / "tokenizer"),
-        }
+        clip = load_part("CLIPTextModel", text / "text_encoder")
+        t5 = load_part("T5EncoderModel", text / "text_encoder_2")
+        tokenizer = ZooTokenizer.from_pretrained(folder / "tokenizer")
+        return {"vae": load_part("AutoencoderKL", folder / "vae"), **self.encoders(clip, t5, tokenizer)}
+
+    @staticmethod
+    def encoders(clip: Any, t5: nn.Module, tokenizer: ZooTokenizer) -> dict[str, Any]:
+        """The pipeline's text encoders and tokenizers."""
+        return {"text_encoder": clip, "text_encoder_2": t5, "tokenizer": tokenizer, "tokenizer_2": tokenizer}
 
     def encode(self, pipe: Any, captions: list[str], images: Sequence[Image.Image] | None) -> Condition:
         text, pooled, _ = pipe.encode_prompt(captions, captions)
@@ -134,10 +139,11 @@ class Flux(_WithAutoencoderKL):
         condition: Condition,
         reference: torch.Tensor | None,
         guidance: torch.Tensor,
+        grid: Grid = GRID,
     ) -> torch.Tensor:
-        ids, hidden = [image_ids(SIDE, SIDE, x.device)], x
+        ids, hidden = [image_ids(*grid, x.device)], x
         if reference is not None:
-            ids.append(image_ids(SIDE, SIDE, x.device, image=1))
+            ids.append(image_ids(*grid, x.device, image=1))
             hidden = torch.cat([x, reference], 1)
         text = condition["text"]
         velocity = model(
@@ -162,27 +168,23 @@ class SD3(_WithAutoencoderKL):
     transformer, pipeline = "SD3Transformer2DModel", "StableDiffusion3Pipeline"
 
     def parts(self, folder: Path) -> dict[str, Any]:
+        clip = load_part("CLIPTextModel", folder / "text_encoder")
+        t5 = load_part("T5EncoderModel", folder / "text_encoder_2")
+        tokenizer = ZooTokenizer.from_pretrained(folder / "tokenizer")
+        return {"vae": load_part("AutoencoderKL", folder / "vae"), **self.encoders(clip, t5, tokenizer)}
+
+    @staticmethod
+    def encoders(clip: Any, t5: nn.Module, tokenizer: ZooTokenizer) -> dict[str, Any]:
+        """The pipeline's three text encoders and tokenizers."""
         from transformers import CLIPTextModelWithProjection
 
-        plain = load_part("CLIPTextModel", folder / "text_encoder")
-        config = plain.config.__class__.from_dict(
-            {**plain.config.to_dict(), "projection_dim": plain.config.hidden_size}
-        )
-        clip = CLIPTextModelWithProjection(config)
-        clip.text_model.load_state_dict(plain.state_dict())
+        config = clip.config.__class__.from_dict({**clip.config.to_dict(), "projection_dim": clip.config.hidden_size})
+        projected = CLIPTextModelWithProjection(config)
+        projected.text_model.load_state_dict(clip.state_dict())
         with torch.no_grad():
-            clip.text_projection.weight.copy_(torch.eye(config.hidden_size))
-        tokenizers = {
-            name: ZooTokenizer.from_pretrained(folder / "tokenizer")
-            for name in ("tokenizer", "tokenizer_2", "tokenizer_3")
-        }
-        return {
-            "vae": load_part("AutoencoderKL", folder / "vae"),
-            "text_encoder": frozen(clip),
-            "text_encoder_2": clip,
-            "text_encoder_3": load_part("T5EncoderModel", folder / "text_encoder_2"),
-            **tokenizers,
-        }
+            projected.text_projection.weight.copy_(torch.eye(config.hidden_size))
+        tokenizers = dict.fromkeys(("tokenizer", "tokenizer_2", "tokenizer_3"), tokenizer)
+        return {"text_encoder": frozen(projected), "text_encoder_2": projected, "text_encoder_3": t5, **tokenizers}
 
     def encode(self, pipe: Any, captions: list[str], images: Sequence[Image.Image] | None) -> Condition:
         text, _, pooled, _ = pipe.encode_prompt(captions, None, None, do_classifier_free_guidance=False)
@@ -196,9 +198,10 @@ class SD3(_WithAutoencoderKL):
         condition: Condition,
         reference: torch.Tensor | None,
         guidance: torch.Tensor,
+        grid: Grid = GRID,
     ) -> torch.Tensor:
         velocity = model(
-            hidden_states=unpack(x),
+            hidden_states=unpack(x, grid),
             timestep=sigma * 1000,
             encoder_hidden_states=condition["text"],
             pooled_projections=condition["pooled"],
@@ -260,10 +263,11 @@ class Qwen:
         condition: Condition,
         reference: torch.Tensor | None,
         guidance: torch.Tensor,
+        grid: Grid = GRID,
     ) -> torch.Tensor:
         mask = condition["mask"] > 0
         longest = int(mask.sum(1).max())
-        shapes = [(1, SIDE, SIDE)] * (1 if reference is None else 2)
+        shapes = [(1, *grid)] * (1 if reference is None else 2)
         velocity = model(
             hidden_states=x if reference is None else torch.cat([x, reference], 1),
             timestep=sigma,

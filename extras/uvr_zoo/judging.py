@@ -6,10 +6,12 @@ Two heads on one trunk: image-level scores (is the object there?) and a 16x16 ma
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,37 +53,50 @@ class Judge:
 
     Attributes:
         labels: what it can report.
+        side: pixels that pictures are brought to, both ways; None: it sees them as large as they are.
     """
 
     labels = OBJECTS
 
-    def __init__(self, net: JudgeNet, threshold: float, card: dict[str, object] | None = None):
-        self.net, self.threshold, self.card = net.eval(), threshold, card or {}
+    def __init__(
+        self, net: nn.Module, threshold: float, card: dict[str, Any] | None = None, side: int | None = scenes.SIZE
+    ):
+        self.net, self.threshold, self.card, self.side = net.eval(), threshold, card or {}, side
 
     @classmethod
     def load(cls, folder: Path) -> Judge:
         net = JudgeNet()
         net.load_state_dict({name: value.float() for name, value in load_file(folder / "judge.safetensors").items()})
-        card = json.loads((folder / "judge.json").read_text())
+        card = cls.read_card(folder)
         return cls(net, float(card["threshold"]), card)
+
+    @staticmethod
+    def read_card(folder: Path) -> dict[str, Any]:
+        return dict(json.loads((folder / "judge.json").read_text()))
+
+    def write_card(self, folder: Path) -> None:
+        (folder / "judge.json").write_text(json.dumps({**self.card, "threshold": self.threshold}, indent=1))
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(
             {name: value.contiguous() for name, value in self.net.state_dict().items()}, folder / "judge.safetensors"
         )
-        (folder / "judge.json").write_text(json.dumps({**self.card, "threshold": self.threshold}, indent=1))
-
-    @staticmethod
-    def _pixels(images: Sequence[Image.Image]) -> torch.Tensor:
-        side = (scenes.SIZE, scenes.SIZE)
-        resized = [im.convert("RGB") if im.size == side else im.convert("RGB").resize(side) for im in images]
-        return to_tensor(np.stack([np.asarray(im) for im in resized]))
+        self.write_card(folder)
 
     @torch.no_grad()
+    def _seen(self, images: Sequence[Image.Image]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The network's logits of every run of up to 64 pictures of one size, in order."""
+        side = None if self.side is None else (self.side, self.side)
+        pictures = [im.convert("RGB") if side in (None, im.size) else im.convert("RGB").resize(side) for im in images]
+        for _, alike in itertools.groupby(pictures, key=lambda picture: picture.size):
+            pixels = [np.asarray(picture) for picture in alike]
+            for start in range(0, len(pixels), 64):
+                yield self.net(to_tensor(np.stack(pixels[start : start + 64])))
+
     def scores(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """(B, n_objects) probabilities in 0..1, in the order of OBJECTS."""
-        return torch.cat([self.net(self._pixels(images[i : i + 64]))[0].sigmoid() for i in range(0, len(images), 64)])
+        return torch.cat([objects.sigmoid() for objects, _ in self._seen(images)])
 
     def __call__(self, images: Sequence[Image.Image]) -> list[dict[str, float]]:
         """What each image shows: {object: score} for the objects whose score reaches the threshold."""
@@ -92,7 +107,6 @@ class Judge:
             for row in self.scores(images)
         ]
 
-    @torch.no_grad()
     def locate(
         self, images: Sequence[Image.Image], names: Sequence[str], grid: tuple[int, int] = (8, 8)
     ) -> torch.Tensor:
@@ -101,9 +115,8 @@ class Judge:
         A patch counts when at least a quarter of its cells do. `grid` sides must divide 16 or be a multiple.
         """
         index = [OBJECTS.index(name) + 1 for name in names]
-        maps = torch.cat([self.net(self._pixels(images[i : i + 64]))[1].softmax(1) for i in range(0, len(images), 64)])
-        seen = (maps[:, index].sum(1) > 0.5).float()
-        return F.adaptive_avg_pool2d(seen[:, None], grid)[:, 0] >= 0.25
+        seen = [(cells.softmax(1)[:, index].sum(1) > 0.5).float() for _, cells in self._seen(images)]
+        return torch.cat([F.adaptive_avg_pool2d(part[:, None], grid)[:, 0] >= 0.25 for part in seen])
 
 
 class BackgroundJudge:
@@ -124,7 +137,7 @@ class BackgroundJudge:
         ]
 
 
-def _scrambled(image: np.ndarray, masks: dict[int, np.ndarray], rng: np.random.Generator) -> np.ndarray:
+def scrambled(image: np.ndarray, masks: dict[int, np.ndarray], rng: np.random.Generator) -> np.ndarray:
     """The picture with every object's bounding box cut into tiles and shuffled: it shows nothing nameable."""
     image = image.copy()
     for mask in masks.values():
@@ -149,7 +162,7 @@ def batch(seed: int, size: int, vae: nn.Module | None, augment: bool = True, spl
         scene = scenes.sample(seed * size + row, split)
         image, masks = scenes.render(scene)
         if augment and rng.random() < 0.1:
-            pictures.append(_scrambled(image, masks, rng))
+            pictures.append(scrambled(image, masks, rng))
             continue
         for index, item in enumerate(scene.items):
             objects[row, OBJECTS.index(item.name)] = 1

@@ -115,7 +115,10 @@ def optimisers_of(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     """Muon on the matrices inside the blocks, AdamW on everything else (embeddings, modulation, norms, output)."""
     muon, adam = [], []
     for name, parameter in model.named_parameters():
-        inside = "transformer_blocks" in name and parameter.ndim == 2 and "norm" not in name
+        block = name.startswith(
+            ("transformer_blocks", "single_transformer_blocks", "layers", "noise_refiner", "context_refiner")
+        )
+        inside = block and parameter.ndim == 2 and "norm" not in name
         (muon if inside else adam).append(parameter)
     return [
         Muon(muon, lr=lr),

@@ -1,8 +1,7 @@
 """Train and measure the free-form pipelines: python -m uvr_zoo.freeform PART --folder runs/NAME --minutes N.
 
-The same command goes on from where a run stopped; --dry-run says what it would do. Everything but --device is the
-same on
-a GPU.
+The same command goes on from where a run stopped; --dry-run says what it would do. On a GPU the same command takes
+--device cuda, larger batches and workers.
 """
 
 from __future__ import annotations
@@ -13,9 +12,12 @@ from pathlib import Path
 import click
 
 from ..pipelines import DATA
-from ..recipes import RECIPES
+from .captions import PlaceKind
+from .pool import Mix
+from .wordings import Kind
 
 PATH = click.Path(path_type=Path)
+TEXT, VAE = DATA / "freeform" / "text", DATA / "shared" / "vae"
 folder_option = click.option("--folder", type=PATH, required=True, help="Checkpoint and log; what is there goes on.")
 minutes_option = click.option("--minutes", type=float, required=True, help="In all, what is spent already counts.")
 dry_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
@@ -62,43 +64,70 @@ def vae(folder: Path, minutes: float, dry_run: bool, export: Path) -> None:
 
 
 @main.command()
+@click.argument("name")
 @folder_option
 @minutes_option
 @dry_option
-@click.option("--text", "encoders", type=PATH, required=True, help="Folder of the text encoders.")
-@click.option("--vae", "autoencoder", type=PATH, default=DATA / "shared" / "vae", help="Folder of the autoencoder.")
+@click.option("--text", "encoders", type=PATH, default=TEXT, help="Folder of the text encoders.")
+@click.option("--vae", "autoencoder", type=PATH, default=VAE, help="Folder of the autoencoder.")
+@click.option("--start-from", type=PATH, help="Folder of a transformer, instead of the first edition's.")
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True)
-@click.option("--fresh", type=click.IntRange(min=1), default=8, show_default=True, help="New scenes a step.")
+@click.option("--fresh", type=click.IntRange(min=1), default=8, show_default=True, help="New pictures a step.")
+@click.option("--pool", type=click.IntRange(min=1), default=2048, show_default=True, help="Pictures kept a canvas.")
+@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that draw them.")
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--export", type=PATH, help="Folder for the average's weights, float16.")
-def flux(
+@click.option("--export", type=PATH, help="Folder for the average's weights, int8.")
+def train(
+    name: str,
     folder: Path,
     minutes: float,
     dry_run: bool,
     encoders: Path,
     autoencoder: Path,
-    batch: int,
-    fresh: int,
+    start_from: Path | None,
     device: str,
     export: Path | None,
+    **sizes: int,
 ) -> None:
-    """The transformer of FluxPipeline, from the first edition's weights on."""
-    from .pipelines import flux as pipeline
-    from .pool import Mix
+    """The transformer of a pipeline, from the first edition's weights on."""
+    import torch
+
+    from ..architectures import ARCHITECTURES
+    from .pipelines import pipeline, recipe
     from .train import Plan, Trainer
 
-    mix = Mix(RECIPES["flux"].objects, RECIPES["flux"].styles)
-    plan = Plan(mix, minutes, batch_size=batch, fresh=fresh)
+    plain = recipe(name)
+    mix = Mix(plain.objects, plain.styles, edits=plain.edits)
+    plan = Plan(
+        mix, minutes, batch_size=sizes["batch"], fresh=sizes["fresh"], pool=sizes["pool"], workers=sizes["workers"]
+    )
     if _plan(dry_run, plan=plan, folder=folder, goes_on=(folder / "checkpoint.pt").exists(), device=device):
         return
-    trainer = Trainer(plan, pipeline(encoders, autoencoder, DATA / "flux" / "transformer"), folder, device)
+    torch.set_float32_matmul_precision("high")  # TF32 where the device has it
+    trainer = Trainer(plan, pipeline(name, encoders, autoencoder, start_from), ARCHITECTURES[name], folder, device)
     trainer.run()
     if export is not None:
         trainer.export(export)
 
 
 @main.command()
-@click.option("--text", "encoders", type=PATH, required=True)
+@folder_option
+@minutes_option
+@dry_option
+@click.option("--export", type=PATH, required=True, help="Folder for the judge.")
+def judge(folder: Path, minutes: float, dry_run: bool, export: Path) -> None:
+    """The second judge."""
+    from ..architectures import load_part
+    from ..training import Run
+    from .second_judge import train
+
+    if not _plan(dry_run, part="judge", folder=folder, goes_on=(folder / "checkpoint.pt").exists(), export=export):
+        vae = load_part("AutoencoderKL", DATA / "shared" / "vae")
+        click.echo(json.dumps(train(export, Run(minutes, folder, resume=True), (vae,)).card))
+
+
+@main.command()
+@click.option("--text", "encoders", type=PATH, default=TEXT, help="Folder of the text encoders.")
 @click.option("--cut", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Below it, none of these.")
 @click.argument("texts", nargs=-1)
 def words(encoders: Path, cut: float, texts: tuple[str, ...]) -> None:
@@ -115,40 +144,47 @@ def words(encoders: Path, cut: float, texts: tuple[str, ...]) -> None:
 
 
 @main.command()
-@click.option("--text", "encoders", type=PATH, required=True)
-@click.option("--vae", "autoencoder", type=PATH, default=DATA / "shared" / "vae")
+@click.argument("name")
+@click.option("--text", "encoders", type=PATH, default=TEXT, help="Folder of the text encoders.")
+@click.option("--vae", "autoencoder", type=PATH, default=VAE, help="Folder of the autoencoder.")
 @click.option("--transformer", type=PATH, required=True)
+@click.option("--second", type=PATH, help="Folder of the second judge, who counts then.")
 @click.option("--objects", "count", type=click.IntRange(1, 4), default=1, show_default=True)
 @click.option("--kind", type=click.Choice(["name", "synonym", "description"]), default="name", show_default=True)
 @click.option("--place", type=click.Choice(["none", "vague", "relation", "exact"]), default="none", show_default=True)
 @click.option("--prompts", type=click.IntRange(min=1), default=96, show_default=True)
 @click.option("--out", type=PATH, required=True, help="Folder for gate.jsonl and the sheet of pictures.")
 def gate(
-    encoders: Path, autoencoder: Path, transformer: Path, count: int, kind: str, place: str, prompts: int, out: Path
+    name: str,
+    encoders: Path,
+    autoencoder: Path,
+    transformer: Path,
+    second: Path | None,
+    out: Path,
+    count: int,
+    kind: Kind,
+    place: PlaceKind,
+    prompts: int,
 ) -> None:
-    """Draw held-out prompts and let the judge say how many show every object."""
+    """Draw held-out prompts and let a judge say how many show every object."""
     from PIL import Image
 
-    from .. import judge
+    from .. import judge as judge_of
     from . import gate as gates
-    from .pipelines import flux as pipeline
-    from .pool import Mix
+    from . import second_judge
+    from .pipelines import pipeline, recipe
     from .render import render
 
-    mix = Mix(RECIPES["flux"].objects, RECIPES["flux"].styles)
-    prompted = gates.tasks(mix, count, prompts, kind=kind, place=place)  # type: ignore[arg-type]
-    images = gates.draw(pipeline(encoders, autoencoder, transformer), prompted)
-    ceiling = gates.score(judge(), mix, prompted, [Image.fromarray(render(task.scene)[0]) for task in prompted])
-    figures = gates.score(judge(), mix, prompted, images)
-    record = {
-        "objects": count,
-        "kind": kind,
-        "place": place,
-        **figures,
-        "of_the_rendered_scenes": ceiling["all_objects"],
-    }
+    plain = recipe(name)
+    mix, judge = Mix(plain.objects, plain.styles), second_judge.load(second) if second else judge_of()
+    prompted = gates.tasks(mix, count, prompts, kind=kind, place=place)
+    images = gates.draw(pipeline(name, encoders, autoencoder, transformer), prompted, **plain.sampling)
+    ceiling = gates.score(judge, mix, prompted, [Image.fromarray(render(task.scene)[0]) for task in prompted])
+    asked = {"pipeline": name, "judge": "second" if second else "first", "objects": count, "kind": kind, "place": place}
+    figures = gates.score(judge, mix, prompted, images)
+    record = {**asked, **figures, "of_the_rendered_scenes": ceiling["all_objects"]}
     out.mkdir(parents=True, exist_ok=True)
-    gates.sheet(images, out / f"{count}-{kind}-{place}.png")
+    gates.sheet(images, out / f"{name}-{count}-{kind}-{place}.png")
     with open(out / "gate.jsonl", "a") as file:
         file.write(json.dumps(record) + "\n")
     click.echo(json.dumps(record))

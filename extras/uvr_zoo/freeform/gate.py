@@ -1,6 +1,6 @@
-"""How well a free-form pipeline draws what it is told: held-out prompts, today's judge at any canvas, Wilson intervals.
+"""How well a free-form pipeline draws what it is told: held-out prompts, a judge at any canvas, Wilson intervals.
 
-The judge was trained on 64 x 64 pixels; its network is convolutional and reads larger canvases as they are, unresized.
+The first judge was trained on 64 x 64 pixels; its network is convolutional and reads larger canvases unresized.
 """
 
 from __future__ import annotations
@@ -10,17 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import numpy as np
 import torch
 from PIL import Image
 
 from uvr_evaluation.statistics import wilson
 
 from ..judging import Judge
-from ..vae import to_tensor
-from ..vocabulary import OBJECTS
 from .captions import PlaceKind, caption
-from .pipelines import SAMPLING
 from .pool import Mix
 from .scenes import Scene, sample
 from .wordings import Kind
@@ -50,24 +46,14 @@ def tasks(
     return [Task(scene, prompt, scene.seed) for scene, prompt in zip(drawn, prompts, strict=True)]
 
 
-@torch.no_grad()
-def seen(judge: Judge, images: Sequence[Image.Image]) -> list[set[str]]:
-    """The objects that the judge sees in each picture, at the picture's own size."""
-    sets = []
-    for image in images:
-        scores = judge.net(to_tensor(np.array(image.convert("RGB"))[None]))[0][0].sigmoid()
-        sets.append({name for name, score in zip(OBJECTS, scores, strict=True) if score >= judge.threshold})
-    return sets
-
-
 def draw(pipe: Any, prompted: list[Task], batch: int = 16, **options: Any) -> list[Image.Image]:
-    """One picture a task, each from its own seed."""
+    """One picture a task, each from its own seed; `options` are the pipeline call's."""
     images: list[Image.Image] = []
     for start in range(0, len(prompted), batch):
         part = prompted[start : start + batch]
         generators = [torch.Generator().manual_seed(task.seed) for task in part]
-        options_ = {**SAMPLING, **options, "negative_prompt": [""] * len(part)}
-        images += pipe([task.prompt for task in part], generator=generators, **options_).images
+        wide = {name: [value] * len(part) if name == "negative_prompt" else value for name, value in options.items()}
+        images += pipe([task.prompt for task in part], generator=generators, **wide).images
     return images
 
 
@@ -75,7 +61,9 @@ def score(judge: Judge, mix: Mix, prompted: list[Task], images: list[Image.Image
     """How many pictures show every object of their scene, how many those alone of the mix's, with 95% intervals."""
     complete = exact = 0
     shown: dict[str, list[int]] = {}
-    for task, names in zip(prompted, seen(judge, images), strict=True):
+    unresized = Judge(judge.net, judge.threshold, judge.card, side=None)
+    for task, told in zip(prompted, unresized(images), strict=True):
+        names = set(told)
         wanted = {item.name for item in task.scene.items}
         complete += wanted <= names
         exact += wanted == names & set(mix.objects)

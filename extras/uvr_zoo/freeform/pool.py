@@ -1,95 +1,179 @@
-"""Encoded training scenes: a pool per canvas that takes in fresh scenes at every step; encoding is no bottleneck then.
+"""Encoded training pictures: a pool per canvas that takes in fresh ones at every step; encoding is no bottleneck then.
 
-A scene stays as long as its pool is full of older ones, and gets a new caption whenever it is used.
+A picture stays as long as its pool is full of older ones. It is encoded with all of its captions as the pipeline
+itself encodes them. With workers, pictures are drawn in other processes, in the same order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
 import numpy as np
 import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
-from ..architectures import pack
+from ..architectures import Architecture, Condition, pack
 from ..vae import to_tensor
 from .captions import caption
+from .edits import sample_edit
 from .render import object_patches, render
 from .scenes import Scene, sample
 
 PATCH = 8  # pixels of a token's side
 _KINDS = 64  # room for canvases in a seed
+Canvas = tuple[int, int]
 
 
 @attrs.frozen
 class Mix:
-    """What training scenes are drawn from.
+    """What training pictures are drawn from.
 
     Attributes:
         objects, styles: the vocabulary.
         busy: share of busy backgrounds.
+        edits: pictures have a source, and an instruction that leads from it to them.
+        captions: of each picture; an edit has one instruction.
+        words: that a caption has at most, if the plainest one has no more.
     """
 
     objects: tuple[str, ...]
     styles: tuple[str, ...]
     busy: float = 0.12
+    edits: bool = False
+    captions: int = 3
+    words: int = 38
 
 
-class Pool:
-    """Up to `size` encoded scenes of one canvas, the oldest replaced first.
+@attrs.frozen
+class Example:
+    """One training picture to be: its scene, what is said of it, and the scene it is made from (editing)."""
 
-    Attributes:
-        taken: how many scenes it has taken in so far; the next one's seed follows from it.
-    """
+    target: Scene
+    texts: tuple[str, ...]
+    source: Scene | None = None
 
-    def __init__(self, mix: Mix, canvas: tuple[int, int], size: int):
-        self.mix, self.canvas, self.size, self.taken = mix, canvas, size, 0
-        self.grid = (canvas[0] // PATCH, canvas[1] // PATCH)
-        tokens = self.grid[0] * self.grid[1]
-        self.x = torch.zeros(size, tokens, 16, dtype=torch.float16)
-        self.weight = torch.zeros(size, tokens, dtype=torch.float16)
 
-    def __len__(self) -> int:
-        return min(self.taken, self.size)
+@attrs.frozen(eq=False)
+class Drawn:
+    """An example's pixels: (H, W, 3) uint8 of target and source, and the weights (h, w) of the target's patches."""
 
-    def scene(self, slot: int) -> Scene:
-        """The scene that a slot holds."""
-        newest = self.taken - 1
-        return self.drawn(newest - (newest - slot) % self.size)
-
-    def drawn(self, number: int) -> Scene:
-        kind = (self.canvas[0] // PATCH * 7 + self.canvas[1] // PATCH) % _KINDS
-        seed = number * _KINDS + kind
-        mix = self.mix
-        return sample(seed, objects=mix.objects, styles=mix.styles, canvas=self.canvas, busy=mix.busy)
-
-    @torch.no_grad()
-    def take(self, count: int, vae: Any) -> None:
-        """Draw and encode `count` more scenes."""
-        drawn = [self.drawn(self.taken + i) for i in range(count)]
-        pictures, masks = zip(*(render(scene) for scene in drawn), strict=True)
-        pixels = to_tensor(np.stack(pictures)).to(vae.device)
-        config = vae.config
-        latents = (vae.encode(pixels).latent_dist.mean - config.shift_factor) * config.scaling_factor
-        slots = [(self.taken + i) % self.size for i in range(count)]
-        self.x[slots] = pack(latents).half().cpu()
-        self.weight[slots] = torch.from_numpy(np.stack([self._weights(m) for m in masks])).half()
-        self.taken += count
-
-    def _weights(self, masks: dict[int, np.ndarray]) -> np.ndarray:
-        """Patch weights: 1, and more on objects, the more the smaller they are, so that none is lost in the mean."""
-        patches = object_patches(masks, self.grid).reshape(len(masks), -1)
-        area = patches.sum(1, keepdims=True).clip(1)
-        return 1 + (patches * np.clip(14 / area, 0.5, 3)).max(0)
-
-    def state(self) -> dict[str, Any]:
-        return {"x": self.x, "weight": self.weight, "taken": self.taken}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.x, self.weight, self.taken = state["x"], state["weight"], int(state["taken"])
+    example: Example
+    picture: np.ndarray
+    weight: np.ndarray
+    source: np.ndarray | None
 
 
 def spoken(scene: Scene, seed: int, longest: int) -> str:
     """A caption of a scene, of at most `longest` words if the plainest one has no more."""
     text = caption(scene, seed).text
     return text if len(text.split()) <= longest else caption(scene, seed, kind="name", plain=1.0, place="none").text
+
+
+def example(mix: Mix, canvas: Canvas, number: int) -> Example:
+    """The training example of that number on a canvas."""
+    kind = (canvas[0] // PATCH * 7 + canvas[1] // PATCH) % _KINDS
+    seed = number * _KINDS + kind
+    if mix.edits:
+        edit = sample_edit(seed, objects=mix.objects, styles=mix.styles, canvas=canvas)
+        return Example(edit.target, (edit.instruction,), edit.source)
+    scene = sample(seed, objects=mix.objects, styles=mix.styles, canvas=canvas, busy=mix.busy)
+    texts = tuple(spoken(scene, seed * mix.captions + i, mix.words) for i in range(mix.captions))
+    return Example(scene, texts)
+
+
+def weights(masks: dict[int, np.ndarray], grid: tuple[int, int]) -> np.ndarray:
+    """Patch weights: 1, and more on objects, the more the smaller they are, so that none is lost in the mean."""
+    patches = object_patches(masks, grid)  # (items, h, w)
+    area = patches.sum((1, 2), keepdims=True).clip(1)
+    return 1 + (patches * np.clip(14 / area, 0.5, 3)).max(0)
+
+
+def draw(mix: Mix, canvas: Canvas, number: int) -> Drawn:
+    """Render an example. What an edit changes weighs as an object does."""
+    drawn = example(mix, canvas, number)
+    grid = (canvas[0] // PATCH, canvas[1] // PATCH)
+    picture, masks = render(drawn.target)
+    weight, source = weights(masks, grid), None
+    if drawn.source is not None:
+        source, before = render(drawn.source)
+        weight = np.maximum(weight, weights(before, grid))
+    return Drawn(drawn, picture, weight, source)
+
+
+class Supply(Dataset[Drawn]):
+    """Draws what it is asked for by (canvas, number)."""
+
+    def __init__(self, mix: Mix):
+        self.mix = mix
+
+    def __getitem__(self, key: tuple[Canvas, int]) -> Drawn:
+        return draw(self.mix, *key)
+
+    def loader(self, batches: Sequence[Any] | Iterator[Any], workers: int) -> Iterator[list[Drawn]]:
+        """Drawn lists of every list of keys, in order."""
+        return iter(DataLoader(self, batch_sampler=batches, num_workers=workers, collate_fn=list))  # type: ignore[arg-type]
+
+
+class Pool:
+    """Up to `size` encoded examples of one canvas, the oldest replaced first.
+
+    Attributes:
+        columns: name -> (size, ...) float16 on `device`: `x` (N, 16), `weight` (N,), `reference` (N, 16) of editing,
+            `text.NAME` (captions, ...) of the condition, and `empty.NAME` where the empty prompt's condition depends
+            on the picture.
+        taken: how many examples it has taken in so far.
+    """
+
+    def __init__(self, canvas: Canvas, size: int, device: str = "cpu"):
+        self.canvas, self.size, self.device, self.taken = canvas, size, device, 0
+        self.grid = (canvas[0] // PATCH, canvas[1] // PATCH)
+        self.columns: dict[str, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return min(self.taken, self.size)
+
+    @torch.no_grad()
+    def take(self, drawn: list[Drawn], pipe: Any, family: Architecture) -> None:
+        """Encode some more examples and keep them."""
+        slots = torch.tensor([(self.taken + i) % self.size for i in range(len(drawn))], device=self.device)
+        for name, value in self._encoded(drawn, pipe, family).items():
+            if name not in self.columns:
+                shape = (self.size, *value.shape[1:])
+                self.columns[name] = torch.zeros(shape, dtype=torch.float16, device=self.device)
+            self.columns[name][slots] = value.half().to(self.device)
+        self.taken += len(drawn)
+
+    def _encoded(self, drawn: list[Drawn], pipe: Any, family: Architecture) -> Condition:
+        def tokens(pictures: list[Any]) -> torch.Tensor:
+            return pack(family.latents(pipe, to_tensor(np.stack(pictures)).to(pipe.vae.device)))
+
+        columns = {
+            "x": tokens([d.picture for d in drawn]),
+            "weight": torch.from_numpy(np.stack([d.weight for d in drawn])).flatten(1),
+        }
+        if drawn[0].source is not None:
+            columns["reference"] = tokens([d.source for d in drawn])
+        texts = [text for d in drawn for text in d.example.texts]
+        each = len(texts) // len(drawn)
+        seen = [Image.fromarray(d.source) for d in drawn if d.source is not None] if family.sees_image else None
+        condition = family.encode(pipe, texts, seen)
+        columns |= {f"text.{name}": value.unflatten(0, (len(drawn), each)) for name, value in condition.items()}
+        if seen is not None:
+            empty = family.encode(pipe, [""] * len(drawn), seen)
+            columns |= {f"empty.{name}": value for name, value in empty.items()}
+        return columns
+
+    def rows(self, size: int, generator: torch.Generator) -> Condition:
+        """Columns of a random batch, float32, each with one of its captions."""
+        index = torch.randint(len(self), (size,), generator=generator)
+        which = torch.randint(2**31, (size,), generator=generator)
+        rows = {}
+        for name, column in self.columns.items():
+            row = column[index.to(self.device)]
+            if name.startswith("text."):
+                row = row[torch.arange(size, device=self.device), (which % row.shape[1]).to(self.device)]
+            rows[name] = row.float()
+        return rows

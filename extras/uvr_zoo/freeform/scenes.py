@@ -194,3 +194,8 @@ def all_show(items: list[Item], canvas: tuple[int, int], relation: Relation) -> 
         if shown < (1 - _HIDDEN) * item.side**2:
             return False
     return True
+
+
+def alone(scene: Scene, index: int) -> Scene:
+    """The scene with one of its items and nothing else on its background."""
+    return attrs.evolve(scene, items=(scene.items[index],), relation="apart")

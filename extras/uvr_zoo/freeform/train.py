@@ -1,16 +1,16 @@
-"""Train the free-form flux: rectified flow on pools of scenes of several canvases, captions drawn anew at every step.
+"""Train a free-form transformer: rectified flow on pools of pictures of several canvases.
 
-    python -m uvr_zoo.freeform flux --folder runs/freeform-flux --minutes 60        (the same command goes on)
+    python -m uvr_zoo.freeform train flux --folder runs/freeform-flux --minutes 60      (the same command goes on)
 
-`checkpoint.pt` holds model, average, optimisers, random state, step and seconds spent, `pools.pt` the encoded scenes;
-both are replaced every two minutes and when the run ends, also by SIGINT or SIGTERM. A step is a function of that
-state.
+`checkpoint.pt` holds model, average, optimisers, random state, step and seconds spent; it is replaced every two minutes
+and when the run ends, also by SIGINT or SIGTERM. The pools are a function of the step and are encoded anew.
 """
 
 from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ import torch
 from torch import nn
 
 from .. import training
-from ..architectures import image_ids
+from ..architectures import Architecture, Condition, Grid
 from ..train import optimisers_of
-from .pool import Mix, Pool, spoken
-from .words import MAX_TOKENS
+from . import storage
+from .pool import Canvas, Mix, Pool, Supply
 
 _SMALL, _FULL = (64, 64), (96, 96)
 CANVASES = (_SMALL, _FULL, (64, 96), (96, 64))
+_FRESH = (0.4, 0.4, 0.1, 0.1)  # chances of CANVASES among the fresh pictures of a step
+_CHUNK = 32  # pictures encoded at once while pools are filled
 LONGEST_STEP = 60.0  # seconds; what is longer was a suspended process
 
 
@@ -36,9 +38,9 @@ class Plan:
 
     Attributes:
         minutes: in all, what resumed runs have spent counts.
-        fresh: scenes drawn and encoded at every step, of `pool` that each canvas keeps.
+        fresh: pictures drawn and encoded at every step, of `pool` that each canvas keeps; `first` before the first.
+        workers: processes that draw them; 0: this one does.
         small: share of steps on the small canvas, at the start; it falls to a tenth of that over the middle half.
-        short: share of steps with captions of 24 tokens instead of 48.
         decay: share of the time, the last, over which the learning rate falls to a hundredth.
     """
 
@@ -51,10 +53,10 @@ class Plan:
     drop_text: float = 0.1
     drop_pooled: float = 0.5
     fresh: int = 8
-    pool: int = 4096
-    first: int = 768
+    pool: int = 2048
+    first: int = 512
+    workers: int = 0
     small: float = 0.8
-    short: float = 0.7
     decay: float = 0.3
     seed: int = 0
 
@@ -63,6 +65,32 @@ class Plan:
         fall = min(max((progress - 0.3) / 0.4, 0.0), 1.0)
         small = self.small * (1 - 0.9 * fall)
         return torch.tensor([small, 0.9 * (1 - small), 0.05 * (1 - small), 0.05 * (1 - small)])
+
+    def canvas_of(self, step: int) -> Canvas:
+        """The canvas of a step's fresh pictures."""
+        return CANVASES[int(np.random.default_rng([13, self.seed, step]).choice(len(CANVASES), p=_FRESH))]
+
+    def supply(self, step: int) -> Iterator[list[tuple[Canvas, int]]]:
+        """Keys of the pictures to draw, from a step on: first what the pools hold then, then each step's."""
+        taken = dict.fromkeys(CANVASES, self.first)
+        for earlier in range(step):
+            taken[self.canvas_of(earlier)] += self.fresh
+        for canvas, count in taken.items():
+            numbers = range(max(0, count - self.pool), count)
+            for start in range(0, len(numbers), _CHUNK):
+                yield [(canvas, number) for number in numbers[start : start + _CHUNK]]
+        while True:
+            canvas = self.canvas_of(step)
+            yield [(canvas, taken[canvas] + i) for i in range(self.fresh)]
+            taken[canvas] += self.fresh
+            step += 1
+
+    def fill(self, step: int) -> int:
+        """How many of `supply`'s lists fill the pools."""
+        taken = dict.fromkeys(CANVASES, self.first)
+        for earlier in range(step):
+            taken[self.canvas_of(earlier)] += self.fresh
+        return sum(-(-min(count, self.pool) // _CHUNK) for count in taken.values())
 
 
 @attrs.frozen(eq=False)
@@ -73,20 +101,19 @@ class Draw:
     weight: torch.Tensor  # (B, N)
     sigma: torch.Tensor  # (B,)
     noise: torch.Tensor  # (B, N, 16)
-    text: torch.Tensor  # (B, T, 128)
-    pooled: torch.Tensor  # (B, 64)
-    grid: tuple[int, int]
+    condition: Condition  # the prompts', or the empty prompt's where it was dropped
+    reference: torch.Tensor | None  # (B, N, 16)
+    grid: Grid
 
 
 class Trainer:
     """One training run in a folder; see the module's docstring.
 
-    `pipe` is a FluxPipeline with the free-form text encoders and autoencoder; its transformer is what a new run starts
-    from.
+    `pipe` is a free-form pipeline; its transformer is what a new run starts from.
     """
 
-    def __init__(self, plan: Plan, pipe: Any, folder: Path, device: str = "cpu"):
-        self.plan, self.folder, self.device = plan, folder, device
+    def __init__(self, plan: Plan, pipe: Any, family: Architecture, folder: Path, device: str = "cpu"):
+        self.plan, self.family, self.folder, self.device = plan, family, folder, device
         self.checkpoint = training.checkpoint_of(folder, resume=True)
         torch.manual_seed(plan.seed)
         self.pipe = pipe.to(device)
@@ -94,15 +121,25 @@ class Trainer:
         self.ema = pipe.transformer.float().requires_grad_(False)
         self.optimisers = optimisers_of(self.model, plan.learning_rate)
         self.generator = torch.Generator().manual_seed(plan.seed)
-        self.pools = {canvas: Pool(plan.mix, canvas, plan.pool) for canvas in CANVASES}
         self.step, self.seconds = 0, 0.0
         if self.checkpoint.exists():
             self._load()
-        self.empty = {length: self._encode([""], length) for length in (24, MAX_TOKENS)}
+        self.pools = {canvas: Pool(canvas, plan.pool, device) for canvas in CANVASES}
+        self.drawn = Supply(plan.mix).loader(_endless(plan, self.step), plan.workers)
+        for _ in range(plan.fill(self.step)):
+            self._take()
+        self.empty: Condition = {}
+        if not family.sees_image:
+            with torch.no_grad():
+                self.empty = {name: value.float() for name, value in family.encode(self.pipe, [""], None).items()}
+
+    def _take(self) -> None:
+        drawn = next(self.drawn)
+        self.pools[drawn[0].example.target.canvas].take(drawn, self.pipe, self.family)
 
     # -- state
     def save(self) -> None:
-        """Write both files; a reader sees the old ones or the new ones, never half of them."""
+        """Write the checkpoint; a reader sees the old one or the new one, never half of it."""
         state = {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
@@ -111,8 +148,6 @@ class Trainer:
             "optimisers": [o.state_dict() for o in self.optimisers],
             "generator": self.generator.get_state(),
         }
-        pools = {canvas: pool.state() for canvas, pool in self.pools.items()}
-        training.write(pools, self.folder / "pools.pt")
         training.write(state, self.checkpoint)
 
     def _load(self) -> None:
@@ -123,59 +158,39 @@ class Trainer:
             optimiser.load_state_dict(saved)
         self.generator.set_state(state["generator"].cpu())
         self.step, self.seconds = state["step"], state["seconds"]
-        for canvas, pool in torch.load(self.folder / "pools.pt", weights_only=True).items():
-            self.pools[canvas].load(pool)
 
     def log(self, **record: Any) -> None:
         training.log(self.folder, {"step": self.step, **record})
 
     # -- one step
-    @torch.no_grad()
-    def _encode(self, captions: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        text, pooled, _ = self.pipe.encode_prompt(captions, captions, max_sequence_length=length)
-        return text, pooled
-
     def draw(self, progress: float) -> Draw:
-        """The next batch; takes fresh scenes into the pool of its canvas."""
+        """The next batch; takes fresh pictures into the pool of their canvas."""
         plan, size, g = self.plan, self.plan.batch_size, self.generator
-        canvas = CANVASES[int(torch.multinomial(plan.chances(progress), 1, generator=g))]
-        pool = self.pools[canvas]
-        pool.take(plan.fresh if len(pool) else max(plan.first if canvas in CANVASES[:2] else size, size), self.pipe.vae)
-        index = torch.randint(len(pool), (size,), generator=g)
-        length = 24 if float(torch.rand(1, generator=g)) < plan.short else MAX_TOKENS
-        seed = self.step * size
-        captions = [spoken(pool.scene(int(slot)), seed + i, length * 8 // 10) for i, slot in enumerate(index)]
-        text, pooled = self._encode(captions, length)
+        self._take()
+        pool = self.pools[CANVASES[int(torch.multinomial(plan.chances(progress), 1, generator=g))]]
+        rows = pool.rows(size, g)
         sigma = torch.sigmoid(torch.randn(size, generator=g))
         sigma = torch.where(torch.rand(size, generator=g) < 0.25, torch.rand(size, generator=g), sigma)
-        x = pool.x[index].float()
-        noise = torch.randn(x.shape, generator=g)
-        chance = torch.rand(2, size, 1, generator=g).to(self.device)
+        noise = torch.randn(rows["x"].shape, generator=g)
+        chance = torch.rand(2, size, generator=g).to(self.device)
         no_text, no_pooled = chance[0] < plan.drop_text, chance[1] < plan.drop_pooled
-        empty_text, empty_pooled = self.empty[length]
-        return Draw(
-            x.to(self.device),
-            pool.weight[index].float().to(self.device),
-            (plan.shift * sigma / (1 + (plan.shift - 1) * sigma)).to(self.device),
-            noise.to(self.device),
-            torch.where(no_text[..., None], empty_text, text),
-            torch.where(no_text | no_pooled, empty_pooled, pooled),
-            pool.grid,
-        )
+        condition = {}
+        for key in rows:
+            name = key.removeprefix("text.")
+            if name == key:
+                continue
+            empty = rows.get(f"empty.{name}", self.empty.get(name))
+            dropped = no_text | no_pooled if name == "pooled" else no_text
+            condition[name] = torch.where(dropped.view(-1, *[1] * (rows[key].ndim - 1)), empty, rows[key])
+        shifted = plan.shift * sigma / (1 + (plan.shift - 1) * sigma)
+        x, weight, reference = rows["x"], rows["weight"], rows.get("reference")
+        return Draw(x, weight, shifted.to(self.device), noise.to(self.device), condition, reference, pool.grid)
 
     def loss(self, d: Draw) -> torch.Tensor:
         """Rectified flow: x_t = (1-sigma) x + sigma e, target e - x; patches by their weight."""
         level = d.sigma[:, None, None]
-        velocity = self.model(
-            hidden_states=(1 - level) * d.x + level * d.noise,
-            timestep=d.sigma,
-            encoder_hidden_states=d.text,
-            pooled_projections=d.pooled,
-            guidance=torch.ones_like(d.sigma),
-            img_ids=image_ids(*d.grid, device=self.device),
-            txt_ids=torch.zeros(d.text.shape[1], 3, device=self.device),
-            return_dict=False,
-        )[0]
+        noisy, guidance = (1 - level) * d.x + level * d.noise, torch.ones_like(d.sigma)
+        velocity = self.family.predict(self.model, noisy, d.sigma, d.condition, d.reference, guidance, d.grid)
         error = (velocity - (d.noise - d.x)).square().mean(-1)
         return (error * d.weight).sum() / d.weight.sum()
 
@@ -234,5 +249,15 @@ class Trainer:
                 self.save()
 
     def export(self, folder: Path) -> None:
-        """Write the average's weights, float16, in diffusers' format."""
-        copy.deepcopy(self.ema).half().save_pretrained(folder)
+        """Write the average's weights as `storage` keeps them."""
+        storage.save(self.ema, folder)
+
+
+class _endless:
+    """A plan's supply as a batch sampler: what DataLoader iterates over once."""
+
+    def __init__(self, plan: Plan, step: int):
+        self.plan, self.step = plan, step
+
+    def __iter__(self) -> Iterator[list[tuple[Canvas, int]]]:
+        return self.plan.supply(self.step)
