@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_BLOCKS = ("transformer_blocks", "single_transformer_blocks", "layers", "noise_refiner", "context_refiner")
 
 
 def orthogonalise(matrices: torch.Tensor, iterations: int = 5) -> torch.Tensor:
@@ -54,3 +55,15 @@ class Muon(torch.optim.Optimizer):
         buffer = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
         buffer.lerp_(parameter.grad, 1 - beta)
         return parameter.grad.lerp(buffer, beta)
+
+
+def optimisers_of(model: torch.nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon on the matrices inside the blocks, AdamW on everything else (embeddings, modulation, norms, output)."""
+    muon, adam = [], []
+    for name, parameter in model.named_parameters():
+        inside = name.startswith(_BLOCKS) and parameter.ndim == 2 and "norm" not in name
+        (muon if inside else adam).append(parameter)
+    return [
+        Muon(muon, lr=lr),
+        torch.optim.AdamW(adam, lr=lr / 2, betas=(0.9, 0.98), weight_decay=0.01),
+    ]

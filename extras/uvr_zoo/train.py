@@ -28,7 +28,7 @@ from uvr_core.errors import UVRError
 
 from . import scenes, training
 from .architectures import ARCHITECTURES, Condition, pack
-from .muon import Muon
+from .muon import optimisers_of
 from .pipelines import assemble
 from .recipes import Recipe
 from .vae import to_tensor
@@ -109,21 +109,6 @@ def encode_scenes(pipe: Any, recipe: Recipe, cache: Path | None = None) -> dict[
     if cache is not None:
         training.write({"made_of": key, "columns": data}, cache)
     return data
-
-
-def optimisers_of(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon on the matrices inside the blocks, AdamW on everything else (embeddings, modulation, norms, output)."""
-    muon, adam = [], []
-    for name, parameter in model.named_parameters():
-        block = name.startswith(
-            ("transformer_blocks", "single_transformer_blocks", "layers", "noise_refiner", "context_refiner")
-        )
-        inside = block and parameter.ndim == 2 and "norm" not in name
-        (muon if inside else adam).append(parameter)
-    return [
-        Muon(muon, lr=lr),
-        torch.optim.AdamW(adam, lr=lr / 2, betas=(0.9, 0.98), weight_decay=0.01),
-    ]
 
 
 @attrs.frozen(eq=False)

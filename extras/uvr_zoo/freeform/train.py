@@ -21,7 +21,7 @@ from torch import nn
 
 from .. import training
 from ..architectures import Architecture, Condition, Grid
-from ..train import optimisers_of
+from ..muon import optimisers_of
 from . import storage
 from .pool import Canvas, Mix, Pool, Supply
 
