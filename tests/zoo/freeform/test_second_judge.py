@@ -16,7 +16,7 @@ from uvr_zoo.judging import Judge
 from uvr_zoo.training import Run
 from uvr_zoo.vocabulary import OBJECTS
 
-HELD = Scene((Item("dog", 0.5, 0.5, 48), Item("knife", 0.6, 0.55, 20)), "holds", "snow", "toy", 0)
+HELD = Scene((Item("dog", 0.5, 0.5, 40), Item("knife", 0.55, 0.5, 22)), "holds", "snow", "toy", 0)
 
 
 @pytest.mark.parametrize("canvas", [(64, 64), (96, 64), (96, 96)])
