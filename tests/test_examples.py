@@ -82,8 +82,8 @@ def test_they_are_listed_with_their_origin(uvr):
     )
     assert listed["names"]["policy"]["fade"] == listed["names"]["detector"]["head-max"] == "example-plugin"
     adapters = {row["name"]: row for row in uvr("adapters")["adapters"]}
-    assert adapters["cogview4"]["model"] == "CogView4Transformer2DModel"
-    assert adapters["cogview4"]["distribution"] == "uvr-example-adapter"
+    assert adapters["hunyuan-video"]["model"] == "HunyuanVideoTransformer3DModel"
+    assert adapters["hunyuan-video"]["distribution"] == "uvr-example-adapter"
 
 
 @pytest.mark.wheel

@@ -15,4 +15,10 @@ def uvr_adapters() -> Mapping[str, object]:
         "flux": "uvr_adapters.flux:FLUX",
         "sd3": "uvr_adapters.sd3:SD3",
         "qwen-image": "uvr_adapters.qwen_image:QWEN_IMAGE",
+        "ovis-image": "uvr_adapters.ovis_image:OVIS_IMAGE",
+        "bria": "uvr_adapters.bria:BRIA",
+        "prx": "uvr_adapters.prx:PRX",
+        "nucleus-image": "uvr_adapters.nucleus_image:NUCLEUS_IMAGE",
+        "cogview3plus": "uvr_adapters.cogview3plus:COGVIEW3PLUS",
+        "cogview4": "uvr_adapters.cogview4:COGVIEW4",
     }

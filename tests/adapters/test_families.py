@@ -56,17 +56,22 @@ class Case:
         return NEGATIVE if self.guided else None
 
     @property
+    def prompts(self) -> tuple[str, ...]:
+        return PROMPTS[:1] if self.guided and self.drawing.guides_one else PROMPTS
+
+    @property
     def parts(self) -> list[str]:
         """Letters of each forward of a run's batch parts."""
         step = self.drawing.parts if self.guided else ("c",)
-        return ["-"] * (self.drawing.before * self.references * len(PROMPTS)) + list(step) * self.drawing.steps
+        return ["-"] * (self.drawing.before * self.references * len(self.prompts)) + list(step) * self.drawing.steps
 
 
 CASES = [
     Case(family, drawing, guided, references)
     for family in FAMILIES
     for drawing in family.drawings
-    for guided in ((True, False) if drawing.parts else (False,))
+    for guided in (True, False)
+    if (drawing.parts if guided else drawing.unguided)
     for references in drawing.references
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -81,9 +86,12 @@ def built(family: Family, drawing: Drawing) -> Any:
     return drawing.build(family.transformer(drawing))
 
 
-def run(case: Case, prompts: tuple[str, ...] = PROMPTS, negative: str | None = None, steps: int = 0) -> torch.Tensor:
+def run(
+    case: Case, prompts: tuple[str, ...] | None = None, negative: str | None = None, steps: int = 0
+) -> torch.Tensor:
     """Latents of one run."""
     negative = negative if negative is not None else case.negative
+    prompts = prompts or case.prompts
     return draw(built(case.family, case.drawing), case.drawing, prompts, negative, case.references, steps)
 
 
@@ -126,11 +134,11 @@ def watched(case: Case) -> Iterator[list[Ran]]:
 
 
 def located(case: Case) -> torch.Tensor:
-    """(2, N): other patches in each sample."""
+    """(B, N): other patches in each sample."""
     height, width = case.drawing.grid
     mask = torch.zeros(2, height * width, dtype=torch.bool)
     mask[0, 1] = mask[1, -1] = mask[1, -1 - width] = True
-    return mask
+    return mask[: len(case.prompts)]
 
 
 @each_case
@@ -164,13 +172,13 @@ def test_the_parts_are_as_written(case: Case) -> None:
         seen = zip(ran, case.parts, strict=False)
         return [part for forward, parts in seen if parts != "-" for part in forward.output.chunk(len(parts))]
 
-    stock = first_step(PROMPTS, case.negative)
-    others = first_step(("a sun", "a car that stands on the right"), case.negative)
+    stock = first_step(case.prompts, case.negative)
+    others = first_step(("a sun", "a car that stands on the right")[: len(case.prompts)], case.negative)
     changed = [not torch.allclose(a, b, atol=1e-5) for a, b in zip(stock, others, strict=True)]
     names = list("".join(case.drawing.parts if case.guided else "c"))
     assert changed == [name == "c" for name in names], "under other prompts"
     if case.guided:
-        others = first_step(PROMPTS, "a red cup")
+        others = first_step(case.prompts, "a red cup")
         changed = [not torch.allclose(a, b, atol=1e-5) for a, b in zip(stock, others, strict=True)]
         assert changed == [name == "u" for name in names], "under another negative prompt"
 

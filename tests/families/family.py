@@ -42,6 +42,8 @@ class Drawing:
         before: forwards before the first step of each prompt's reference; they are no denoising steps.
         steps: of a run.
         needs: class names of diffusers without which there is no such pipeline.
+        guides_one: with guidance the stock pipeline fails for more than one prompt.
+        unguided: whether guidance can be switched off.
     """
 
     pipeline: str
@@ -54,6 +56,8 @@ class Drawing:
     before: int = 0
     steps: int = 2
     needs: tuple[str, ...] = ()
+    guides_one: bool = False
+    unguided: bool = True
 
 
 @attrs.frozen(eq=False)
@@ -112,8 +116,8 @@ class Family:
         state = torch.random.get_rng_state()
         torch.manual_seed(seed)
         model = getattr(diffusers, self.model)(**{**self.config, **drawing.config}).eval().requires_grad_(False)
-        for parameter in model.parameters():
-            if not parameter.any():
+        for path, parameter in model.named_parameters():
+            if ".experts." in path or not parameter.any():  # NucleusMoE leaves its experts without values
                 parameter.normal_(std=parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.5)
         torch.random.set_rng_state(state)
         return model

@@ -89,13 +89,21 @@ def counted_steps(scheduler: Any, current: Current) -> Iterator[None]:
             intervention.run.end_step()
         return result
 
-    counting = type(stock.__name__, (stock,), {"step": step, "__module__": stock.__module__})
+    counting = _standing_for(stock, {"step": step, "__module__": stock.__module__})
     scheduler.__class__ = counting
     try:
         yield
     finally:
         if type(scheduler) is counting:
             scheduler.__class__ = stock
+
+
+def _standing_for(stock: type, body: dict[str, Any]) -> type:
+    """A subclass that equals its base: a pipeline may compare its scheduler's class with one by name (Bria)."""
+    kind: Any = type(stock)
+    same = {"__eq__": lambda cls, other: other is cls or other is stock, "__hash__": lambda cls: hash(stock)}
+    subclass: type = type(kind.__name__, (kind,), same)(stock.__name__, (stock,), body)
+    return subclass
 
 
 class PipelineCall:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -59,3 +60,18 @@ def test_a_pipeline_without_a_scheduler_to_count_is_refused(runner: Runner) -> N
         runner.pipe.scheduler = None
         with pytest.raises(uvr_core.UnsupportedRuntime, match="NoneType has no step"):
             runner.run()
+
+
+def test_a_scheduler_that_is_counted_still_equals_its_class(runner: Runner) -> None:
+    """BriaPipeline compares its scheduler's class by `!=`, and scales the latents otherwise."""
+    kind, seen = type(runner.pipe.scheduler), []
+
+    def look(pipe: Any, step: int, timestep: object, tensors: dict[str, object]) -> dict[str, object]:
+        now = type(pipe.scheduler)
+        seen.append((now is kind, now == kind, kind == now, now != kind, kind != now, hash(now) == hash(kind)))
+        return tensors
+
+    with uvr_core.attach(runner.pipe):
+        runner.run(callback_on_step_end=look)
+    assert set(seen) == {(False, True, True, False, False, True)}
+    assert type(runner.pipe.scheduler) is kind

@@ -11,4 +11,4 @@ hookimpl = pluggy.HookimplMarker("uvr")
 
 @hookimpl
 def uvr_adapters() -> Mapping[str, object]:
-    return {"cogview4": "uvr_example_adapter.cogview4:COGVIEW4"}
+    return {"hunyuan-video": "uvr_example_adapter.hunyuan_video:HUNYUAN_VIDEO"}

@@ -1,4 +1,4 @@
-"""The adapter against a tiny CogView4 with random weights: taps, spans, time, guidance, and nothing left behind."""
+"""The adapter against a tiny HunyuanVideo with random weights: taps, spans, time, guidance, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -8,46 +8,45 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, CogView4Pipeline, CogView4Transformer2DModel, FlowMatchEulerDiscreteScheduler
-from uvr_example_adapter.cogview4 import COGVIEW4, layout, sigma
+from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
+from uvr_example_adapter.hunyuan_video import HUNYUAN_VIDEO, layout, sigma
 
 import uvr_core
 from uvr_core.protocols import MaskOptions, NoiseBlend
 from uvr_core.testing import Example, check_adapter
 
-LAYERS, TEXT = 3, 16
+TAPS = ("transformer_blocks.0.attn", "transformer_blocks.1.attn", "single_transformer_blocks.0.attn")
+TEXT = 16
 
 
-def tiny() -> CogView4Transformer2DModel:
+def tiny() -> HunyuanVideoTransformer3DModel:
     torch.manual_seed(0)
-    return CogView4Transformer2DModel(
-        patch_size=2, in_channels=4, out_channels=4, num_layers=LAYERS, attention_head_dim=16, num_attention_heads=2,
-        text_embed_dim=8, time_embed_dim=16, condition_dim=4, pos_embed_max_size=16, sample_size=16,
-        rope_axes_dim=(16, 16),
+    return HunyuanVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2, num_single_layers=1,
+        num_refiner_layers=1, text_embed_dim=8, pooled_projection_dim=8, rope_axes_dim=(4, 6, 6),
     ).eval()  # fmt: skip
 
 
 @pytest.fixture
-def model() -> CogView4Transformer2DModel:
+def model() -> HunyuanVideoTransformer3DModel:
     return tiny()
 
 
 def inputs(grid: tuple[int, int], text: int = TEXT, t: float = 1000.0, batch: int = 2) -> dict[str, Any]:
     """Of the transformer's forward, for a grid of (rows, columns) patches at time t."""
     generator = torch.Generator().manual_seed(1)
-    size = torch.tensor([[grid[0] * 8.0, grid[1] * 8.0]]).repeat(batch, 1)
     return {
-        "hidden_states": torch.randn(batch, 4, grid[0] * 2, grid[1] * 2, generator=generator),
-        "encoder_hidden_states": torch.randn(batch, text, 8, generator=generator),
+        "hidden_states": torch.randn(batch, 4, 1, grid[0] * 2, grid[1] * 2, generator=generator),
         "timestep": torch.full((batch,), t),
-        "original_size": size,
-        "target_size": size,
-        "crop_coords": torch.zeros(batch, 2),
+        "encoder_hidden_states": torch.randn(batch, text, 8, generator=generator),
+        "encoder_attention_mask": torch.ones(batch, text),
+        "pooled_projections": torch.zeros(batch, 8),
+        "guidance": torch.full((batch,), 6000.0),
     }
 
 
-def predict(model: CogView4Transformer2DModel, **arguments: Any) -> torch.Tensor:
-    """(B, C, H, W)"""
+def predict(model: HunyuanVideoTransformer3DModel, **arguments: Any) -> torch.Tensor:
+    """(B, C, 1, H, W)"""
     with torch.no_grad():
         return model(**arguments).sample
 
@@ -75,67 +74,69 @@ class Noise:
         return uvr_core.FlowEdit(located.core.long(), noise=NoiseBlend(core=1.0, kind="unit"))
 
 
-def bank(block: int) -> uvr_core.ConceptBank:
+def bank(tap: str = TAPS[0]) -> uvr_core.ConceptBank:
     """A concept that is located in the attention output of that block."""
-    fingerprint = uvr_core.Fingerprint("CogView4Transformer2DModel", LAYERS, 2, 16)
-    return uvr_core.ConceptBank("x", fingerprint, {f"anchors/transformer_blocks.{block}.attn1": torch.ones(1, 32)})
+    fingerprint = uvr_core.Fingerprint("HunyuanVideoTransformer3DModel", len(TAPS), 2, 16)
+    return uvr_core.ConceptBank("x", fingerprint, {f"anchors/{tap}": torch.ones(1, 32)})
 
 
-def test_it_is_recognised_and_every_tap_fires(model: CogView4Transformer2DModel) -> None:
+def test_it_is_recognised_and_every_tap_fires(model: HunyuanVideoTransformer3DModel) -> None:
     stock = predict(model, **inputs((4, 6)))
     with uvr_core.attach(model) as reg:
-        assert reg.adapter is COGVIEW4
-        assert reg.taps == tuple(f"transformer_blocks.{n}.attn1" for n in range(LAYERS))
-        assert reg.fingerprint == bank(0).fingerprint
+        assert reg.adapter is HUNYUAN_VIDEO
+        assert reg.taps == TAPS
+        assert reg.fingerprint == bank().fingerprint
         assert torch.equal(predict(model, **inputs((4, 6))), stock)
-        assert reg.report.fired == LAYERS
+        assert reg.report.fired == len(TAPS)
 
 
 @pytest.mark.parametrize("patches", [(0, 0), (5, 18), (23, 6)])
 @pytest.mark.parametrize("text", [3, TEXT])
-def test_the_image_span_by_perturbation(model: CogView4Transformer2DModel, patches: tuple[int, int], text: int) -> None:
+def test_the_image_span_by_perturbation(
+    model: HunyuanVideoTransformer3DModel, patches: tuple[int, int], text: int
+) -> None:
     """Behind the last block's attention no token sees another: the patch whose row is replaced moves, and no other."""
     height, width = 4, 6
     arguments = inputs((height, width), text)
     stock = predict(model, **arguments)
-    regulated = uvr_core.attach(model, concepts=bank(LAYERS - 1), detector=OnePatch(patches), policy=Noise())
+    regulated = uvr_core.attach(model, concepts=bank(TAPS[-1]), detector=OnePatch(patches), policy=Noise())
     with regulated as reg, reg.generation():
-        moved = (predict(model, **arguments) - stock).abs().amax(1)  # (B, H, W)
+        moved = (predict(model, **arguments) - stock).abs().amax((1, 2))  # (B, H, W)
     per_patch = moved.unflatten(1, (height, 2)).unflatten(3, (width, 2)).amax((2, 4)).flatten(1)
     for sample, patch in enumerate(patches):
         assert per_patch[sample].nonzero().flatten().tolist() == [patch]
 
 
-def test_layout_and_time(model: CogView4Transformer2DModel) -> None:
+def test_layout_and_time(model: HunyuanVideoTransformer3DModel) -> None:
     assert layout({"self": model, **inputs((4, 6))}) == uvr_core.Layout((4, 6))
     assert sigma({"timestep": torch.tensor([1000.0, 250.0, 0.0])}).tolist() == [1.0, 0.25, 0.0]
 
 
-def test_arguments_given_by_position_are_read_too(model: CogView4Transformer2DModel) -> None:
+def test_a_video_of_several_frames_is_refused(model: HunyuanVideoTransformer3DModel) -> None:
     arguments = inputs((4, 6))
-    with uvr_core.attach(model, concepts=bank(0), detector=OnePatch((0, 1)), policy="block") as reg:
+    arguments["hidden_states"] = arguments["hidden_states"].expand(-1, -1, 3, -1, -1)
+    with uvr_core.attach(model), pytest.raises(uvr_core.AdapterMismatch, match="got 3 frames: pass num_frames=1"):
+        predict(model, **arguments)
+
+
+def test_arguments_given_by_position_are_read_too(model: HunyuanVideoTransformer3DModel) -> None:
+    arguments = inputs((4, 6))
+    with uvr_core.attach(model, concepts=bank(), detector=OnePatch((0, 1)), policy="block") as reg:
         with reg.generation(), torch.no_grad():
             model(*arguments.values())
-        assert reg.report.fired == LAYERS
+        assert reg.report.fired == len(TAPS)
 
 
-def pipeline_of(model: CogView4Transformer2DModel) -> CogView4Pipeline:
+def pipeline_of(model: HunyuanVideoTransformer3DModel) -> HunyuanVideoPipeline:
     """A pipeline around the model. Prompts are given as embeddings, so it needs no text encoder."""
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=4,
-        mid_block_add_attention=False,
-    ).eval()  # fmt: skip
-    scheduler = FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75, time_shift_type="linear"
-    )
-    pipe = CogView4Pipeline(tokenizer=None, text_encoder=None, vae=vae, transformer=model, scheduler=scheduler)
+    parts = {"text_encoder": None, "tokenizer": None, "text_encoder_2": None, "tokenizer_2": None, "vae": None}
+    pipe = HunyuanVideoPipeline(transformer=model, scheduler=FlowMatchEulerDiscreteScheduler(), **parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 @pytest.fixture
-def pipe(model: CogView4Transformer2DModel) -> CogView4Pipeline:
+def pipe(model: HunyuanVideoTransformer3DModel) -> HunyuanVideoPipeline:
     return pipeline_of(model)
 
 
@@ -146,49 +147,58 @@ def embedded(*prompts: str) -> torch.Tensor:
 
 
 def draw(
-    pipe: CogView4Pipeline, guidance: float, prompts: Sequence[str] = ("a cat", "a dog"), negative: str = ""
+    pipe: HunyuanVideoPipeline, guidance: float, prompts: Sequence[str] = ("a cat", "a dog"), negative: str = ""
 ) -> torch.Tensor:
-    """Latents (prompts, 4, 8, 12) after 3 steps."""
+    """Latents (prompts, 4, 1, 8, 12) after 3 steps."""
+    texts = {"prompt_embeds": embedded(*prompts), "negative_prompt_embeds": embedded(*[negative] * len(prompts))}
+    masks = {
+        f"{name.removesuffix('_embeds')}_attention_mask": torch.ones(text.shape[:2]) for name, text in texts.items()
+    }
+    pooled = torch.zeros(len(prompts), 8)
     return pipe(
-        prompt_embeds=embedded(*prompts), negative_prompt_embeds=embedded(*[negative] * len(prompts)), height=32,
-        width=48, num_inference_steps=3, guidance_scale=guidance, output_type="latent",
+        **texts, **masks, pooled_prompt_embeds=pooled, negative_pooled_prompt_embeds=pooled, height=64, width=96,
+        num_frames=1, num_inference_steps=3, true_cfg_scale=guidance, output_type="latent",
         generator=[torch.Generator().manual_seed(n) for n in range(len(prompts))],
-    ).images  # fmt: skip
+    ).frames  # fmt: skip
 
 
 @pytest.mark.parametrize(("guidance", "passes"), [(1.0, 1), (3.0, 2)])
-def test_every_tap_fires_in_every_pass_of_a_pipeline(pipe: CogView4Pipeline, guidance: float, passes: int) -> None:
+def test_every_tap_fires_in_every_pass_of_a_pipeline(pipe: HunyuanVideoPipeline, guidance: float, passes: int) -> None:
     stock = draw(pipe, guidance)
     with uvr_core.attach(pipe) as reg:
         assert torch.equal(draw(pipe, guidance), stock)
-    assert reg.report.fired == LAYERS * 3 * passes
+    assert reg.report.fired == len(TAPS) * 3 * passes
     assert reg.report.steps == 3
 
 
-def test_only_the_conditional_pass_is_regulated(pipe: CogView4Pipeline, model: CogView4Transformer2DModel) -> None:
+def test_only_the_conditional_pass_is_regulated(
+    pipe: HunyuanVideoPipeline, model: HunyuanVideoTransformer3DModel
+) -> None:
     seen: list[tuple[float, torch.Tensor]] = []
     hook = model.register_forward_hook(lambda module, args, output: seen.append(output[0]))
     draw(pipe, 3.0)
     stock = seen[:]
     seen.clear()
-    with uvr_core.attach(pipe, concepts=bank(0), detector=OnePatch((0, 1)), policy="block"):
+    with uvr_core.attach(pipe, concepts=bank(), detector=OnePatch((0, 1)), policy="block"):
         draw(pipe, 3.0)
     hook.remove()
     assert not torch.equal(seen[0], stock[0])
     assert torch.equal(seen[1], stock[1])
 
 
-def test_detach_leaves_the_stock_model_bitwise(pipe: CogView4Pipeline, model: CogView4Transformer2DModel) -> None:
+def test_detach_leaves_the_stock_model_bitwise(
+    pipe: HunyuanVideoPipeline, model: HunyuanVideoTransformer3DModel
+) -> None:
     stock, keys = draw(pipe, 3.0), list(model.state_dict())
-    processors = [block.attn1.processor for block in model.transformer_blocks]
-    reg = uvr_core.attach(pipe, concepts=bank(0), detector=OnePatch((0, 1)), policy="block")
+    processors = [model.get_submodule(tap).processor for tap in TAPS]
+    reg = uvr_core.attach(pipe, concepts=bank(), detector=OnePatch((0, 1)), policy="block")
     assert not torch.equal(draw(pipe, 3.0), stock)
     reg.detach()
     reg.detach()
     assert torch.equal(draw(pipe, 3.0), stock)
-    assert type(pipe) is CogView4Pipeline
+    assert type(pipe) is HunyuanVideoPipeline
     assert list(model.state_dict()) == keys
-    assert [block.attn1.processor for block in model.transformer_blocks] == processors
+    assert [model.get_submodule(tap).processor for tap in TAPS] == processors
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
@@ -213,10 +223,10 @@ def test_the_contract(real: bool) -> None:
 
         return Example(model, arguments, pipeline=pipe, generate=generate)
 
-    assert check_adapter(COGVIEW4, example)["guidance"].status == "passed"
+    assert check_adapter(HUNYUAN_VIDEO, example)["guidance"].status == "passed"
 
 
 def test_the_adapter_is_registered() -> None:
     registry = uvr_core.plugins.registry()
-    assert registry.get("adapter", "cogview4") is COGVIEW4
+    assert registry.get("adapter", "hunyuan-video") is HUNYUAN_VIDEO
     assert registry.origin("example-adapter").distribution == "uvr-example-adapter"
