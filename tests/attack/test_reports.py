@@ -11,6 +11,13 @@ from rig import Rig, Second, TextOnly
 
 import uvr_core
 from uvr_core import UVRError
+from uvr_core.engine.lookup import find_adapter
+
+
+def one_call(rig: Rig, inference: bool, **plan: Any) -> Any:
+    """A regulated call, as a server makes it."""
+    with torch.inference_mode(inference), rig.attach(**plan):
+        return rig.run()
 
 
 class Writing(Second):
@@ -25,23 +32,44 @@ class Writing(Second):
         return scores
 
 
+@pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize("target", ["features", "bank"])
 @pytest.mark.parametrize("name", ["flux", "sd3"])
-def test_a_detector_that_writes_into_what_it_is_shown(name: str, target: str) -> None:
-    rig = Rig(name)
-    with rig.attach(detector=Writing(target)), pytest.raises(UVRError, match="detector 'second' wrote into a tensor"):
-        rig.run()
+def test_a_detector_that_writes_into_what_it_is_shown(name: str, target: str, inference: bool) -> None:
+    with pytest.raises(UVRError, match="detector 'second' wrote into a tensor"):
+        one_call(Rig(name), inference, detector=Writing(target))
 
 
-def test_a_policy_that_writes_into_the_masks() -> None:
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_detector_that_writes_when_it_is_asked_for_the_origin(inference: bool) -> None:
+    class Telling(Second):
+        def origin(self, features: torch.Tensor, core: Any, sigma: float, bank: Any, probe: str) -> torch.Tensor:
+            features.zero_()
+            return torch.ones(len(features))
+
+    with pytest.raises(UVRError, match="detector 'second' wrote into a tensor"):
+        one_call(Rig("flux-kontext"), inference, detector=Telling())
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("target", ["core", "ring", "from_source", "bank"])
+def test_a_policy_that_writes_into_what_it_is_shown(target: str, inference: bool) -> None:
     class Widening(TextOnly):
         def edit(self, located: Any, call: Any) -> Any:
-            located.core.fill_(True)
+            if target == "bank":
+                call.direction().vector.zero_()
+            else:
+                getattr(located, target).fill_(True)
             return super().edit(located, call)
 
-    rig = Rig("flux")
-    with rig.attach(policy=Widening()), pytest.raises(UVRError, match="policy 'text-only' wrote into a tensor"):
-        rig.run()
+    rig = Rig("flux-kontext")
+    taps = find_adapter(rig.transformer).taps(rig.transformer)
+    of_taps = {
+        f"{kind}/{tap}": torch.ones(1, *size) for tap in taps for kind, size in (("direction", [32]), ("offset", []))
+    }
+    rig.bank = attrs.evolve(rig.bank, tensors=rig.bank.tensors | of_taps)
+    with pytest.raises(UVRError, match="policy 'text-only' wrote into a tensor"):
+        one_call(rig, inference, policy=Widening())
 
 
 @pytest.mark.parametrize("what", ["to_sparse", "meta"])

@@ -12,8 +12,10 @@ from ..concepts import resolve
 from ..errors import AdapterMismatch, ConceptMismatch, did_you_mean
 from ..intercept.runtime import refuse_compiled
 from ..protocols import Detector, Policy
-from .lookup import find_adapter, make_plan
+from .lookup import find_adapter, instrument, make_plan
 from .regulator import Regulator
+
+_POLICY = "selective"
 
 
 def attach(
@@ -22,7 +24,7 @@ def attach(
     *,
     concepts: object = None,
     detector: str | Detector | None = None,
-    policy: str | Policy = "selective",
+    policy: str | Policy = _POLICY,
     threshold: float | Mapping[str, float] | None = None,
     concept_folder: str | None = None,
 ) -> Regulator:
@@ -66,6 +68,10 @@ def attach(
     refuse_compiled(transformer.modules())
     adapter = find_adapter(transformer, adapter)
     banks = resolve(concepts, concept_folder)
+    if detector is not None and not banks:  # nothing else would look at it, and a typo pass
+        instrument("detector", detector)
+    if policy is not _POLICY and all(special is not None for _, special in banks):
+        instrument("policy", policy)
     thresholds = _thresholds(threshold, [bank.name for bank, _ in banks])
     plan = [
         make_plan(bank, policy if special is None else special, detector, thresholds[bank.name], adapter, transformer)

@@ -14,7 +14,7 @@ from ..ops.masks import core_of, grow_from, ring_of
 from ..protocols import Located, TellsOrigin
 from .plan import ConceptPlan
 from .readings import Compared
-from .unchanged import unchanged
+from .unchanged import unchanged, watchable
 
 
 @attrs.define(eq=False)
@@ -139,7 +139,8 @@ class ConceptState:
         if not fresh or not call.layout.references or not isinstance(plan.detector, TellsOrigin):
             return
         core = torch.from_numpy(self.core.reshape(len(self.core), -1)).to(tokens.device)
-        origin = plan.detector.origin(tokens, core, call.forward.sigma, plan.bank, plan.probe)
+        with unchanged(f"detector {plan.detector_name!r}", (tokens, *plan.bank.tensors.values())):
+            origin = plan.detector.origin(tokens, core, call.forward.sigma, plan.bank, plan.probe)
         if origin is None:
             return
         told = origin.detach().float().cpu().numpy()
@@ -151,8 +152,8 @@ class ConceptState:
         plan, device = self.plan, call.query.device
         core = np.stack([mask | ring_of(mask, plan.masks.margin) for mask in self.core])
         ring = np.stack([ring_of(wide, plan.masks.ring) for wide in core])
-        inside, near = (torch.from_numpy(mask.reshape(len(mask), -1)).to(device) for mask in (core, ring))
-        source = torch.tensor([told is not False for told in self.from_source], device=device)
+        inside, near = (watchable(torch.from_numpy(mask.reshape(len(mask), -1)).to(device)) for mask in (core, ring))
+        source = watchable(torch.tensor([told is not False for told in self.from_source], device=device))
         self.compared = Compared.of(core, ring, device)
         self.located = Located(
             inside,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -78,6 +78,21 @@ def _recognising(model: object) -> Adapter:
     return matching[nearest[0]]
 
 
+def instrument(kind: Literal["detector", "policy"], name_or_object: object) -> plugins.Named:
+    """The detector or policy of that name, or the object itself, with its name.
+
+    Raises:
+        UVRError: it lacks the method that its protocol asks for.
+        PluginError: an unknown name.
+    """
+    named = plugins.registry().make(kind, name_or_object)
+    if kind == "detector" and not isinstance(named.object, Detector):
+        raise UVRError(f"detector {named.name!r} has no scores(features, sigma, bank, probe) method")
+    if kind == "policy" and not isinstance(named.object, Policy):
+        raise UVRError(f"policy {named.name!r} has no edit(located, call) method")
+    return named
+
+
 def make_plan(
     bank: ConceptBank,
     policy: object,
@@ -93,14 +108,10 @@ def make_plan(
         ConceptMismatch: no threshold for this detector.
         PluginError: an unknown name.
     """
-    registry, calibration = plugins.registry(), bank.calibration
+    calibration = bank.calibration
     if detector is None:
         detector = calibration.detector if calibration else "anchor"
-    finder, remedy = registry.make("detector", detector), registry.make("policy", policy)
-    if not isinstance(finder.object, Detector):
-        raise UVRError(f"detector {finder.name!r} has no scores(features, sigma, bank, probe) method")
-    if not isinstance(remedy.object, Policy):
-        raise UVRError(f"policy {remedy.name!r} has no edit(located, call) method")
+    finder, remedy = instrument("detector", detector), instrument("policy", policy)
     fixed = getattr(finder.object, "threshold", None)
     same = calibration if calibration is not None and finder.name == calibration.detector else None
     if threshold is None:

@@ -22,7 +22,7 @@ from .locate import ConceptState
 from .plan import ConceptPlan
 from .readings import Reader, contrast, direction, features
 from .report import Posture, Report, summarise
-from .unchanged import unchanged
+from .unchanged import unchanged, watchable
 from .uncond import UncondText
 from .withhold import Refusal, images_of, without_refused
 
@@ -74,7 +74,7 @@ class Regulation(Intervention):
         if self._reader is not None and call.tap in self._read_taps:
             self._reader(call)
         if due := [state for state in self._states if state.due(call)]:
-            tokens = features(call)
+            tokens = watchable(features(call))
             for state in due:
                 state.look(call, tokens)
         return self._restrict(call)
@@ -88,7 +88,7 @@ class Regulation(Intervention):
                 continue
             located = attrs.evolve(state.located, sigma=call.forward.sigma, step=call.forward.step)
             try:
-                with unchanged(f"policy {state.plan.policy_name!r}", (located.core, located.ring)):
+                with unchanged(f"policy {state.plan.policy_name!r}", _shown(located, state.plan)):
                     edit = _asked(state, located, call)
             except UnsafeContent as error:
                 if not self._withhold(error, state.plan):
@@ -182,6 +182,12 @@ class Regulation(Intervention):
         """The account so far; posture None: of a whole run."""
         acts = any(concept.acts for concept in self.plan)
         return summarise(self.run, self._states, self._refusals, posture or ("regulate" if acts else "observe"))
+
+
+def _shown(located: Located, plan: ConceptPlan) -> list[torch.Tensor]:
+    """The tensors that a policy can reach."""
+    masks = (located.core, located.ring, located.from_source)
+    return [*(mask for mask in masks if mask is not None), *plan.bank.tensors.values()]
 
 
 def _asked(state: ConceptState, located: Located, call: JointCall) -> FlowEdit | None:

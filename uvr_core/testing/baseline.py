@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..errors import UnsupportedRuntime
 from ..protocols import Baseline, Request
-from .suite import Conformance, checks_of, expect, run_checks, skip_unless
+from .suite import Conformance, checks_of, expect, refuse_name, run_checks, skip_unless
 
 
 class _Stop(Exception):
@@ -36,8 +36,9 @@ def check_baseline(
 
     Raises:
         ConformanceError: a check failed, or an expected failure did not; all are listed, and `report` holds them.
-        UVRError: `expected_failures` names no check.
+        UVRError: `expected_failures` names no check, or `baseline` is a name or a class.
     """
+    refuse_name("baseline", baseline)
     first = make()
     suite = _Suite(baseline, make, first.pipe, _snapshot(first.pipe), _stock(first))
     name = getattr(baseline, "name", type(baseline).__name__)

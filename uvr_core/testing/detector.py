@@ -10,7 +10,7 @@ import torch
 
 from ..concepts import ConceptBank, Fingerprint
 from ..protocols import Detector
-from .suite import Conformance, checks_of, expect, run_checks, skip_unless
+from .suite import Conformance, checks_of, expect, refuse_name, run_checks, skip_unless
 
 PROBE = "transformer_blocks.0.attn"
 BATCH = 3
@@ -52,8 +52,9 @@ def check_detector(
 
     Raises:
         ConformanceError: a check failed, or an expected failure did not; all are listed, and `report` holds them.
-        UVRError: `expected_failures` names no check.
+        UVRError: `expected_failures` names no check, or `detector` is a name or a class.
     """
+    refuse_name("detector", detector)
     suite = _Suite(detector, bank or random_bank(probe=probe), probe, tuple(grids), per_patch)
     name = getattr(detector, "name", type(detector).__name__)
     with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ..protocols import Judge
-from .suite import Conformance, checks_of, expect, run_checks, skip_unless
+from .suite import Conformance, checks_of, expect, refuse_name, run_checks, skip_unless
 
 
 def pictures() -> list[Image.Image]:
@@ -49,8 +49,9 @@ def check_judge(
 
     Raises:
         ConformanceError: a check failed, or an expected failure did not; all are listed, and `report` holds them.
-        UVRError: `expected_failures` names no check.
+        UVRError: `expected_failures` names no check, or `judge` is a name or a class.
     """
+    refuse_name("judge", judge)
     suite = _Suite(judge, list(images) if images is not None else pictures(), tuple(grids))
     name = getattr(judge, "name", type(judge).__name__)
     with torch.random.fork_rng(devices=[]):

@@ -15,7 +15,7 @@ from ..errors import UnsafeContent
 from ..protocols import CallInfo, Direction, FlowEdit, Located, MaskOptions, Policy, PolicyTraits, RowClass
 from .example import Example
 from .given import Given, regulated
-from .suite import Conformance, checks_of, expect, run_checks, skip_unless
+from .suite import Conformance, checks_of, expect, refuse_name, run_checks, skip_unless
 
 GRID = (3, 4)
 TEXT = 5
@@ -43,8 +43,9 @@ def check_policy(
 
     Raises:
         ConformanceError: a check failed, or an expected failure did not; all are listed, and `report` holds them.
-        UVRError: `expected_failures` names no check.
+        UVRError: `expected_failures` names no check, or `policy` is a name or a class.
     """
+    refuse_name("policy", policy)
     if make_example is None:
         from .tiny import tiny_example
 

@@ -81,6 +81,16 @@ def skip_unless(condition: object, why: str) -> None:
         raise CheckSkipped(why)
 
 
+def refuse_name(kind: str, subject: object) -> None:
+    """Raise UVRError unless the subject of a check is an object: its name or its class is none yet."""
+    make = f"uvr_core.plugins.registry().make({kind!r}, {subject!r}).object"
+    if isinstance(subject, type):
+        make = f"check_{kind}({subject.__name__}(...))"
+    if isinstance(subject, (str, type)):
+        got = f"the name {subject!r}" if isinstance(subject, str) else f"the class {subject.__name__}"
+        raise UVRError(f"check_{kind}: expected the {kind} itself, an object, got {got}; make it first: {make}")
+
+
 def checks_of(*concerns: object) -> dict[str, Callable[[], Any]]:
     """{name: check} of objects whose own public methods are checks, in the order of definition.
 

@@ -56,6 +56,13 @@ def test_refusals_name_what_is_wrong(runner: Runner, bank: uvr_core.ConceptBank)
         uvr_core.attach(runner.pipe, concepts=make_bank(heads=4))
     with pytest.raises(uvr_core.PluginError, match="did you mean 'uvr'"):
         uvr_core.attach(runner.pipe, concepts=bank, policy="uvrr")
+    for concepts in (None, [(bank, "block")]):  # nothing would come to use the policy
+        with pytest.raises(uvr_core.PluginError, match="unknown policy 'blok'; did you mean 'block'"):
+            uvr_core.attach(runner.pipe, concepts=concepts, policy="blok")
+    with pytest.raises(uvr_core.PluginError, match="unknown detector 'anchr'; did you mean 'anchor'"):
+        uvr_core.attach(runner.pipe, detector="anchr")
+    with pytest.raises(uvr_core.UVRError, match="policy 'int' has no edit"):
+        uvr_core.attach(runner.pipe, policy=5)
     with pytest.raises(uvr_core.ConceptMismatch, match="twice"):
         uvr_core.attach(runner.pipe, concepts=[bank, bank])
     with pytest.raises(

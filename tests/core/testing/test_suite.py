@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
+from typing import Any
 
 import attrs
 import pytest
@@ -12,8 +13,10 @@ import torch
 from conformance import SD3, failed, get
 from tiny import example
 
+from uvr_core import testing
 from uvr_core.errors import UVRError
 from uvr_core.testing import Status, check_adapter, check_detector, check_policy
+from uvr_core.testing.given import Given
 from uvr_core.testing.suite import checks_of, expect, run_checks, skip_unless
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,6 +37,16 @@ def test_an_expected_failure_that_does_not_fail_is_reported(check: str) -> None:
     failures = failed(check_adapter, SD3, functools.partial(example, "sd3"), expected_failures={check: "an old fault"})
     assert set(failures) == {check}
     assert "although expected to fail: an old fault" in failures[check]
+
+
+@pytest.mark.parametrize("kind", ["adapter", "detector", "policy", "judge", "baseline"])
+def test_a_name_or_a_class_is_not_yet_what_can_be_checked(kind: str) -> None:
+    check: Any = getattr(testing, f"check_{kind}")
+    more = (lambda: None,) if kind in ("adapter", "baseline") else ()
+    with pytest.raises(UVRError, match=rf"{kind} itself, an object, got the name 'mine'.*registry\(\)\.make\("):
+        check("mine", *more)
+    with pytest.raises(UVRError, match=rf"got the class Given; make it first: check_{kind}\(Given\("):
+        check(Given, *more)
 
 
 def test_an_expected_failure_of_no_check_is_refused() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from ...adapter import Adapter
 from ..example import Example
-from ..suite import Conformance, checks_of, run_checks
+from ..suite import Conformance, checks_of, refuse_name, run_checks
 from .guidance import Guidance
 from .placement import Placement
 from .published import PublishedSize
@@ -40,8 +40,9 @@ def check_adapter(
 
     Raises:
         ConformanceError: a check failed, or an expected failure did not; all are listed, and `report` holds them.
-        UVRError: `expected_failures` names no check.
+        UVRError: `expected_failures` names no check, or `adapter` is a name or a class.
     """
+    refuse_name("adapter", adapter)
     concerns = [concern(adapter, make_example) for concern in (Reading, Placement, Untouched, Guidance)]
     checks = checks_of(*concerns, PublishedSize(adapter, make_example, published))
     with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -41,6 +42,7 @@ class Guidance(Subject):
         """On the real pipeline: what the engine looks at follows the prompt and not the negative prompt."""
         generate, driver = example.generate, type(example.pipeline)
         assert generate is not None
+        self._follows_both(example)
         listed = next(cls.__name__ for cls in driver.__mro__ if "__call__" in vars(cls))  # what the adapter would list
         with attach(example.pipeline, attrs.evolve(self.adapter, pipelines=(listed,))) as reg:
             tap = reg.taps[0]
@@ -58,6 +60,31 @@ class Guidance(Subject):
         expect(follows, what, expected="a change", got="none: it is not the conditional branch")
         stays, what = torch.equal(base, other_negative), "what is regulated, under another negative prompt"
         expect(stays, what, expected="no change", got="a change: it is the unconditional branch, or both")
+
+    def _follows_both(self, example: Example) -> None:
+        """That the example's stock pipeline follows either prompt: else the check would prove nothing. One pass alone
+        has no negative prompt."""
+        generate = example.generate
+        assert generate is not None
+
+        def predicted(prompt: str, negative: str) -> list[torch.Tensor]:
+            seen: list[torch.Tensor] = []
+            handle = example.model.register_forward_hook(lambda module, args, output: seen.extend(_tensors(output)))
+            try:
+                generate(prompt, negative)
+            finally:
+                handle.remove()
+            return seen
+
+        base = predicted("a cat", "a dog")
+        others = {"prompt": ("a tree", "a dog"), "negative prompt": ("a cat", "a car")}
+        if self.adapter.guidance == "single":
+            del others["negative prompt"]
+        for what, prompts in others.items():
+            other = predicted(*prompts)
+            same = len(other) == len(base) and all(map(torch.equal, base, other))
+            hint = "none: pass it on to the pipeline, and turn guidance on"
+            expect(not same, f"what Example.generate draws under another {what}", expected="a change", got=hint)
 
     def _batched(self, example: Example, order: str) -> None:
         size = example.sizes[0]
@@ -89,6 +116,14 @@ class Guidance(Subject):
             with reg.recording(lambda call: seen.append((run.current, features(call))), [tap]):
                 run()
         return seen
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    """The tensors of a forward's output."""
+    parts = output.values() if isinstance(output, Mapping) else output
+    if isinstance(output, torch.Tensor):
+        return [output]
+    return [tensor for part in parts for tensor in _tensors(part)] if isinstance(output, (Mapping, tuple, list)) else []
 
 
 def _sharing_latents(arguments: dict[str, Any]) -> dict[str, Any]:

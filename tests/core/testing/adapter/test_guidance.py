@@ -35,3 +35,18 @@ def test_guidance_without_a_pipeline(declared: str) -> None:
     same = {"single": "two_pass", "two_pass": "single"}.get(declared)
     for other in {"batched:uc", "batched:cu", "two_pass"} - {declared, same}:
         assert set(failed(check_adapter, attrs.evolve(QWEN, guidance=other), bare)) == {"guidance"}
+
+
+@pytest.mark.parametrize("ignored", ["prompt", "negative prompt"])
+def test_an_example_that_follows_no_prompt_proves_nothing(ignored: str) -> None:
+    def deaf() -> Example:
+        stock = example("qwen-image")
+        assert stock.generate is not None
+        generate = stock.generate
+        if ignored == "prompt":
+            return attrs.evolve(stock, generate=lambda prompt, negative: generate("a cat", negative))
+        return attrs.evolve(stock, generate=lambda prompt, negative: generate(prompt, "a dog"))
+
+    failures = failed(check_adapter, QWEN, deaf)
+    assert set(failures) == {"guidance"}
+    assert f"draws under another {ignored}: expected a change, got none" in failures["guidance"]
