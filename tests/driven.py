@@ -41,7 +41,7 @@ class Driven:
 
     Attributes:
         name: what the pipeline calls the next guidance part.
-        batched: whether it batches both parts.
+        split: how many parts it batches.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Driven:
         reader: Reader | None = None,
     ) -> None:
         self.adapter = adapter_of(image_at, output_first, guidance)
-        self.run, self.name, self.batched = Run(("a",), seeds, bare), None, batched
+        self.run, self.split = Run(("a",), seeds, bare), 2 if batched else 1
         self.name: str | None = None
         taps = frozenset(("a",)) if reader else frozenset()
         self.regulation = Regulation(self.run, self.adapter, plan, lambda report, grid: None, reader, taps)
@@ -74,7 +74,9 @@ class Driven:
         """One forward; what the engine makes of the call."""
         run, batch = self.run, len(call.query)
         step, number, level = run.next_forward(torch.full((batch,), sigma), layout)
-        parts = parts_of(self.adapter.guidance, self.name, number, not run.bare, batch // 2 if self.batched else None)
+        parts = parts_of(
+            self.adapter.guidance, self.name, number, not run.bare, call.query.new_zeros(batch), batch // self.split
+        )
         run.open(Forward(step, number, layout, level, batch, parts))
         run.enter("a")
         edited = intervene(call, self.regulation, self.adapter)

@@ -37,6 +37,10 @@ class Layout:
         padding: number of tokens between text and image that are neither, such as what fills a picture up to a
             multiple. They are no text token and no patch: nothing is read off them, and their rows are not edited. What
             they have read of the text they carry: a factor that a row gives to all of its text is theirs too.
+        order: where samples differ in where their tokens lie, or roles are interleaved: number of tokens of an axis ->
+            (B, tokens) index on the CPU, in each row a permutation that puts that axis into the order that the adapter
+            declares. Calls are gathered by it before they are read or edited, and scattered after. It may be asked for
+            queries and for keys.
 
     Raises:
         AdapterMismatch: a grid is not two positive whole numbers, or the padding is negative.
@@ -45,6 +49,7 @@ class Layout:
     grid: tuple[int, int] = attrs.field(validator=_grid)
     references: tuple[tuple[int, int], ...] = attrs.field(default=(), validator=attrs.validators.deep_iterable(_grid))
     padding: int = attrs.field(default=0, validator=_whole)
+    order: Callable[[int], torch.Tensor] | None = attrs.field(default=None, eq=False)
 
     @property
     def output(self) -> int:
@@ -62,6 +67,34 @@ def _paths(instance: object, attribute: attrs.Attribute[Any], value: tuple[str, 
         raise AdapterMismatch(f"Adapter.{attribute.name}: expected a non-empty tuple of module paths, got {value!r}")
 
 
+def _guidance(instance: object, attribute: attrs.Attribute[Any], value: str) -> None:
+    kind, _, parts = value.partition(":")
+    letters = all(parts.count(letter) == (letter in "uci") for letter in parts)
+    batched = kind == "batched" and letters and len(parts) > 1 and "c" in parts
+    if not batched and value not in ("two_pass", "single"):
+        raise AdapterMismatch(
+            'Adapter.guidance: expected "two_pass", "single", or "batched:" and two or three of the letters u, c and '
+            f"i, once each and c among them, got {value!r}"
+        )
+
+
+@attrs.frozen
+class TextRoute:
+    """A way by which text reaches the picture beside joint attention. It is not regulated; the report shows it.
+
+    Attributes:
+        name: two or three words, e.g. "pooled text".
+        description: what it carries, and where it enters: one line.
+        arguments: arguments of the forward that carry it.
+        modules: module paths through which it goes, as in `Adapter.attention`.
+    """
+
+    name: str
+    description: str
+    arguments: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+
+
 @attrs.frozen
 class Adapter:
     """What the engine must know of a model family.
@@ -71,14 +104,18 @@ class Adapter:
         model: class name of the transformer, e.g. "FluxTransformer2DModel".
         attention: module paths of the joint attention, `*` standing for one path element; full match. Patterns
             are tried in order and the taps are numbered in order of execution: pattern, then block number.
-        layout: bound root arguments -> Layout.
+        layout: bound root arguments -> Layout; None: this forward draws nothing, as one that fills a cache with the
+            references before the first step. Such a forward passes as it is; it is refused inside a step, and counted
+            in the report.
         time: bound root arguments -> noise level sigma per sample (B,), 1 = pure noise, 0 = clean.
         image_at: end of the key axis at which the image span lies.
         output_first: whether output patches come before reference tokens within the image span.
         guidance: how guidance branches reach the model. "two_pass": one pass each, told apart by the name that the
             pipeline gives through `cache_context` ("cond", "uncond"), else by order, the conditional first.
-            "batched:uc", "batched:cu": one pass, unconditional (u) and conditional (c) halves of the batch in that
-            order, while the pipeline's `do_classifier_free_guidance` is true. "single": no guidance branch.
+            "batched:" and two or three letters, e.g. "batched:uc": one pass over a batch of parts in that order,
+            unconditional (u), conditional (c), with the references alone (i). How many there are follows from the
+            images that the pipeline was asked for; parts that do not hold the same latents are none.
+            "single": no guidance branch.
         probes: patterns (a subset of `attention`) among which a probe block may be chosen.
         text_output: whether queries include the text tokens.
         tokenizers: the pipeline's attributes that hold the tokenizers whose tokens lie on the text axis, in that
@@ -86,23 +123,27 @@ class Adapter:
         pipelines: class names of the pipelines whose order of guidance parts this is. Of a pipeline that is not listed
             every forward and row without a name is regulated.
         text: bound root arguments -> number of text tokens, to be found again in every tap; None: not checked.
+        latents: name of the root argument that holds the latents, a tensor or a list with an entry per sample.
+        routes: ways by which text reaches the picture beside the joint attention.
     """
 
     name: str
     model: str
     attention: tuple[str, ...] = attrs.field(validator=_paths)
-    layout: Callable[[Arguments], Layout]
+    layout: Callable[[Arguments], Layout | None]
     time: Callable[[Arguments], torch.Tensor]
     image_at: Literal["start", "end"] = attrs.field(default="end", validator=attrs.validators.in_(("start", "end")))
     output_first: bool = True
-    guidance: str = attrs.field(
-        default="two_pass", validator=attrs.validators.in_(("two_pass", "single", "batched:uc", "batched:cu"))
-    )
+    guidance: str = attrs.field(default="two_pass", validator=_guidance)
     probes: tuple[str, ...] = ()
     text_output: bool = True
     tokenizers: tuple[str, ...] = ()
     pipelines: tuple[str, ...] = ()
     text: Callable[[Arguments], int] | None = None
+    latents: str = "hidden_states"
+    routes: tuple[TextRoute, ...] = attrs.field(
+        default=(), validator=attrs.validators.deep_iterable(attrs.validators.instance_of(TextRoute))
+    )
 
     def recognises(self, model: object) -> bool:
         """Whether `model` is of this adapter's class (by class name along the MRO, so subclasses count)."""

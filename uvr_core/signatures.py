@@ -36,12 +36,33 @@ def needs_source(pipe: Any) -> bool:
 
 def seeds_of(pipeline_class: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
     """The seeds of the generators that a pipeline's call is given, whatever way; (0,) without any."""
-    bound = inspect.signature(pipeline_class.__call__).bind_partial(None, *args, **kwargs).arguments
+    bound = _bound(pipeline_class, args, kwargs)
     generators = bound.get("generator")
     if generators is None:
         return (0,)
     each = generators if isinstance(generators, (list, tuple)) else [generators]
     return tuple(generator.initial_seed() for generator in each)
+
+
+def images_of(pipeline_class: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
+    """How many images a pipeline's call is asked for: prompts, or embeddings of them, times images of each; None: the
+    call does not say."""
+    bound = _bound(pipeline_class, args, kwargs)
+    prompts = bound.get("prompt")
+    if prompts is None:  # pooled first: some models' embeddings begin with an axis of layers
+        names = sorted(name for name in bound if name.startswith(("pooled_prompt_embeds", "prompt_embeds")))
+        prompts = next((bound[name] for name in names if bound[name] is not None), None)
+    if prompts is None:
+        return None
+    count = bound.get("num_images_per_prompt")
+    return (1 if isinstance(prompts, str) else len(prompts)) * (1 if count is None else int(count))
+
+
+def _bound(pipeline_class: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of a pipeline's call by name, defaults included."""
+    bound = inspect.signature(pipeline_class.__call__).bind_partial(None, *args, **kwargs)
+    bound.apply_defaults()
+    return bound.arguments
 
 
 def forward_arguments(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

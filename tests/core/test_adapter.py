@@ -60,7 +60,11 @@ def test_subclasses_are_recognised_and_others_are_not() -> None:
         ({"attention": ()}, AdapterMismatch),
         ({"attention": ("",)}, AdapterMismatch),
         ({"image_at": "middle"}, ValueError),
-        ({"guidance": "batched"}, ValueError),
+        ({"guidance": "batched"}, AdapterMismatch),
+        ({"guidance": "batched:ui"}, AdapterMismatch),
+        ({"guidance": "batched:cuc"}, AdapterMismatch),
+        ({"guidance": "batched:cx"}, AdapterMismatch),
+        ({"routes": ("pooled text",)}, TypeError),
     ],
 )
 def test_values_that_the_engine_could_not_use_are_refused(change: dict[str, object], error: type[Exception]) -> None:

@@ -70,3 +70,28 @@ def test_required_arguments_are_those_without_a_default() -> None:
 
     assert signatures.required(function) == ["a", "c"]
     assert signatures.required(dict) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "images"),
+    [
+        ({"prompt": "a"}, 2),
+        ({"prompt": ["a", "b"], "num_images_per_prompt": 3}, 6),
+        ({"prompt": ["a", "b"], "num_images_per_prompt": None}, 2),
+        ({"prompt_embeds": torch.zeros(3, 5, 8)}, 6),
+        ({"prompt_embeds": [torch.zeros(5, 8)] * 3}, 6),  # Z-Image: an entry per prompt
+        ({"prompt_embeds": torch.zeros(32, 2, 5, 8), "pooled_prompt_embeds": torch.zeros(2, 8)}, 4),  # layers first
+        ({}, None),
+    ],
+)
+def test_how_many_images_a_call_asks_for(arguments: dict[str, Any], images: int | None) -> None:
+    class Pipeline:
+        def __call__(
+            self,
+            prompt: Any = None,
+            prompt_embeds: Any = None,
+            pooled_prompt_embeds: Any = None,
+            num_images_per_prompt: int | None = 2,
+        ) -> None: ...
+
+    assert signatures.images_of(Pipeline, (), arguments) == images

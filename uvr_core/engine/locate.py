@@ -63,11 +63,6 @@ class ConceptState:
         """(B,) bool, on the device: in which images an edit of this step changed the output."""
         self.changed[step] = self.changed[step] | changed if step in self.changed else changed
 
-    def due(self, call: JointCall) -> bool:
-        """Whether the concept is looked for in this call."""
-        high, low = self.plan.window
-        return self.plan.probe == call.tap and low <= call.forward.sigma <= high
-
     def look(self, call: JointCall, tokens: torch.Tensor) -> None:
         """Score the call's output patches and add what is located to the masks. One host sync.
 

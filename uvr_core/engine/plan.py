@@ -49,6 +49,11 @@ class ConceptPlan:
     acts: bool = attrs.field(default=True, kw_only=True)
     needs_uncond: bool = attrs.field(default=False, kw_only=True)
 
+    def due(self, tap: str, sigma: float) -> bool:
+        """Whether the concept is looked for at that tap and noise level."""
+        high, low = self.window
+        return self.probe == tap and low <= sigma <= high
+
     @property
     def name(self) -> str:
         return self.bank.name

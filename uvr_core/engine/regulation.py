@@ -56,12 +56,25 @@ class Regulation(Intervention):
         self._reader, self._read_taps = reader, read_taps
         self._shown = read_taps | {concept.probe for concept in plan}  # taps whose output somebody may have kept
         self.sees_uncond = any(concept.needs_uncond for concept in plan)
-        self._uncond = UncondText(adapter.guidance)
+        self._uncond, self._routes = UncondText(adapter.guidance), adapter.routes
         self._finite = Finite(plan)
         self._states: list[ConceptState] = []
         self._refusals: dict[int, Refusal] = {}
         self._noise: list[torch.Generator] = []
         self._batch = 0
+
+    def idle(self, tap: str) -> bool:
+        """Whether the call at that tap is neither looked at nor restricted."""
+        forward = self.run.forward
+        if (
+            not self._batch
+            or self.sees_uncond
+            or forward is None
+            or (self._reader is not None and tap in self._read_taps)
+        ):
+            return False
+        due = any(concept.due(tap, forward.sigma) for concept in self.plan)
+        return not due and all(state.located is None for state in self._states)
 
     def on_call(self, call: JointCall) -> torch.Tensor | None:
         """Locate and restrict in one call; returns its new output, None where it stands or was written into."""
@@ -73,7 +86,7 @@ class Regulation(Intervention):
             self._states = [ConceptState.of(concept, self._batch, call.layout.grid) for concept in self.plan]
         if self._reader is not None and call.tap in self._read_taps:
             self._reader(call)
-        if due := [state for state in self._states if state.due(call)]:
+        if due := [state for state in self._states if state.plan.due(call.tap, call.forward.sigma)]:
             tokens = watchable(features(call))
             for state in due:
                 state.look(call, tokens)
@@ -181,7 +194,8 @@ class Regulation(Intervention):
     def report(self, posture: Posture | None = None) -> Report:
         """The account so far; posture None: of a whole run."""
         acts = any(concept.acts for concept in self.plan)
-        return summarise(self.run, self._states, self._refusals, posture or ("regulate" if acts else "observe"))
+        posture = posture or ("regulate" if acts else "observe")
+        return summarise(self.run, self._states, self._refusals, posture, self._routes)
 
 
 def _shown(located: Located, plan: ConceptPlan) -> list[torch.Tensor]:

@@ -9,6 +9,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from ..adapter import TextRoute
 from ..intercept.ledger import Run
 from .locate import ConceptState
 from .withhold import Refusal
@@ -64,6 +65,9 @@ class Report:
         steps: scheduler steps seen; passes: transformer passes per step (2 with true guidance).
         taps: joint attention blocks; fired: verified tap firings, steps * passes * taps in a whole run.
         findings: one per image and concept.
+        routes: ways by which text reaches the picture beside the joint attention, as the adapter declares them; what
+            goes there is not regulated.
+        aside: forwards before the first step that draw nothing, as the adapter says; they passed as they are.
     """
 
     posture: Posture
@@ -72,6 +76,8 @@ class Report:
     taps: int
     fired: int
     findings: tuple[Finding, ...]
+    routes: tuple[TextRoute, ...] = ()
+    aside: int = 0
 
     def located(self, sample: int, concept: str | None = None) -> bool:
         """Whether the concept (None: any) was located in that image."""
@@ -94,6 +100,7 @@ class Report:
             }
             for f in self.findings
         ]
+        data["routes"] = [{"name": route.name, "description": route.description} for route in self.routes]
         return data
 
     def __str__(self) -> str:
@@ -101,6 +108,8 @@ class Report:
             f"posture {self.posture}: {self.steps} steps x {self.passes} passes, {self.fired} tap firings verified "
             f"({self.taps} taps)"
         ]
+        if self.aside:
+            lines.append(f"  {self.aside} forwards before the first step drew nothing and passed as they are")
         for f in self.findings:
             origin = {None: "", True: ", from the source image", False: ", from the instruction"}[f.from_source]
             what = (
@@ -112,10 +121,17 @@ class Report:
             lines.append(
                 f"  image {f.sample} {f.concept}: {what} (score {f.score:.3g}, threshold {f.threshold:.3g}){kept}"
             )
+        lines += [f"  not regulated, {route.name}: {route.description}" for route in self.routes]
         return "\n".join(lines)
 
 
-def summarise(run: Run, states: Sequence[ConceptState], refusals: Mapping[int, Refusal], posture: Posture) -> Report:
+def summarise(
+    run: Run,
+    states: Sequence[ConceptState],
+    refusals: Mapping[int, Refusal],
+    posture: Posture,
+    routes: tuple[TextRoute, ...] = (),
+) -> Report:
     """The report of a run; concepts that were not looked for yet have no findings."""
     findings = []
     for state in states:
@@ -143,4 +159,5 @@ def summarise(run: Run, states: Sequence[ConceptState], refusals: Mapping[int, R
                 )
             )
     passes = max(run.passes, default=0)
-    return Report(posture, len(run.steps), passes, len(run.taps), run.fired, tuple(findings))
+    steps, taps = len(run.steps), len(run.taps)
+    return Report(posture, steps, passes, taps, run.fired, tuple(findings), routes, run.aside)

@@ -15,10 +15,11 @@ from ..adapter import Adapter, Layout
 from ..errors import AdapterMismatch, TapNotFired, UnsupportedRuntime, UVRError
 from .calls import AttentionCall, is_joint, joint_call
 from .current import Current
-from .guidance import Part, equal_halves, parts_of
+from .guidance import parts_of
 from .hooks import Hook
 from .intervention import Begin, Intervention
 from .ledger import Forward, Run
+from .order import in_order, put_back
 from .runtime import refuse_forward, refuse_split_batch, skipping
 
 
@@ -77,10 +78,16 @@ class Forwards:
                 "the regulated transformer was called outside its pipeline; attached to the transformer itself, run "
                 "each generation inside `with reg.generation():`, or detach"
             )
-        run, latents = intervention.run, bound.get("hidden_states")
+        run, latents = intervention.run, bound.get(self._adapter.latents)
+        if layout is None or sigma is None:
+            run.set_aside(latents, self._current.part.get())
+            return
+        run.refuse_drawn_aside(latents)
         step, number, level = run.next_forward(sigma, layout)
         try:
-            parts = self._parts(latents, number)
+            parts = parts_of(
+                self._adapter.guidance, self._current.part.get(), number, self._trusted, latents, run.images
+            )
         except UnsupportedRuntime as error:
             names = skipping(module, kwargs)
             raise UnsupportedRuntime(f"{error}. On the model: {', '.join(names)}" if names else str(error)) from None
@@ -90,11 +97,15 @@ class Forwards:
 
     def _read(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Mapping[str, Any], Layout, torch.Tensor, int | None]:
+    ) -> tuple[Mapping[str, Any], Layout | None, torch.Tensor | None, int | None]:
+        """(arguments, layout, noise level, text tokens); the arguments alone where the layout is None."""
         adapter = self._adapter
         try:
             bound = self._signature.bind(module, *args, **kwargs).arguments
-            layout, sigma = adapter.layout(bound), adapter.time(bound)
+            layout = adapter.layout(bound)
+            if layout is None:
+                return bound, None, None, None
+            sigma = adapter.time(bound)
             text = None if adapter.text is None else adapter.text(bound)
         except (TypeError, KeyError, AttributeError) as error:
             raise AdapterMismatch(
@@ -102,18 +113,12 @@ class Forwards:
             ) from error
         return bound, layout, sigma, text
 
-    def _parts(self, latents: Any, number: int) -> tuple[Part, ...]:
-        guidance, name = self._adapter.guidance, self._current.part.get()
-        batched = guidance.startswith("batched") and getattr(self._pipeline, "do_classifier_free_guidance", False)
-        halves = equal_halves(latents) if self._trusted and batched and name is None else None
-        return parts_of(guidance, name, number, self._trusted, halves)
-
     def _after(self, module: nn.Module, args: object, kwargs: Mapping[str, Any], output: object) -> None:
         intervention = self._current.get()
         token, self._single.token = self._single.token, None
         if token is not None:
             self._current.reset(token)
-        if intervention is None or intervention.run.forward is None:
+        if intervention is None or intervention.run.close_aside() or intervention.run.forward is None:
             return
         if output is None:  # the forward raised; its own error is the one to show
             intervention.run.abort()
@@ -130,6 +135,8 @@ class Forwards:
     def entered(self, path: str) -> None:
         """A tapped module begins."""
         intervention = self._current.get()
+        if intervention is not None and intervention.run.passing:
+            return
         if intervention is None or intervention.run.forward is None:
             raise UnsupportedRuntime(
                 f"{path}: the attention of a regulated transformer ran outside a call of the transformer; call the "
@@ -157,7 +164,7 @@ def intervene(call: AttentionCall, intervention: Intervention, adapter: Adapter)
     Returns:
         (B, H, Sq, D), the output to go on with; None: the call's own.
     """
-    forward, output = intervention.run.forward, call.output
+    forward = intervention.run.forward
     if forward is None or not is_joint(call, adapter, forward.layout):
         return None
     tokens = call.key.shape[2] - forward.layout.image - forward.layout.padding
@@ -168,6 +175,18 @@ def intervene(call: AttentionCall, intervention: Intervention, adapter: Adapter)
             "picture lies; take it off, or detach UVR"
         )
     forward.taps[call.path] += 1
+    if forward.layout.order is None:
+        return _edited(call, intervention, adapter, forward)
+    if intervention.idle(call.path):
+        return None
+    ordered = in_order(call, forward)  # a copy, and so is what is written into it
+    edited = _edited(ordered, intervention, adapter, forward)
+    return put_back(ordered.output if edited is None else edited, call, forward)
+
+
+def _edited(call: AttentionCall, intervention: Intervention, adapter: Adapter, forward: Forward) -> torch.Tensor | None:
+    """What the intervention makes of each part of a joint call; None: as it is, or written in place."""
+    output = call.output
     for part in forward.parts:
         if part.follows_prompt or (intervention.sees_uncond and part.name == "uncond"):
             edited = intervention.on_call(joint_call(call, adapter, forward, part))

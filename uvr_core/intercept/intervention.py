@@ -27,6 +27,11 @@ class Intervention:
     def on_forward(self, forward: Forward) -> None:
         """A forward begins."""
 
+    def idle(self, tap: str) -> bool:
+        """Whether `on_call` would neither read nor edit the open forward's call at that tap. Asked only where its
+        tokens would have to be put in order first."""
+        return False
+
     def on_call(self, call: JointCall) -> torch.Tensor | None:
         """A joint call has run.
 

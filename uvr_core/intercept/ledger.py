@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
+from typing import Any
 
 import attrs
 import torch
 
 from ..adapter import Layout
-from ..errors import TapNotFired, UVRError
-from .guidance import Part
+from ..errors import TapNotFired, UnsupportedRuntime, UVRError
+from .guidance import Part, alike
 
 
 @attrs.define(eq=False)
@@ -27,6 +28,7 @@ class Forward:
         batch: rows of its latents, None if its arguments do not say.
         parts: the rows under each guidance condition; those that follow the prompt last.
         taps: how often each joint call ran.
+        orders: the layout's order of so many tokens, on the model's device, as far as it was asked for.
     """
 
     step: int
@@ -37,6 +39,7 @@ class Forward:
     parts: tuple[Part, ...]
     text: int | None = None
     taps: Counter[str] = attrs.field(factory=Counter)
+    orders: dict[int, torch.Tensor] = attrs.field(factory=dict)
 
 
 @attrs.define(eq=False)
@@ -63,11 +66,13 @@ class Run:
     Attributes:
         taps: paths of the joint attention modules, in order of execution.
         seeds: of the images' generators; a short list is extended by counting up.
+        images: how many the pipeline was asked for; None: not known.
         bare: no pipeline drives the transformer: nobody can withhold an image.
         scheduled: a scheduler ends the steps; else a new noise level begins one.
         steps: what happened so far.
         forward: the forward that is open.
         fired: joint calls that were verified.
+        aside: forwards before the first step that draw nothing, as the adapter says; they passed as they are.
         broken: a forward raised.
         counted: whether steps must be alike in their number of forwards: some of them were told apart by order.
         thread: the thread that opened it.
@@ -77,14 +82,18 @@ class Run:
     seeds: tuple[int, ...] = (0,)
     bare: bool = False
     scheduled: bool = False
+    images: int | None = None
     steps: list[Step] = attrs.field(factory=list, init=False)
     forward: Forward | None = attrs.field(default=None, init=False)
     layout: Layout | None = attrs.field(default=None, init=False)
     fired: int = attrs.field(default=0, init=False)
+    aside: int = attrs.field(default=0, init=False)
     broken: bool = attrs.field(default=False, init=False)
     counted: bool = attrs.field(default=False, init=False)
     thread: int = attrs.field(factory=threading.get_ident, init=False)
     _entered: str | None = attrs.field(default=None, init=False)
+    _passing: bool = attrs.field(default=False, init=False)
+    _passed: list[Any] = attrs.field(factory=list, init=False)  # latents of the forwards set aside
 
     @property
     def passes(self) -> list[int]:
@@ -99,7 +108,52 @@ class Run:
     @property
     def interrupted(self) -> bool:
         """Seen from outside of a forward: whether the last one was broken off."""
-        return self.broken or self.forward is not None
+        return self.broken or self.forward is not None or self._passing
+
+    def set_aside(self, latents: Any, name: str | None) -> None:
+        """Let a forward pass that draws nothing, as the adapter says, until `close_aside`.
+
+        Args:
+            latents: its own.
+            name: what the pipeline calls it through `cache_context`.
+
+        Raises:
+            UnsupportedRuntime: it may have a part in the picture: a step began before, or it is named.
+            TapNotFired: another forward is open.
+        """
+        self._refuse_inner()
+        if self.steps or name is not None:
+            where = f"named {name!r}" if name is not None else f"in step {len(self.steps) - 1}"
+            raise UnsupportedRuntime(
+                f"a forward {where} draws nothing, as the adapter says; UVR lets such a forward pass only before the "
+                "first step: what runs in a step has a part in the picture"
+            )
+        self.aside, self._passing = self.aside + 1, True
+        self._passed.append(latents)
+
+    def close_aside(self) -> bool:
+        """End a forward that was set aside; whether one was open."""
+        passing, self._passing = self._passing, False
+        return passing
+
+    @property
+    def passing(self) -> bool:
+        """Whether the forward that runs was set aside."""
+        return self._passing
+
+    def refuse_drawn_aside(self, latents: Any) -> None:
+        """Raise UnsupportedRuntime if a forward that was set aside held the latents of the first step. No host sync
+        where none was."""
+        passed, self._passed = self._passed, []
+        if any(alike(latents, other) for other in passed):
+            raise UnsupportedRuntime(
+                "a forward over the latents of the first step was set aside as one that draws nothing: it has a part "
+                "in the picture, and the adapter's layout must not be None there"
+            )
+
+    def _refuse_inner(self) -> None:
+        if self.forward is not None or self._passing:
+            raise TapNotFired("a second forward of the transformer began inside the first; UVR expects one at a time")
 
     def next_forward(self, sigma: torch.Tensor, layout: Layout) -> tuple[int, int, float]:
         """Where a forward that begins now stands: (step, number in it, noise level).
@@ -116,8 +170,7 @@ class Run:
                 f"the samples of one forward have noise levels from {low:.3g} to {high:.3g}; UVR expects one for all: "
                 "run samples of different noise levels in generations of their own"
             )
-        if self.forward is not None:
-            raise TapNotFired("a second forward of the transformer began inside the first; UVR expects one at a time")
+        self._refuse_inner()
         if self.layout is not None and _pictures(layout) != _pictures(self.layout):
             raise UVRError(f"the token layout changed inside one generation: {self.layout} became {layout}")
         last = self.steps[-1] if self.steps else None

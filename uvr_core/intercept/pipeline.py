@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import UnsupportedRuntime
-from ..signatures import seeds_of
+from ..signatures import images_of, seeds_of
 from .current import Current
 from .hooks import uncopyable
 from .intervention import Begin
@@ -177,7 +177,7 @@ class PipelineCall:
         pipeline = self._pipeline
         run = Run(self._taps, scheduled=True)
         intervention = self._begin(run)
-        run.seeds = seeds_of(stock, args, kwargs)
+        run.seeds, run.images = seeds_of(stock, args, kwargs), images_of(stock, args, kwargs)
         if pipeline.transformer is not self._transformer:
             raise UnsupportedRuntime(
                 "the pipeline's transformer was replaced after attach (by another one, or by torch.compile of it); "

@@ -14,6 +14,7 @@ from uvr_core.concepts import ConceptBank
 from uvr_core.engine.lookup import fingerprint
 from uvr_core.engine.plan import ConceptPlan
 from uvr_core.engine.regulation import Regulation
+from uvr_core.errors import UnsupportedRuntime
 from uvr_core.intercept.calls import AttentionCall
 from uvr_core.intercept.forwards import intervene
 from uvr_core.intercept.guidance import parts_of
@@ -212,7 +213,10 @@ class _State:
     def before(self, arguments: Arguments) -> None:
         self.steps.next(arguments, self.model)
         whole = {"self": self.model, **arguments}
-        self.layout = self.adapter.layout(whole)
+        layout = self.adapter.layout(whole)
+        if layout is None:
+            raise UnsupportedRuntime("this baseline does not know forwards that draw nothing")
+        self.layout = layout
         high, low = self.method.window
         conditional = self.guidance.kind != "two_pass" or self.steps.number == 0
         self.keeping = conditional and low <= self.steps.sigma <= high
@@ -220,8 +224,9 @@ class _State:
         self.counted = None if mask is None else mask.bool()
         run, batched = self.regulation.run, self.guidance.kind in ("uc", "cu")
         step, number, level = run.next_forward(self.adapter.time(whole), self.layout)
-        batch = len(arguments["hidden_states"])
-        parts = parts_of(self.adapter.guidance, None, number, True, batch // 2 if batched else None)
+        latents = arguments["hidden_states"]
+        batch = len(latents)
+        parts = parts_of(self.adapter.guidance, None, number, True, latents, batch // 2 if batched else batch)
         run.open(Forward(step, number, self.layout, level, batch, parts))
 
     @torch.no_grad()

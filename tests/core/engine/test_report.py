@@ -8,6 +8,7 @@ import attrs
 import numpy as np
 import pytest
 
+from uvr_core.adapter import TextRoute
 from uvr_core.engine.report import Finding, Report
 
 CORE = np.eye(3, dtype=bool)
@@ -49,3 +50,9 @@ def test_json_lists_patches_in_row_major_order_and_leaves_the_heat_out() -> None
     assert (first["core"], first["grid"], second["core"]) == ([0, 4, 8], [3, 3], [])
     assert "heat" not in first
     assert {field.name for field in attrs.fields(Finding)} - {"heat"} | {"grid"} == first.keys()
+
+
+def test_routes_of_text_that_are_not_regulated_are_told() -> None:
+    report = attrs.evolve(REPORT, routes=(TextRoute("pooled text", "it modulates every block"),))
+    assert str(report).splitlines()[-1] == "  not regulated, pooled text: it modulates every block"
+    assert report.to_dict()["routes"] == [{"name": "pooled text", "description": "it modulates every block"}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 import numpy as np
 import pytest
+import torch
 from runner import Runner, generation_of
 
 import uvr_core
@@ -81,4 +82,44 @@ def test_text_that_the_adapter_cannot_read_is_a_mismatch(runner: Runner) -> None
     with uvr_core.attach(runner.pipe.transformer) as reg:
         reads = attrs.evolve(reg.adapter, text=lambda arguments: arguments["no_such_text"])
     with uvr_core.attach(runner.pipe, reads), pytest.raises(uvr_core.AdapterMismatch, match="no_such_text"):
+        runner.run()
+
+
+def test_a_forward_that_draws_nothing_passes_as_it_is_and_is_counted(
+    runner: Runner, bank: uvr_core.ConceptBank
+) -> None:
+    """As one that fills a cache with the references before the first step: here, one at noise level 0."""
+    model, seen = runner.pipe.transformer, []
+    handle = model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    runner.run(num_inference_steps=1)
+    handle.remove()
+    drawn = seen[0]
+    other = {**drawn, "hidden_states": drawn["hidden_states"] + 1, "timestep": torch.zeros(3)}
+    with uvr_core.attach(model) as reg:
+        layout = reg.adapter.layout
+        adapter = attrs.evolve(reg.adapter, layout=lambda a: layout(a) if a["timestep"].any() else None)
+    with torch.no_grad():
+        stock = model(**other)[0]
+        with uvr_core.attach(model, adapter, concepts=bank, detector=Oracle(one_masked()), policy="block") as reg:
+            with reg.generation():
+                assert torch.equal(model(**other)[0], stock)
+                regulated = model(**drawn)[0]
+                report = reg.report
+                assert report is not None
+                assert (report.steps, report.aside, report.fired) == (1, 1, 4)
+                assert "1 forwards before the first step drew nothing" in str(report)
+                with pytest.raises(uvr_core.UnsupportedRuntime, match="in step 0 draws nothing"):
+                    model(**other)
+            with reg.generation():
+                model(**{**other, "hidden_states": drawn["hidden_states"]})
+                with pytest.raises(uvr_core.UnsupportedRuntime, match="latents of the first step"):
+                    model(**drawn)
+                model(**{**drawn, "hidden_states": drawn["hidden_states"] + 2})
+    assert not torch.equal(regulated, model(**drawn)[0])
+
+
+def test_a_pipeline_whose_forwards_draw_nothing_is_withheld(runner: Runner) -> None:
+    with uvr_core.attach(runner.pipe.transformer) as reg:
+        adapter = attrs.evolve(reg.adapter, layout=lambda arguments: None)
+    with uvr_core.attach(runner.pipe, adapter), pytest.raises(uvr_core.UVRError, match=r"named .cond. draws nothing"):
         runner.run()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from uvr_core.adapter import Layout
-from uvr_core.errors import TapNotFired, UVRError
+from uvr_core.errors import TapNotFired, UnsupportedRuntime, UVRError
 from uvr_core.intercept.guidance import Part
 from uvr_core.intercept.ledger import Forward, Run
 
@@ -157,3 +157,47 @@ def test_a_layout_that_changes_inside_one_generation(run: Run) -> None:
     forward(run, 1.0)
     with pytest.raises(UVRError, match="token layout changed"):
         begin(run, 0.5, Layout((3, 3)))
+
+
+def aside(run: Run, latents: torch.Tensor | None = None, name: str | None = None) -> None:
+    run.set_aside(torch.zeros(1, 3) if latents is None else latents, name)
+    assert run.passing
+    assert run.close_aside()
+
+
+def test_a_forward_set_aside_before_the_first_step_is_counted_apart(run: Run) -> None:
+    aside(run)
+    aside(run)
+    run.refuse_drawn_aside(torch.ones(1, 3))
+    forward(run, 1.0)
+    run.verify()
+    assert (run.aside, run.passes, run.fired, run.passing, run.close_aside()) == (2, [1], 2, False, False)
+
+
+def test_a_forward_that_draws_is_not_set_aside(run: Run) -> None:
+    """It is refused inside the steps, under a guidance part's name, and over the latents that the first step draws."""
+    with pytest.raises(UnsupportedRuntime, match="a forward named 'cond' draws nothing"):
+        aside(run, name="cond")
+    aside(run, torch.ones(1, 3))
+    with pytest.raises(UnsupportedRuntime, match="over the latents of the first step was set aside"):
+        run.refuse_drawn_aside(torch.ones(1, 3))
+    forward(run, 1.0)
+    with pytest.raises(UnsupportedRuntime, match="a forward in step 0 draws nothing"):
+        aside(run)
+
+
+def test_a_run_of_forwards_set_aside_alone_is_withheld(run: Run) -> None:
+    run.scheduled = True
+    aside(run)
+    run.end_step()
+    with pytest.raises(TapNotFired, match="ran 1 steps but 0 carried"):
+        run.verify()
+
+
+def test_no_forward_begins_inside_one_that_is_set_aside(run: Run) -> None:
+    run.set_aside(None, None)
+    assert run.interrupted
+    with pytest.raises(TapNotFired, match="began inside the first"):
+        begin(run, 1.0)
+    with pytest.raises(TapNotFired, match="began inside the first"):
+        run.set_aside(None, None)

@@ -36,7 +36,7 @@ def check_adapter(
             forward of 64 x 64 patches, for which no memory is needed.
         expected_failures: {check: reason}. The checks: recognised, taps-fire-once, execution-order, no-block-missed,
             probes, layout, time, text-span, last-block, earlier-blocks, edit-lands, neutral-edit, no-edit, detach,
-            guidance, published-size.
+            guidance, guidance-parts, published-size.
 
     Raises:
         ConformanceError: a check failed, or an expected failure did not; all are listed, and `report` holds them.

@@ -13,12 +13,12 @@ from torch import nn
 from ...engine.attach import attach
 from ...engine.readings import features
 from ..example import Example
-from ..suite import CheckFailed, expect
+from ..suite import CheckFailed, expect, skip_unless
 from .subject import Subject
 
 
 class Guidance(Subject):
-    """The check of which rows follow the prompt."""
+    """Checks of which rows follow the prompt."""
 
     def guidance(self) -> None:
         """The conditional pass or half is regulated, and no other."""
@@ -86,23 +86,51 @@ class Guidance(Subject):
             hint = "none: pass it on to the pipeline, and turn guidance on"
             expect(not same, f"what Example.generate draws under another {what}", expected="a change", got=hint)
 
+    def guidance_parts(self) -> None:
+        """Guidance in one batch that goes off in the middle of a run, and two images of one seed without guidance: each
+        row that follows the prompt is regulated, and no other."""
+        example = self.make_example()
+        kind, _, letters = (example.guidance or self.adapter.guidance).partition(":")
+        skip_unless(kind == "batched", "guidance does not come in one batch")
+        size = example.sizes[0]
+        twins = self._sharing_latents(example.arguments(size, 2), 2)
+        for count in (number for number in range(2, len(letters) + 1) if "c" in letters[:number]):
+            on = self._sharing_latents(example.arguments(size, 2 * count), count)
+            steps = [[("", arguments)] for arguments in (on, example.arguments(size, 2), twins)]
+            regulated = [rows for _, rows in self._recorded(_Passes(example.model, steps, images=2))]
+            guided, *others = (self._every_row(example, arguments) for ((_, arguments),) in steps)
+            expected = [guided.split(2)[letters.index("c")], *others]
+            for what, rows, right in zip(("on", "off", "off, one seed"), regulated, expected, strict=True):
+                same = rows.shape == right.shape and torch.equal(rows, right)
+                got = f"{len(rows)} rows" + ("" if len(rows) != len(right) else ", others")
+                expect(
+                    same, f"rows regulated, guidance of {count} parts {what}", expected=f"{len(right)} rows", got=got
+                )
+
+    def _every_row(self, example: Example, arguments: dict[str, Any]) -> torch.Tensor:
+        """Features of all rows of a forward: as many images as rows."""
+        count = len(arguments[self.adapter.latents])
+        rows = self._recorded(_Passes(example.model, [[("", arguments)]], images=count))[0][1]
+        expect(len(rows) == count, f"rows regulated of {count} images", expected=count, got=len(rows))
+        return rows
+
     def _batched(self, example: Example, order: str) -> None:
         size = example.sizes[0]
-        arguments = _sharing_latents(example.arguments(size, 4))
-        everything = self._recorded(_Passes(example.model, [("", arguments)], guided=False))[0][1]
-        halves = dict(zip(order, everything.split(2), strict=True))
-        differ = not torch.equal(halves["u"], halves["c"])
+        arguments = self._sharing_latents(example.arguments(size, 2 * len(order)), len(order))
+        parts = dict(zip(order, self._every_row(example, arguments).split(2), strict=True))
+        differ = not torch.equal(parts["u"], parts["c"])
         expect(differ, "samples of Example.inputs", expected="drawn at random", got="all the same")
-        regulated = self._recorded(_Passes(example.model, [("", arguments)], guided=True))[0][1]
-        if not torch.equal(regulated, halves["c"]):
-            wrong = torch.equal(regulated, halves["u"])
+        regulated = self._recorded(_Passes(example.model, [[("", arguments)]], images=2))[0][1]
+        if not torch.equal(regulated, parts["c"]):
+            wrong = torch.equal(regulated, parts["u"])
             expect(not wrong, "regulated", expected="the conditional half", got="the unconditional half")
-            raise CheckFailed(f"samples regulated: expected the conditional 2 of 4, got {len(regulated)}")
+            count = 2 * len(order)
+            raise CheckFailed(f"samples regulated: expected the conditional 2 of {count}, got {len(regulated)}")
 
     def _passes(self, example: Example, order: tuple[str, ...], *, named: bool) -> None:
         size = example.sizes[0]
-        passes = [(name, _sharing_latents(example.arguments(size, 2))) for name in order]
-        seen = self._recorded(_Passes(example.model, passes, guided=True, named=named))
+        step = [(name, self._sharing_latents(example.arguments(size, 2), 2)) for name in order]
+        seen = self._recorded(_Passes(example.model, [step], images=2, named=named))
         regulated = [f"{name}, {len(features)} samples" for name, features in seen]
         how, expected = "as the pipeline names them" if named else "told apart by order", "cond, 2 samples"
         what, got = f"passes regulated of {', '.join(order)}, {how}", ", ".join(regulated) or "none"
@@ -114,8 +142,15 @@ class Guidance(Subject):
         with attach(run, attrs.evolve(self.adapter, pipelines=(_Passes.__name__,))) as reg:
             tap = reg.taps[0]
             with reg.recording(lambda call: seen.append((run.current, features(call))), [tap]):
-                run()
+                run(run.prompts)
         return seen
+
+    def _sharing_latents(self, arguments: dict[str, Any], parts: int) -> dict[str, Any]:
+        """Arguments whose latents are the same in each part of the batch, as those of the parts of guidance are."""
+        name = self.adapter.latents
+        latents = arguments[name]
+        first = latents[: len(latents) // parts]
+        return {**arguments, name: torch.cat([first] * parts) if isinstance(latents, torch.Tensor) else first * parts}
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:
@@ -126,36 +161,41 @@ def _tensors(output: Any) -> list[torch.Tensor]:
     return [tensor for part in parts for tensor in _tensors(part)] if isinstance(output, (Mapping, tuple, list)) else []
 
 
-def _sharing_latents(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments whose latents are the same in both halves of the batch, as those of the parts of guidance are."""
-    latents = arguments.get("hidden_states")
-    if not isinstance(latents, torch.Tensor):
-        return arguments
-    return {**arguments, "hidden_states": torch.cat([latents[: len(latents) // 2]] * 2)}
-
-
 class _Schedule:
     """The part of a scheduler that the engine looks at."""
 
     def step(self) -> None:
-        """Ends the one step."""
+        """Ends a step."""
 
 
 class _Passes:
-    """A pipeline reduced to its guidance: one step of the given passes over the transformer."""
+    """A pipeline reduced to its guidance: steps of given passes over the transformer.
+
+    Args:
+        transformer: the model.
+        steps: (name, arguments) of each pass of each step.
+        images: how many its call is asked for.
+        named: whether it names its passes.
+    """
 
     def __init__(
-        self, transformer: nn.Module, passes: list[tuple[str, dict[str, Any]]], *, guided: bool, named: bool = False
+        self,
+        transformer: nn.Module,
+        steps: list[list[tuple[str, dict[str, Any]]]],
+        *,
+        images: int,
+        named: bool = False,
     ):
-        self.transformer, self.passes, self.named = transformer, passes, named
-        self.do_classifier_free_guidance = guided
+        self.transformer, self.steps, self.named = transformer, steps, named
+        self.prompts = [""] * images
         self.scheduler = _Schedule()
         self.current = ""
 
-    def __call__(self) -> None:
-        for name, arguments in self.passes:
-            self.current = name
-            model: Any = self.transformer
-            with model.cache_context(name) if self.named else nullcontext():
-                model(**arguments)
-        self.scheduler.step()
+    def __call__(self, prompt: list[str]) -> None:
+        for step in self.steps:
+            for name, arguments in step:
+                self.current = name
+                model: Any = self.transformer
+                with model.cache_context(name) if self.named else nullcontext():
+                    model(**arguments)
+            self.scheduler.step()

@@ -39,6 +39,7 @@ class Subject:
     def _read_layout(self, example: Example, arguments: dict[str, Any]) -> Layout:
         layout = self.adapter.layout(example.bound(arguments))
         expect(isinstance(layout, Layout), "what `layout` returns", expected="a Layout", got=type(layout).__name__)
+        assert layout is not None
         return layout
 
     def _joint_calls(

@@ -32,13 +32,14 @@ def test_the_joint_calls_hold_every_image_token() -> None:
     calls = right._joint_calls(sd3, arguments, (2, 3), layout)
     assert [call.path for call in calls] == list(SD3.taps(sd3.model))  # the second attention of SD 3.5 is left out
     with pytest.raises(TapNotFired, match="holds the 99 image tokens"):
-        right._joint_calls(sd3, arguments, (2, 3), attrs.evolve(layout, image=99))
+        right._joint_calls(sd3, arguments, (2, 3), attrs.evolve(layout, grid=(9, 11)))
 
 
-def test_a_layout_must_be_one_and_add_up() -> None:
+def test_a_layout_must_be_one() -> None:
+    """None would let the forward pass unregulated."""
     sd3 = example("sd3")
-    arguments = sd3.arguments((2, 3))
-    layout = SD3.layout(sd3.bound(arguments))
-    for wrong in (None, attrs.evolve(layout, output=5)):
+    for wrong in (None, (2, 3)):
         with pytest.raises(CheckFailed, match="layout"):
-            Subject(attrs.evolve(SD3, layout=lambda a, wrong=wrong: wrong), lambda: sd3)._read_layout(sd3, arguments)
+            Subject(attrs.evolve(SD3, layout=lambda a, wrong=wrong: wrong), lambda: sd3)._read_layout(
+                sd3, sd3.arguments((2, 3))
+            )
