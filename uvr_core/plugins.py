@@ -17,7 +17,7 @@ import pluggy
 
 from . import hookspecs
 from .errors import PluginError, did_you_mean
-from .registry import BROKEN, KINDS, Named, Origin, Registry
+from .registry import BROKEN, KINDS, Named, Origin, Registry, raise_if_signalled
 
 GROUP = "uvr"
 
@@ -61,6 +61,7 @@ def discover(allow: frozenset[str] | None = None, strict: bool = False) -> Regis
             manager.register(plugin, point.name)
             manager.check_pending()
         except BROKEN as error:
+            raise_if_signalled(error)
             if not taken and manager.has_plugin(point.name):
                 manager.unregister(name=point.name)
             reason = str(error) or repr(error)
@@ -78,7 +79,8 @@ def discover(allow: frozenset[str] | None = None, strict: bool = False) -> Regis
 def _origin(point: EntryPoint) -> Origin:
     try:
         name, version = (point.dist.name, point.dist.version) if point.dist else (None, None)
-    except Exception:  # metadata that is missing or damaged
+    except Exception as error:  # metadata that is missing or damaged
+        raise_if_signalled(error)
         name = version = None
     return Origin(point.name, name or "?", version or "?")
 

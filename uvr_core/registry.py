@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,6 +95,7 @@ class Registry:
                 targets = dict(implementation.function() or {})
                 _check_targets(kind, targets)
             except BROKEN as error:
+                raise_if_signalled(error)
                 message = f"{KINDS[kind]} of plugin {implementation.plugin_name!r} failed: {error!r}"
                 self.complain(message, error)
                 continue
@@ -110,7 +112,7 @@ class Registry:
         """
         claims = self.claims(kind)
         if name not in claims:
-            raise PluginError(f"unknown {kind} {name!r}{did_you_mean(name, claims)}")
+            raise PluginError(f"unknown {kind} {name!r}{did_you_mean(name, claims)}{self.not_loaded}")
         if len(claims[name]) > 1:
             raise _clash(kind, name, claims[name])
         return _resolve(kind, name, *claims[name][0])
@@ -143,6 +145,7 @@ class Registry:
             try:
                 target = target(**options)
             except SystemExit as error:  # a stranger's constructor must not end the process
+                raise_if_signalled(error)
                 raise PluginError(f"{kind} {name_or_object!r}: its making ended with {error!r}") from error
         elif options:
             target = attrs.evolve(target, **options)
@@ -153,6 +156,12 @@ class Registry:
         loaded = (origin for origin in self.origins if origin.name == plugin and origin.status == "ok")
         return next(loaded, Origin(plugin, "?", "?"))
 
+    @property
+    def not_loaded(self) -> str:
+        """A sentence that names the plugins that failed, whose names are therefore unknown; "" if none did."""
+        failed = [f"{origin} ({origin.status})" for origin in self.origins if origin.status.startswith("failed")]
+        return f" Not loaded: {'; '.join(failed)}" if failed else ""
+
     def complain(self, message: str, error: BaseException) -> None:
         """Warn; strict: raise PluginError."""
         if self.strict:
@@ -162,6 +171,17 @@ class Registry:
     def register(self, plugin: object, name: str | None = None) -> None:
         """Register a plugin object or module by hand (tests, notebooks)."""
         self.manager.register(plugin, name)
+
+
+def raise_if_signalled(error: BaseException) -> None:
+    """Raise an error on that the handler of a signal raised in a stranger's code: it is not the stranger's."""
+    handlers = (signal.getsignal(number) for number in signal.valid_signals())
+    codes = {getattr(getattr(handler, "__func__", handler), "__code__", None) for handler in handlers} - {None}
+    place = error.__traceback__
+    while place is not None:
+        if place.tb_frame.f_code in codes:
+            raise error
+        place = place.tb_next
 
 
 def _clash(kind: str, name: str, claims: Sequence[tuple[object, str]]) -> PluginError:
@@ -185,6 +205,7 @@ def _resolve(kind: str, name: str, target: object, plugin: str) -> Any:
         try:
             target = getattr(importlib.import_module(module), attribute)
         except BROKEN as error:
+            raise_if_signalled(error)
             raise PluginError(f"{where}: {error!r}") from error
     if fault := _fault(kind, target):
         raise PluginError(f"{where}: {fault}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
+import signal
 import subprocess
 import sys
 import warnings
@@ -76,6 +78,52 @@ def test_a_plugin_that_does_not_load_is_a_warning_naming_its_distribution(instal
     assert (status["good"].status, status["good"].hooks) == ("ok", ("uvr_policies",))
     with pytest.raises(PluginError, match=r"'broken' of bad-dist 0\.7"):
         discover(strict=True)
+
+
+def test_a_name_that_a_failed_plugin_would_have_brought_is_unknown_for_a_reason(install: Install) -> None:
+    install("bad-dist", "0.7", broken="raise RuntimeError('no licence')")
+    with pytest.warns(RuntimeWarning):
+        registry = discover()
+    with pytest.raises(PluginError, match=r"unknown policy 'mine'.*'broken' of bad-dist 0\.7 \(failed: no licence\)"):
+        registry.get("policy", "mine")
+
+
+class _Stop:
+    """A server that ends when it is told to."""
+
+    def stop(self, number: int, frame: object) -> None:
+        raise self.kind
+
+    def __init__(self, kind: type[BaseException]):
+        self.kind = kind
+
+
+SIGNALLED = "import os, signal\nos.kill(os.getpid(), signal.SIGUSR1)\n"
+
+
+@pytest.mark.parametrize("kind", [SystemExit, TimeoutError, KeyboardInterrupt])
+@pytest.mark.parametrize("when", ["import", "hook", "target"])
+def test_a_signal_is_nobodys_fault(
+    install: Install, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], when: str
+) -> None:
+    """What its handler raises ends the discovery, which the next call does anew: no plugin is missing from then on."""
+    sources = {
+        "import": SIGNALLED + hooks(),
+        "hook": hooks().replace("return", SIGNALLED.replace("\n", "; ") + "return"),
+        "target": hooks(names="{'mine': 'signalled_dist_late:x'}"),
+    }
+    install("signalled-dist", good=sources[when], late=SIGNALLED)
+    monkeypatch.setattr(plugins, "registry", functools.cache(plugins.registry.__wrapped__))
+    monkeypatch.setenv("UVR_PLUGINS", "good")
+    old = signal.signal(signal.SIGUSR1, _Stop(kind).stop)
+    try:
+        with pytest.raises(kind):
+            plugins.registry().get("policy", "mine")
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        sys.modules.pop("signalled_dist_late", None)
+        assert list(plugins.registry().names("policy")) == ["mine"]
+    finally:
+        signal.signal(signal.SIGUSR1, old)
 
 
 def test_good_plugins_load_without_a_warning(install: Install) -> None:

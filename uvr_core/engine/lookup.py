@@ -50,7 +50,7 @@ def find_adapter(model: object, adapter: str | Adapter | None = None) -> Adapter
     else:
         known = registry.names("adapter")
         if adapter not in known:
-            raise AdapterNotFound(f"unknown adapter {adapter!r}{did_you_mean(adapter, known)}")
+            raise AdapterNotFound(f"unknown adapter {adapter!r}{did_you_mean(adapter, known)}{registry.not_loaded}")
         match = registry.get("adapter", adapter)
     if not match.recognises(model):
         raise AdapterMismatch(f"adapter {match.name!r} is for {match.model}, the model is a {type(model).__name__}")
@@ -68,7 +68,7 @@ def _recognising(model: object) -> Adapter:
         raise AdapterNotFound(
             f"no adapter recognises {kind}{did_you_mean(kind, {a.model for a in adapters.values()})} "
             + (f"Skipped, because they do not load: {skipped}. " if skipped else "")
-            + "Pass adapter=..., or port the model: CONTRIBUTING.md, 'Add a model in 20 lines'"
+            + f"Pass adapter=..., or port the model: CONTRIBUTING.md, 'Add a model in 20 lines'.{registry.not_loaded}"
         )
     distance = {name: line.index(a.model) if a.model in line else len(line) for name, a in matching.items()}
     nearest = [name for name in matching if distance[name] == min(distance.values())]  # a subclass before its base

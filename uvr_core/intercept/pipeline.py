@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import types
 from collections.abc import Callable, Iterator
@@ -120,7 +121,7 @@ class PipelineCall:
     def __init__(self, pipeline: Any, transformer: nn.Module, taps: tuple[str, ...], current: Current, begin: Begin):
         self._pipeline, self._transformer, self._taps = pipeline, transformer, taps
         self._current, self._begin = current, begin
-        self._generating = threading.Lock()
+        self._generating, self._process = threading.Lock(), os.getpid()
         self._stock: type | None = None
 
     def wrap(self) -> None:
@@ -154,12 +155,19 @@ class PipelineCall:
     def _alone(self) -> Iterator[None]:
         """One call of the pipeline at a time."""
         if not self._generating.acquire(blocking=False):
+            if self._process != os.getpid():
+                raise UnsupportedRuntime(
+                    "this process was forked while another thread was generating with this pipeline, which therefore "
+                    "stands in the middle of that call for ever; detach and attach again here, or fork between "
+                    "generations"
+                )
             raise UnsupportedRuntime(
                 "the pipeline is called while another call of it runs; a diffusers pipeline keeps the state of its "
                 "call on itself: make a pipeline per thread around the one transformer, each with a scheduler and "
                 "tokenizers of its own, attach to the transformer, and draw inside "
                 "`with reg.generation(pipe.scheduler):`"
             )
+        self._process = os.getpid()
         try:
             yield
         finally:

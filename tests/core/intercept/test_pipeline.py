@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import inspect
+import os
+import threading
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from runner import Runner
@@ -27,6 +31,44 @@ def test_a_second_call_meanwhile_is_refused_and_the_first_goes_on(runner: Runner
         runner.run(callback_on_step_end=again)
         assert reg.report.posture == "observe"
     assert "called while another call of it runs" in refused[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform does not fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.usefixtures("one_thread")
+def test_a_process_forked_while_another_thread_generates(runner: Runner) -> None:
+    """The child, in which that thread does not go on, is told so, and attaches anew."""
+    expected = runner.run()
+    amid, forked = threading.Event(), threading.Event()
+
+    def wait(pipe: object, step: int, timestep: object, tensors: dict[str, object]) -> dict[str, object]:
+        amid.set()
+        assert forked.wait(60)
+        return tensors
+
+    def child() -> str:
+        with pytest.raises(uvr_core.UnsupportedRuntime) as caught:
+            runner.run()
+        reg.detach()
+        with uvr_core.attach(runner.pipe):
+            assert np.array_equal(runner.run(), expected)
+        return str(caught.value)
+
+    reader, writer = os.pipe()
+    with uvr_core.attach(runner.pipe) as reg, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        other = pool.submit(runner.run, callback_on_step_end=wait)
+        assert amid.wait(60)
+        if (pid := os.fork()) == 0:
+            try:
+                os.write(writer, child().encode())
+            except BaseException as error:
+                os.write(writer, repr(error).encode())
+            finally:
+                os._exit(0)
+        forked.set()
+        assert np.array_equal(other.result(60), expected)
+    os.waitpid(pid, 0)
+    assert b"forked while another thread was generating" in os.read(reader, 10_000)
 
 
 def test_another_transformer_put_in_after_attach_is_refused(runner: Runner) -> None:
