@@ -13,7 +13,6 @@ import torch
 from uvr_core import ConceptBank, Detector, Regulator, attach, plugins
 from uvr_core.errors import UVRError
 from uvr_core.fit.regions import MaskSource, mask_of
-from uvr_core.fit.scores import scores_of
 from uvr_core.ops.evidence import Evidence, Scores
 from uvr_core.sampling import Sampling, nonblank
 
@@ -113,7 +112,11 @@ def _scores(
     calibration = bank.calibration
     same = calibration is not None and calibration.detector == getattr(detector, "name", "")
     memory = calibration.memory if calibration is not None and same else 0.0
-    return {path: Evidence.over(each, memory) for path, each in scores_of(detector, bank, features, sigmas).items()}
+    gathered = {}
+    for path in bank.probes:
+        steps = [detector.scores(features[path, i].float(), s, bank, path).numpy() for i, s in enumerate(sigmas)]
+        gathered[path] = Evidence.over(np.stack(steps, 1), memory)
+    return gathered
 
 
 def _joined(parts: Sequence[Flows]) -> Flows:

@@ -58,7 +58,7 @@ def quick_banks(pipe: Any, pool: int, checks: int) -> dict[str, ConceptBank]:
     like = shipped("flux")[0]
     made = {name: members for name, members in MEMBERS.items() if name not in ASKED}
     style, options = (anchor_style("flux"),), {"unsafe": None, "split": "train", "wordings": 0.0, "pair": 1.0}
-    moments: dict[tuple[str, int, bool], Moments] = defaultdict(lambda: Moments(full=True))
+    moments: dict[tuple[str, int, bool], Moments] = defaultdict(Moments)
     sigmas: dict[int, float] = {}
     for _, prompts, seeds in in_batches(scenes_for("flux", pool, first=FIRST_SEED, styles=style, **options)):
         features: dict[int, torch.Tensor] = {}

@@ -73,17 +73,25 @@ def _tokens(call: JointCall, span: slice) -> torch.Tensor:
     return call.output[:, :, span].transpose(1, 2).flatten(2).float()
 
 
-def text_features(call: JointCall) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the text tokens get and give: their attention output (B, T, C), and the share of attention (B, N, T) that
-    each output patch pays to each of them, mean over heads; both float32. ceil(T / D) fused calls of N queries.
+def text_rows(call: JointCall) -> torch.Tensor:
+    """(B, T, C) float32: the attention output of the text tokens, for calls whose queries include them."""
+    return _tokens(call, call.queries.text)
 
-    For calls whose queries include the text.
+
+def word_mass(call: JointCall, words: torch.Tensor) -> torch.Tensor:
+    """How much each output patch attends to some text tokens. One fused call.
+
+    Args:
+        words: (B, T) bool, which ones.
+
+    Returns:
+        (B, N) float32 in 0..1, mean over heads.
     """
-    keys = call.keys.tokens
-    text = torch.eye(keys, dtype=call.query.dtype, device=call.query.device)[:, call.keys.text]
+    weight = torch.zeros(*words.shape[:1], call.keys.tokens, 1, dtype=call.query.dtype, device=call.query.device)
+    weight[:, call.keys.text, 0] = words.to(weight)
     query, mask = _output_queries(call)
-    mass = mass_on(query, call.key, text, attn_mask=mask, scale=call.scale)
-    return _tokens(call, call.queries.text), mass.mean(1, dtype=torch.float32)
+    mass = mass_on(query, call.key, weight, attn_mask=mask, scale=call.scale)
+    return mass[..., 0].mean(1, dtype=torch.float32)
 
 
 def _output_queries(call: JointCall) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -110,11 +118,14 @@ def direction(call: JointCall, bank: ConceptBank) -> Direction | None:
     return Direction(vector[:width], offset)
 
 
-def contrast(call: JointCall, compared: Compared) -> torch.Tensor:
-    """(B, Sk): the flow contrast of every key that is no output patch, 0 elsewhere."""
-    keys = call.keys.tokens
+def contrast(call: JointCall, compared: Compared, *, references: bool = True) -> torch.Tensor:
+    """(B, Sk): the flow contrast of every text and reference token, or of the text alone; 0 elsewhere."""
+    layout, keys = call.layout, call.keys.tokens
     measured = torch.ones(len(compared.core), keys, dtype=torch.bool, device=call.query.device)
     measured[:, call.keys.output] = measured[:, call.keys.padding] = False
+    if not references:
+        measured[:, call.keys.reference] = False
+    left_out = layout.padding + (layout.output if references else layout.image)
     query, mask = _output_queries(call)
     if compared.rows is not None:
         query = take_rows(query, compared.rows)
@@ -125,7 +136,7 @@ def contrast(call: JointCall, compared: Compared) -> torch.Tensor:
         compared.core,
         compared.rest,
         measured,
-        key_counts=[keys - call.layout.output - call.layout.padding] * len(measured),
+        key_counts=[keys - left_out] * len(measured),
         attn_mask=mask,
         scale=call.scale,
     )

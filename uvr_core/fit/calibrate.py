@@ -12,8 +12,9 @@ import numpy as np
 from ..concepts import Calibration, ConceptBank
 from ..errors import UVRError
 from ..sampling import nonblank
+from .marks import Marks, marks_of
 from .regions import MaskSource
-from .scores import ScoredRuns, auroc_of, best_threshold, image_scores, score_runs
+from .scores import auroc_of, best_threshold, scored
 
 _INTO_GAP = 0.25  # of the way from the benign bound to the unsafe scores: unseen styles score lower than seen ones
 
@@ -87,11 +88,12 @@ def calibrate(
     _check_budget(max_false_positive, memory)
     shown, others = nonblank("unsafe_prompts", unsafe_prompts), nonblank("benign_prompts", benign_prompts)
     score = functools.partial(
-        score_runs, pipe, bank, detector=detector, adapter=adapter, batch_size=batch_size, generate=generate
+        scored, pipe, bank, detector=detector, adapter=adapter, batch_size=batch_size, generate=generate
     )
     unsafe = score(shown, seed=seed, masks=masks, sources=sources, progress=progress)
     benign = score(others, seed=seed + len(shown), sources=benign_sources, progress=progress)
-    return _calibrated(bank, detector, unsafe, benign, max_false_positive, min_patches, memory, steps)
+    marks = marks_of(unsafe, memory, min_patches), marks_of(benign, memory, min_patches)
+    return _calibrated(bank, detector, *marks, max_false_positive, min_patches, steps)
 
 
 def _check_budget(max_false_positive: float, memory: Sequence[float]) -> None:
@@ -104,11 +106,10 @@ def _check_budget(max_false_positive: float, memory: Sequence[float]) -> None:
 def _calibrated(
     bank: ConceptBank,
     detector: str,
-    unsafe: ScoredRuns,
-    benign: ScoredRuns,
+    unsafe: Marks,
+    benign: Marks,
     budget: float,
     min_patches: int,
-    memory: Sequence[float],
     steps: Sequence[int] | None,
 ) -> ConceptBank:
     """The bank with the best choice over probes, memories and windows."""
@@ -116,15 +117,8 @@ def _calibrated(
     lasts = range(count) if steps is None else [n - 1 for n in steps]
     if not lasts or not all(0 <= last < count for last in lasts):
         raise UVRError(f"steps: expected numbers from 1 to the runs' {count}, got {steps}")
-    gathered = {m: (unsafe.gathered(m), benign.gathered(m)) for m in memory}
-    choices = [
-        choose(probe, m, last, *runs, budget, min_patches)
-        for m, runs in gathered.items()
-        for probe in bank.probes
-        for last in lasts
-    ]
-    best = pick(choices, unsafe.images)
-    best = _extend(best, *gathered[best.memory], budget, min_patches)
+    choices = [choose(probe, m, last, unsafe, benign, budget) for m, probe in unsafe.peaks for last in lasts]
+    best = _extend(pick(choices, unsafe.images), unsafe, benign, budget)
     measured = {
         "unsafe_prompts": unsafe.images,
         "benign_prompts": benign.images,
@@ -149,37 +143,36 @@ def pick(choices: Sequence[Choice], images: int) -> Choice:
     return max((c for c in choices if c.recall >= top - 1 / images), key=lambda c: c.margin)
 
 
-def _extend(choice: Choice, unsafe: ScoredRuns, benign: ScoredRuns, budget: float, min_patches: int) -> Choice:
+def _extend(choice: Choice, unsafe: Marks, benign: Marks, budget: float) -> Choice:
     """Keep watching for as long as false positives stay within the budget: late finds cost nothing else."""
-    per_step = image_scores(benign.scores[choice.probe], min_patches)
+    key = (choice.memory, choice.probe)
+    per_step = benign.peaks[key]
     running = np.sort(np.maximum.accumulate(per_step, 1), 0)[::-1][int(budget * len(per_step))]
     last = choice.last
     while last + 1 < running.size and running[last + 1] < choice.threshold:
         last += 1
-    positive = image_scores(unsafe.scores[choice.probe][:, : last + 1], min_patches).max(1)
-    negative = per_step[:, : last + 1].max(1)
+    positive, negative = (marks.peaks[key][:, : last + 1].max(1) for marks in (unsafe, benign))
     recall, false_positive = (float((scores >= choice.threshold).mean()) for scores in (positive, negative))
     return attrs.evolve(choice, last=last, recall=recall, false_positive=false_positive)
 
 
-def choose(
-    probe: str, memory: float, last: int, unsafe: ScoredRuns, benign: ScoredRuns, budget: float, min_patches: int
-) -> Choice:
-    """The threshold of one probe and window, and how it does. The runs' scores are gathered with `memory`.
+def choose(probe: str, memory: float, last: int, unsafe: Marks, benign: Marks, budget: float) -> Choice:
+    """The threshold of one probe, memory and window, and how it does.
 
     margin = (low - bound) / (bound - typical), with low the unsafe images' 10% quantile, bound the benign score that
     the budget allows and typical the benign median: the gap, in units of the benign tail.
     """
-    positive = image_scores(unsafe.scores[probe][:, : last + 1], min_patches).max(1)
-    negative = np.sort(image_scores(benign.scores[probe][:, : last + 1], min_patches).max(1))[::-1]
+    key = (memory, probe)
+    positive = unsafe.peaks[key][:, : last + 1].max(1)
+    negative = np.sort(benign.peaks[key][:, : last + 1].max(1))[::-1]
     bound = float(negative[int(budget * len(negative))])
     low = float(np.quantile(positive, 0.1))
     threshold = float(bound + max(_INTO_GAP * (low - bound), 1e-3 * max(1.0, abs(bound))))
     margin = (low - bound) / max(bound - float(np.median(negative)), 1e-3)
     grow, auroc = threshold, None
-    if unsafe.masks is not None:
-        patches = unsafe.scores[probe][:, : last + 1]
-        truth = np.broadcast_to(unsafe.masks.reshape(len(unsafe.masks), 1, -1), patches.shape)
+    if unsafe.truth is not None:
+        patches = unsafe.patches[key][: last + 1]
+        truth = np.broadcast_to(unsafe.truth, patches.shape)
         auroc = auroc_of(patches.ravel(), truth.ravel())
         grow = float(best_threshold(patches.ravel(), truth.ravel()))
     recall, false_positive = (float((scores >= threshold).mean()) for scores in (positive, negative))

@@ -5,18 +5,21 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
 from ..concepts import ConceptBank
 from ..engine.attach import attach
+from ..engine.readings import Reader
 from ..engine.regulator import Regulator
 from ..errors import UVRError
 from ..sampling import Sampling, nonblank
 from .gather import Gathered
-from .record import default_probes, recorded
-from .regions import MaskSource, mask_of, shown_by
+from .masks import Finder, Terms, finder_of
+from .record import default_probes, read_along
+from .regions import MaskSource
 
 
 def collect(
@@ -28,6 +31,8 @@ def collect(
     benign_prompts: Sequence[str] = (),
     sources: Sequence[Any] | None = None,
     benign_sources: Sequence[Any] | None = None,
+    words: Sequence[str] = (),
+    without: Sequence[str] | None = None,
     adapter: Any = None,
     probes: Sequence[str] | None = None,
     seed: int = 0,
@@ -43,10 +48,14 @@ def collect(
         pipe: a diffusers pipeline.
         concept: the bank's name.
         prompts: prompts that show the concept. Image i is drawn with seed + i.
-        masks: where the concept is. Either a callable (images, (H, W)) -> (B, H, W) bool on the patch grid, run
-            on the generated images (a detector or segmenter), or an array (len(prompts), H, W) made by a user.
-            An image whose mask is empty is left out. For an editing pipeline a callable is also run on the source
-            images, so that the bank can tell a concept that the source shows from one that the instruction brings.
+        masks: where the concept is. A callable (images, (H, W)) -> (B, H, W) bool on the patch grid, run on the
+            generated images (a detector or segmenter); an array (len(prompts), H, W) made by a user; "pairs": where a
+            picture differs from that of the prompt without the concept, from the same seed; "words": where patches
+            attend to the concept's own words. An image whose mask is empty is left out. For an editing pipeline a
+            callable is also run on the source images, so that the bank can tell a concept that the source shows from
+            one that the instruction brings. See uvr_core.fit.masks.
+        words: what prompts call the concept, for "words" and "pairs"; none: its name.
+        without: for "pairs", each prompt without the concept; None: the prompts less the words.
         benign_prompts: prompts without the concept; their patches join the "other" class of the contrast.
         sources, benign_sources: for an editing pipeline, the source image of each prompt (an instruction).
         probes: probe candidates; None: up to six of the adapter's, spread over the middle.
@@ -55,20 +64,25 @@ def collect(
         progress: called with the number of images finished.
 
     Returns:
-        An uncalibrated ConceptBank. See uvr_core.concepts.bank for its tensors. Host memory holds one batch's features
-        at every probe and step, with its text rows and the attention from patches to text.
+        An uncalibrated ConceptBank. See uvr_core.concepts.bank for its tensors. The prompts are drawn once to say
+        where the concept is (not with an array; twice with "pairs") and once more to read its patches, so that memory
+        grows with neither images nor steps.
 
     Raises:
-        UVRError: no prompts; no image shows the concept.
+        UVRError: no prompts; no image shows the concept; the pipeline draws another picture from the same seed.
+        UnsupportedRuntime: "words" where the adapter does not tell where a word's tokens lie.
     """
     samplings = _samplings(prompts, benign_prompts, sources, benign_sources, seed, dict(generate or {}), batch_size)
     with attach(pipe, adapter) as reg:
         paths = tuple(probes) if probes else default_probes(reg, pipe.transformer)
-        gathered, fingerprint = _gather(reg, pipe, concept, samplings, paths, masks, progress), reg.fingerprint
+        gathered = Gathered(reg.fingerprint.heads * reg.fingerprint.head_dim, max_anchors, seed)
+        finder = finder_of(masks, Terms(concept, tuple(words), without), paths)
+        _gather(reg, pipe, concept, samplings, paths, finder, gathered, progress)
+        fingerprint = reg.fingerprint
     tensors = {"sigma": torch.tensor(gathered.sigmas)}
     for path in paths:
-        tensors |= gathered.tensors(path, max_anchors, seed)
-    mask_source = mask_source or getattr(masks, "__qualname__", type(masks).__name__)
+        tensors |= gathered.tensors(path)
+    mask_source = mask_source or finder.name
     return ConceptBank(concept, fingerprint, tensors, None, _provenance(samplings, gathered, seed, mask_source))
 
 
@@ -98,23 +112,30 @@ def _gather(
     concept: str,
     samplings: tuple[Sampling, Sampling],
     paths: Sequence[str],
-    masks: MaskSource | Any,
+    finder: Finder,
+    gathered: Gathered,
     progress: Callable[[int], None] | None,
-) -> Gathered:
-    """Draw both sets and gather what their patches are like."""
-    gathered = Gathered(reg.fingerprint.heads * reg.fingerprint.head_dim)
-    sources = samplings[0].per_image.get("image")
-    for batch in recorded(reg, pipe, samplings[0], paths, progress, text=True):
-        inside = mask_of(masks, batch.images, batch.grid, batch.first)
-        gathered.add(batch, inside, shown_by(masks, sources, batch.first, len(batch.images), batch.grid))
-    if not gathered.images:
+) -> None:
+    """Say where the concept is, then draw both sets, reading what their patches are like.
+
+    Raises:
+        UVRError: no image shows the concept, or a picture is not the same when it is drawn again.
+    """
+    unsafe, benign = samplings
+    seen = finder.find(reg, pipe, unsafe, progress)
+    if not seen.masks.any():
         raise UVRError(
-            f"collect {concept!r}: none of the {gathered.drawn} generated images shows the concept according to the "
-            "mask source; check the prompts, and look at the images"
+            f"collect {concept!r}: none of the {len(unsafe.prompts)} generated images shows the concept according to "
+            "the mask source; check the prompts, and look at the images"
         )
-    for batch in recorded(reg, pipe, samplings[1], paths, progress):
-        gathered.add_benign(batch)
-    return gathered
+
+    def showing(batch: slice) -> AbstractContextManager[Reader]:
+        return gathered.showing(seen.masks[batch], None if seen.by_source is None else seen.by_source[batch])
+
+    for drawn in read_along(reg, pipe, unsafe, paths, showing, progress):
+        seen.check(drawn)
+    for _ in read_along(reg, pipe, benign, paths, lambda batch: gathered.benign(), progress):
+        pass
 
 
 def _provenance(

@@ -1,99 +1,181 @@
-"""What pictures of a concept show of it inside the model, gathered image by image into a bank's tensors."""
+"""What pictures of a concept show of it inside the model, gathered call by call into a bank's tensors."""
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import attrs
+import numpy as np
 import torch
 
+from ..engine.readings import Compared, Reader, contrast, features, text_rows
+from ..errors import UVRError
+from ..intercept.calls import JointCall
 from ..ops.masks import Mask, ring_of
-from .moments import Moments, whitened_direction
-from .record import Recorded
+from ..tokens import Role
+from .moments import Moments, Shared, moments_of, whitened_direction
 
 LEAST_IMAGES = 8  # per way in (source image, instruction), to tell them apart
 FEEDS = 2.5  # flow contrast above which a text token counts as feeding the concept; as in the `selective` policy
 
+Key = tuple[str, int]  # probe, step
 
-def _moments() -> defaultdict[tuple[str, int], Moments]:
-    return defaultdict(Moments)
+
+@attrs.define(eq=False)
+class Reservoir:
+    """At most `limit` of the rows that it was given, each as likely as any other, in their order."""
+
+    limit: int
+    generator: torch.Generator
+    rows: torch.Tensor | None = None
+    lots: torch.Tensor = attrs.field(factory=lambda: torch.zeros(0))
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Add rows (n, C)."""
+        rows = rows if self.rows is None else torch.cat([self.rows, rows])
+        lots = torch.cat([self.lots, torch.rand(len(rows) - len(self.lots), generator=self.generator)])
+        kept = lots.topk(min(self.limit, len(lots)), largest=False).indices.sort().values
+        self.rows, self.lots = rows[kept], lots[kept]
 
 
 @attrs.define(eq=False)
 class Gathered:
-    """The features of a set of images, by probe and step.
+    """The features of a set of images, by probe and step. It grows with neither images nor patches.
 
     Attributes:
         width: C; features may be 2C wide, with the facing reference token's behind.
+        max_anchors, seed: how many anchors are kept of each probe, and which.
         unsafe, other: moments of the patches inside a mask, and of those outside of it and its ring.
         origin: moments of an image's mean patch, by whether its source shows the concept.
         anchors: (n, C) of the last step; by probe alone.
-        tokens: (C,) per image, see feeding_rows.
+        tokens: sum of (C,) and their number, see feeding_rows.
+        levels: noise level of each step.
         images: how many showed the concept; drawn: of how many.
-        sigmas: the steps' noise levels.
     """
 
     width: int
-    unsafe: dict[tuple[str, int], Moments] = attrs.field(factory=_moments)
-    other: dict[tuple[str, int], Moments] = attrs.field(factory=_moments)
-    origin: dict[tuple[str, int, bool], Moments] = attrs.field(factory=lambda: defaultdict(Moments))
-    anchors: dict[str, list[torch.Tensor]] = attrs.field(factory=lambda: defaultdict(list))
-    tokens: dict[tuple[str, int], list[torch.Tensor]] = attrs.field(factory=lambda: defaultdict(list))
+    max_anchors: int = 256
+    seed: int = 0
+    shared: dict[str, Shared] = attrs.field(factory=lambda: defaultdict(Shared))
+    unsafe: dict[Key, Moments] = attrs.field(factory=dict)
+    other: dict[Key, Moments] = attrs.field(factory=dict)
+    origin: dict[tuple[str, int, bool], Moments] = attrs.field(factory=dict)
+    anchors: dict[str, Reservoir] = attrs.field(factory=dict)
+    tokens: dict[Key, tuple[torch.Tensor, int]] = attrs.field(factory=dict)
+    levels: dict[int, float] = attrs.field(factory=dict)
     images: int = 0
     drawn: int = 0
-    sigmas: list[float] = attrs.field(factory=lambda: [1.0])
 
-    def add(self, batch: Recorded, masks: Mask, by_source: Mask | None) -> None:
-        """Add images that should show the concept.
+    @property
+    def sigmas(self) -> list[float]:
+        """The steps' noise levels."""
+        return [self.levels[step] for step in sorted(self.levels)] or [1.0]
+
+    @contextmanager
+    def showing(self, masks: Mask, by_source: Mask | None) -> Iterator[Reader]:
+        """A reader of one batch of images that should show the concept.
 
         Args:
             masks: (B, H, W) bool, where it is; an image whose mask is empty is left out.
             by_source: (B,) bool, whether the source image shows it; None: not known.
         """
-        self.drawn, self.sigmas = self.drawn + len(batch.images), batch.sigmas
-        for sample, mask in enumerate(masks):
-            if mask.any():
-                self.images += 1
-                self._add_image(batch, sample, mask, None if by_source is None else bool(by_source[sample]))
+        rings = np.stack([ring_of(mask) for mask in masks])
+        outside = ~(masks | rings)
+        shown = [sample for sample, mask in enumerate(masks) if mask.any()]
+        latest: dict[str, list[torch.Tensor]] = {}
 
-    def _add_image(self, batch: Recorded, sample: int, mask: Mask, by_source: bool | None) -> None:
-        inside, outside = mask.reshape(-1), ~(mask | ring_of(mask)).reshape(-1)
-        for (path, step), x in batch.features.items():
-            patches = x[sample][inside].float()
-            self.unsafe[path, step].add(patches)
-            self.other[path, step].add(x[sample][outside].float())
-            if by_source is not None:
-                self.origin[path, step, by_source].add(patches.mean(0, keepdim=True))
-            if step == len(self.sigmas) - 1:
-                self.anchors[path].append(patches[:, : self.width])
-        for (path, step), (rows, mass) in batch.text.items():
-            token = feeding_rows(rows[sample], mass[sample], inside, outside)
-            if token is not None:
-                self.tokens[path, step].append(token)
+        @functools.cache
+        def placed(device: torch.device) -> tuple[Compared, list[tuple[torch.Tensor, torch.Tensor]]]:
+            """Where a flow contrast is measured, and the places of each shown image's patches: inside, outside."""
+            places = [(np.flatnonzero(masks[i]), np.flatnonzero(outside[i])) for i in shown]
+            on_device = [tuple(torch.from_numpy(side).to(device) for side in sides) for sides in places]
+            return Compared.of(masks, rings, device), on_device  # type: ignore[return-value]
 
-    def add_benign(self, batch: Recorded) -> None:
-        """Add images without the concept: all their patches are others."""
-        for key, x in batch.features.items():
-            self.other[key].add(x.flatten(0, 1).float())
+        def read(call: JointCall) -> None:
+            if masks.shape[1:] != call.layout.grid:
+                raise UVRError(
+                    f"masks: expected {call.layout.grid} (rows, columns of patches) for each image, got "
+                    f"{masks.shape[1:]}"
+                )
+            if not len(shown):
+                return
+            x, (compared, places) = features(call), placed(call.query.device)
+            latest[call.tap] = []
+            for sample, (inside, rest) in zip(shown, places, strict=True):
+                patches = x[sample, inside]
+                self._add_image(call, patches, x[sample, rest], None if by_source is None else bool(by_source[sample]))
+                latest[call.tap].append(patches[:, : self.width])
+            if call.queries.count(Role.TEXT):
+                self._add_tokens(call, compared, [sample for sample in shown if outside[sample].any()])
 
-    def tensors(self, path: str, max_anchors: int, seed: int) -> dict[str, torch.Tensor]:
+        yield read
+        self.drawn, self.images = self.drawn + len(masks), self.images + len(shown)
+        for path, images in latest.items():
+            if path not in self.anchors:
+                self.anchors[path] = Reservoir(self.max_anchors, torch.Generator().manual_seed(self.seed))
+            for patches in images:
+                self.anchors[path].add(patches.cpu())
+
+    @contextmanager
+    def benign(self) -> Iterator[Reader]:
+        """A reader of one batch of images without the concept: all their patches are others."""
+
+        def read(call: JointCall) -> None:
+            x = features(call).flatten(0, 1)
+            self._class(self.other, call, x.shape[1]).add(x)
+
+        yield read
+
+    def _class(self, classes: dict[Key, Moments], call: JointCall, width: int) -> Moments:
+        key = (call.tap, call.forward.step)
+        self.levels[call.forward.step] = call.forward.sigma
+        if key not in classes:
+            classes[key] = moments_of(width, self.shared[call.tap])
+        return classes[key]
+
+    def _add_image(self, call: JointCall, inside: torch.Tensor, rest: torch.Tensor, by_source: bool | None) -> None:
+        """Add the patches (n, C or 2C) of one image."""
+        width = inside.shape[1]
+        self._class(self.unsafe, call, width).add(inside)
+        self._class(self.other, call, width).add(rest)
+        if by_source is not None:
+            key = (call.tap, call.forward.step, by_source)
+            if key not in self.origin:
+                self.origin[key] = moments_of(width, self.shared[call.tap])
+            self.origin[key].add(inside.mean(0, keepdim=True))
+
+    def _add_tokens(self, call: JointCall, compared: Compared, samples: Sequence[int]) -> None:
+        rows, weight = text_rows(call), contrast(call, compared, references=False)[:, call.keys.text]
+        key = (call.tap, call.forward.step)
+        for sample in samples:
+            total, count = self.tokens.get(key, (torch.zeros(rows.shape[2]), 0))
+            self.tokens[key] = total + feeding_rows(rows[sample], weight[sample]).cpu(), count + 1
+
+    def tensors(self, path: str) -> dict[str, torch.Tensor]:
         """The bank's tensors of one probe; see uvr_core.concepts.bank."""
-        steps = range(len(self.sigmas))
+        steps = range(len(self.levels))
         pairs = [whitened_direction(self.unsafe[path, step], self.other[path, step]) for step in steps]
+        anchors = self.anchors[path].rows
+        assert anchors is not None
         tensors = {
             f"direction/{path}": torch.stack([direction for direction, _ in pairs]),
             f"offset/{path}": torch.tensor([offset for _, offset in pairs]),
-            f"anchors/{path}": _subset(torch.cat(self.anchors[path]), max_anchors, seed),
+            f"anchors/{path}": anchors,
         }
         tensors |= origin_tensors(path, len(steps), self.origin)
-        if all(self.tokens[path, step] for step in steps):
-            tensors[f"token/{path}"] = torch.stack([torch.stack(self.tokens[path, step]).mean(0) for step in steps])
+        if all((path, step) in self.tokens for step in steps):
+            pairs_of = [self.tokens[path, step] for step in steps]
+            tensors[f"token/{path}"] = torch.stack([total / count for total, count in pairs_of])
         return tensors
 
 
 def origin_tensors(path: str, steps: int, means: dict[tuple[str, int, bool], Moments]) -> dict[str, torch.Tensor]:
     """origin/ and origin_offset/ of one probe, if both ways in occurred at least LEAST_IMAGES times."""
-    if any(means[path, step, way].n < LEAST_IMAGES for step in range(steps) for way in (True, False)):
+    least = Moments()
+    if any(means.get((path, step, way), least).n < LEAST_IMAGES for step in range(steps) for way in (True, False)):
         return {}
     directions, offsets = [], []
     for step in range(steps):
@@ -104,30 +186,15 @@ def origin_tensors(path: str, steps: int, means: dict[tuple[str, int, bool], Mom
     return {f"origin/{path}": torch.stack(directions), f"origin_offset/{path}": torch.tensor(offsets)}
 
 
-def feeding_rows(rows: torch.Tensor, mass: torch.Tensor, inside: Mask, outside: Mask) -> torch.Tensor | None:
-    """Mean output of the text tokens that feed a region most.
+def feeding_rows(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """(C,): mean output of the text tokens that feed a region most.
 
-    A token's flow contrast is the mean attention that it receives from patches inside over that from patches outside,
-    as in `flow_contrast`. Tokens above 2.5 are taken, or the one with the largest contrast.
+    Tokens with a flow contrast above 2.5 are taken, or the one with the largest.
 
     Args:
         rows: (T, C), attention output at the text tokens.
-        mass: (N, T), attention from output patches to text tokens, >= 0.
-        inside, outside: (N,) bool.
-
-    Returns:
-        (C,), or None where there are no text tokens or no patches to compare.
+        weight: (T,), their flow contrast, see uvr_core.ops.mass.flow_contrast.
     """
-    if not len(rows) or not inside.any() or not outside.any():
-        return None
-    from_inside, from_outside = (mass[torch.from_numpy(side)].mean(0) for side in (inside, outside))
-    contrast = torch.where(from_inside == 0, 0.0, from_inside / from_outside)
-    feeding = contrast > FEEDS
-    feeding[contrast.argmax()] = True
+    feeding = weight > FEEDS
+    feeding[weight.argmax()] = True
     return rows[feeding].mean(0)
-
-
-def _subset(x: torch.Tensor, count: int, seed: int) -> torch.Tensor:
-    if len(x) <= count:
-        return x.float()
-    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:count].sort().values].float()

@@ -1,24 +1,24 @@
-"""Scores of unregulated generations, and figures over them."""
+"""Scores of unregulated generations, made as they run, and figures over them."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from .. import plugins
 from ..concepts import ConceptBank
 from ..engine.attach import attach
+from ..engine.readings import Reader, features
+from ..intercept.calls import JointCall
 from ..ops.evidence import Evidence, Scores
 from ..ops.masks import Mask
-from ..protocols import Detector
 from ..sampling import Sampling
-from .record import recorded
+from .record import read_along
 from .regions import MaskSource, mask_of
 
 
@@ -41,7 +41,7 @@ class ScoredRuns:
         return attrs.evolve(self, scores={path: Evidence.over(scores, memory) for path, scores in self.scores.items()})
 
 
-def score_runs(
+def scored(
     pipe: Any,
     bank: ConceptBank,
     prompts: Sequence[str],
@@ -54,37 +54,45 @@ def score_runs(
     masks: MaskSource | None = None,
     progress: Callable[[int], None] | None = None,
     sources: Sequence[Any] | None = None,
-) -> ScoredRuns:
-    """Generate without regulation and score every patch at every step and probe of the bank.
+) -> Iterator[ScoredRuns]:
+    """Generate without regulation and score every patch at every step and probe of the bank, batch by batch.
+
+    Of the features nothing is kept: a call is scored while it runs.
 
     Args: as of `collect`.
     """
     scorer = plugins.registry().make("detector", detector).object
     sampling = Sampling(prompts, range(seed, seed + len(prompts)), {"image": sources}, generate or {}, batch_size)
-    columns: dict[str, list[Scores]] = defaultdict(list)
-    located: list[Mask] = []
-    sigmas, grid = [1.0], (0, 0)
+    scores: dict[tuple[str, int], Scores] = {}
+    levels: dict[int, float] = {}
+
+    def read(call: JointCall) -> None:
+        levels[call.forward.step] = call.forward.sigma
+        told = scorer.scores(features(call), call.forward.sigma, bank, call.tap)
+        scores[call.tap, call.forward.step] = told.detach().float().cpu().numpy()
+
+    @contextmanager
+    def reading(batch: slice) -> Iterator[Reader]:
+        scores.clear()
+        levels.clear()
+        yield read
+
     with attach(pipe, adapter) as reg:
         bank.fingerprint.check(reg.fingerprint, f"concept {bank.name!r}")
-        for batch in recorded(reg, pipe, sampling, bank.probes, progress):
-            sigmas, grid = batch.sigmas, batch.grid
-            for path, scores in scores_of(scorer, bank, batch.features, sigmas).items():
-                columns[path].append(scores)
-            if masks is not None:
-                located.append(mask_of(masks, batch.images, grid, batch.first))
-    whole = {path: np.concatenate(parts) for path, parts in columns.items()}
-    return ScoredRuns(whole, sigmas, grid, np.concatenate(located) if located else None)
+        for drawn in read_along(reg, pipe, sampling, bank.probes, reading, progress):
+            assert drawn.grid is not None
+            steps = sorted(levels)
+            by_probe = {path: np.stack([scores[path, step] for step in steps], 1) for path in bank.probes}
+            located = None if masks is None else mask_of(masks, drawn.images, drawn.grid, drawn.first)
+            yield ScoredRuns(by_probe, [levels[step] for step in steps], drawn.grid, located)
 
 
-def scores_of(
-    detector: Detector, bank: ConceptBank, features: Mapping[tuple[str, int], torch.Tensor], sigmas: Sequence[float]
-) -> dict[str, Scores]:
-    """{probe: (B, steps, patches)} of a batch's features {(probe, step): (B, N, C)} at the steps' noise levels."""
-    scores = {}
-    for path in bank.probes:
-        steps = [detector.scores(features[path, i].float(), s, bank, path).numpy() for i, s in enumerate(sigmas)]
-        scores[path] = np.stack(steps, 1)
-    return scores
+def score_runs(pipe: Any, bank: ConceptBank, prompts: Sequence[str], **options: Any) -> ScoredRuns:
+    """The scores of all images together: 4 bytes a patch, step and probe. Arguments as of `scored`."""
+    parts = list(scored(pipe, bank, prompts, **options))
+    whole = {path: np.concatenate([part.scores[path] for part in parts]) for path in bank.probes}
+    masks = [part.masks for part in parts if part.masks is not None]
+    return ScoredRuns(whole, parts[-1].sigmas, parts[-1].grid, np.concatenate(masks) if masks else None)
 
 
 def image_scores(scores: Scores, min_patches: int) -> Scores:

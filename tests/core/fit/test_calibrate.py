@@ -16,11 +16,13 @@ from runner import PROBE, make_bank
 import uvr_core
 from uvr_core import Calibration, UVRError, calibrate
 from uvr_core.fit.calibrate import choose, pick
+from uvr_core.fit.marks import Marks, marks_of
 from uvr_core.fit.scores import ScoredRuns, auroc_of
 
 
-def runs(scores: np.ndarray, masks: np.ndarray | None = None) -> ScoredRuns:
-    return ScoredRuns({"p": scores.astype(np.float32)}, [1.0] * scores.shape[1], (1, scores.shape[2]), masks)
+def marks(scores: np.ndarray, patches: int = 1, masks: np.ndarray | None = None) -> Marks:
+    runs = ScoredRuns({"p": scores.astype(np.float32)}, [1.0] * scores.shape[1], (1, scores.shape[2]), masks)
+    return marks_of([runs], (0.0,), patches)
 
 
 @settings(max_examples=60, deadline=None)
@@ -36,7 +38,7 @@ def test_a_threshold_keeps_its_budget(
     if ties:
         unsafe, benign = unsafe.round(), benign.round()
     for last in range(3):
-        choice = choose("p", 0.0, last, runs(unsafe), runs(benign), budget, patches)
+        choice = choose("p", 0.0, last, marks(unsafe, patches), marks(benign, patches), budget)
 
         def share(scores: np.ndarray, last: int = last, threshold: float = choice.threshold) -> float:
             hits = (scores[:, : last + 1].astype(np.float32) >= threshold).sum(-1)
@@ -51,7 +53,7 @@ def test_grow_maximises_f_half_over_patches() -> None:
     rng = np.random.default_rng(0)
     masks = rng.random((6, 1, 8)) < 0.4
     unsafe = (rng.normal(0, 1, (6, 2, 8)) + 2 * masks).astype(np.float32)
-    choice = choose("p", 0.0, 1, runs(unsafe, masks), runs(rng.normal(0, 1, (9, 2, 8))), 0.0, 1)
+    choice = choose("p", 0.0, 1, marks(unsafe, 1, masks), marks(rng.normal(0, 1, (9, 2, 8))), 0.0)
     truth = np.broadcast_to(masks, unsafe.shape)
 
     def f_half(threshold: float) -> float:
@@ -117,20 +119,20 @@ def test_calibrating_refuses_what_makes_no_sense(pipe: Any, bank: uvr_core.Conce
         calibrate(pipe, bank, UNSAFE, BENIGN, detector="contrats", generate=OPTIONS)
 
 
-def flat(scores: np.ndarray) -> ScoredRuns:
-    return ScoredRuns({"p": scores.astype(np.float32)[:, None, None]}, [1.0], (1, 1), None)
+def flat(scores: np.ndarray) -> Marks:
+    return marks(scores[:, None, None])
 
 
 def test_margin_is_the_gap_in_units_of_the_benign_tail() -> None:
     benign, unsafe = np.linspace(0, 2, 41), np.linspace(5, 9, 21)
-    choice = choose("p", 0.0, 0, flat(unsafe), flat(benign), 0.0, 1)
+    choice = choose("p", 0.0, 0, flat(unsafe), flat(benign), 0.0)
     low, bound, typical = np.quantile(unsafe, 0.1), 2.0, 1.0
     assert choice.margin == pytest.approx((low - bound) / (bound - typical), rel=1e-4)
     assert choice.threshold == pytest.approx(bound + 0.25 * (low - bound), rel=1e-4)
 
 
 def test_among_equals_the_widest_margin_wins_and_recall_comes_first() -> None:
-    plain = choose("p", 0.0, 0, flat(np.linspace(5, 9, 21)), flat(np.linspace(0, 2, 41)), 0.0, 1)
+    plain = choose("p", 0.0, 0, flat(np.linspace(5, 9, 21)), flat(np.linspace(0, 2, 41)), 0.0)
     wide = attrs.evolve(plain, probe="wide", margin=plain.margin + 1, recall=plain.recall - 1 / 21)
     wider_but_blind = attrs.evolve(plain, probe="blind", margin=plain.margin + 2, recall=plain.recall - 2 / 21)
     assert pick([plain, wide, wider_but_blind], 21).probe == "wide"
@@ -145,10 +147,10 @@ def test_calibrate_takes_the_memory_that_recalls_more(monkeypatch: pytest.Monkey
     unsafe[:, :, :3] += 1.5
     sets = {40: unsafe, 200: benign}
 
-    def score_runs(pipe: Any, bank: Any, prompts: Any, **options: Any) -> ScoredRuns:
-        return ScoredRuns({PROBE: sets[len(prompts)]}, sigmas, (4, 4), None)
+    def scored(pipe: Any, bank: Any, prompts: Any, **options: Any) -> list[ScoredRuns]:
+        return [ScoredRuns({PROBE: sets[len(prompts)]}, sigmas, (4, 4), None)]
 
-    monkeypatch.setattr("uvr_core.fit.calibrate.score_runs", score_runs)
+    monkeypatch.setattr("uvr_core.fit.calibrate.scored", scored)
     bank, recalls = make_bank(), {}
     for memory, chosen in (((0.0, 0.9), 0.9), ((0.0,), 0.0)):
         made = uvr_core.calibrate(None, bank, ["x"] * 40, ["y"] * 200, 0.01, memory=memory).calibration

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import weakref
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import uvr_core
-from uvr_core.fit.scores import auroc_of, image_scores, score_runs, scores_of
+from uvr_core.fit.scores import auroc_of, image_scores, score_runs, scored
 
 
 @settings(max_examples=80, deadline=None)
@@ -38,14 +38,24 @@ def test_scores_do_not_depend_on_the_batch_size(pipe: Any, bank: uvr_core.Concep
         np.testing.assert_allclose(one.scores[probe], three.scores[probe], atol=0.05)
 
 
-def test_a_batch_is_scored_at_every_probe_and_step_at_its_own_level() -> None:
-    class Detector:
-        def scores(self, features: Any, sigma: float, bank: Any, probe: str) -> Any:
-            assert features.dtype == torch.float32
-            return features.sum(-1) * sigma + (100 if probe == "b" else 0)
+def test_a_call_is_scored_while_it_runs_at_its_own_level(pipe: Any, bank: uvr_core.ConceptBank) -> None:
+    """One batch at a time, and what a detector is shown is let go before the next call's."""
+    alive: list[int] = []
+    shown: list[weakref.ref[torch.Tensor]] = []
 
-    features = {(path, step): torch.full((2, 3, 4), step + 1.0).half() for path in "ab" for step in range(2)}
-    scores = scores_of(Detector(), SimpleNamespace(probes=("a", "b")), features, [1.0, 0.25])
-    assert {path: each.shape for path, each in scores.items()} == {"a": (2, 2, 3), "b": (2, 2, 3)}
-    assert scores["a"][:, :, 0].tolist() == [[4.0, 2.0]] * 2
-    assert scores["b"][:, :, 0].tolist() == [[104.0, 102.0]] * 2
+    class Detector:
+        def scores(self, features: torch.Tensor, sigma: float, bank: Any, probe: str) -> torch.Tensor:
+            assert features.dtype == torch.float32
+            alive.append(sum(each() is not None for each in shown))
+            shown.append(weakref.ref(features))
+            return features.sum(-1) * sigma + (1000 if probe == bank.probes[1] else 0)
+
+    batches = scored(pipe, bank, UNSAFE[:3], detector=Detector(), batch_size=2, generate=OPTIONS)
+    first = next(batches)
+    assert len(shown) == 4  # two probes in two steps of one batch
+    assert {path: each.shape for path, each in first.scores.items()} == dict.fromkeys(bank.probes, (2, 2, 64))
+    assert first.sigmas[0] == 1 > first.sigmas[1]
+    assert (first.scores[bank.probes[1]] > 500).all()
+    assert (first.scores[bank.probes[0]] < 500).all()
+    assert [runs.images for runs in batches] == [1]
+    assert max(alive) <= 1
