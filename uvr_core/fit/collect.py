@@ -48,12 +48,11 @@ def collect(
         pipe: a diffusers pipeline.
         concept: the bank's name.
         prompts: prompts that show the concept. Image i is drawn with seed + i.
-        masks: where the concept is. A callable (images, (H, W)) -> (B, H, W) bool on the patch grid, run on the
-            generated images (a detector or segmenter); an array (len(prompts), H, W) made by a user; "pairs": where a
-            picture differs from that of the prompt without the concept, from the same seed; "words": where patches
-            attend to the concept's own words. An image whose mask is empty is left out. For an editing pipeline a
-            callable is also run on the source images, so that the bank can tell a concept that the source shows from
-            one that the instruction brings. See uvr_core.fit.masks.
+        masks: where the concept is; see uvr_core.fit.masks. A callable (images, (H, W)) -> (B, H, W) bool on the patch
+            grid, run on the generated images and, when editing, on the sources, so that the bank can tell what the
+            source shows from what the instruction brings; an array (len(prompts), H, W); "pairs": where a picture
+            differs from that of the prompt without the concept; "words": where patches attend to the concept's own
+            words. An image whose mask is empty is left out.
         words: what prompts call the concept, for "words" and "pairs"; none: its name.
         without: for "pairs", each prompt without the concept; None: the prompts less the words.
         benign_prompts: prompts without the concept; their patches join the "other" class of the contrast.
@@ -64,9 +63,8 @@ def collect(
         progress: called with the number of images finished.
 
     Returns:
-        An uncalibrated ConceptBank. See uvr_core.concepts.bank for its tensors. The prompts are drawn once to say
-        where the concept is (not with an array; twice with "pairs") and once more to read its patches, so that memory
-        grows with neither images nor steps.
+        An uncalibrated ConceptBank. Prompts are drawn once to say where the concept is (not with an array; twice with
+        "pairs") and once more to read its patches: memory grows with neither images nor steps.
 
     Raises:
         UVRError: no prompts; no image shows the concept; the pipeline draws another picture from the same seed.
