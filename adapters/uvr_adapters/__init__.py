@@ -18,6 +18,8 @@ def uvr_adapters() -> Mapping[str, object]:
         "ovis-image": "uvr_adapters.ovis_image:OVIS_IMAGE",
         "bria": "uvr_adapters.bria:BRIA",
         "prx": "uvr_adapters.prx:PRX",
+        "joyimage-edit": "uvr_adapters.joyimage_edit:JOYIMAGE_EDIT",
+        "joyimage-edit-plus": "uvr_adapters.joyimage_edit_plus:JOYIMAGE_EDIT_PLUS",
         "nucleus-image": "uvr_adapters.nucleus_image:NUCLEUS_IMAGE",
         "cogview3plus": "uvr_adapters.cogview3plus:COGVIEW3PLUS",
         "cogview4": "uvr_adapters.cogview4:COGVIEW4",

@@ -162,6 +162,15 @@ def vae(blocks: int = 2) -> Any:
     ).eval()  # fmt: skip
 
 
+def wan_vae(levels: int) -> Any:
+    """AutoencoderKLWan of 4 latent channels: a latent is 2 ** (levels - 1) pixels on a side."""
+    torch.manual_seed(0)
+    return diffusers.AutoencoderKLWan(
+        base_dim=4, z_dim=4, dim_mult=[1] * levels, num_res_blocks=1, temperal_downsample=[False] * (levels - 1),
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+    ).eval()  # fmt: skip
+
+
 def scheduler(**options: Any) -> Any:
     """FlowMatchEulerDiscreteScheduler, as nearly all of the pipelines have it."""
     return diffusers.FlowMatchEulerDiscreteScheduler(**options)
