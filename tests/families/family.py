@@ -70,6 +70,7 @@ class Release:
         taps: number of joint attention blocks.
         text: text tokens of the forward that `Family.inputs` makes, the adapter's padding aside.
         references: number of references of 64 x 64 patches.
+        prepare: what must be done to the transformer so that it runs on the meta device.
     """
 
     source: str
@@ -77,6 +78,7 @@ class Release:
     taps: int
     text: int = 5
     references: int = 0
+    prepare: Callable[[Any], None] = lambda transformer: None
 
 
 @attrs.frozen(eq=False)

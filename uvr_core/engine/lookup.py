@@ -28,8 +28,8 @@ def fingerprint(transformer: nn.Module, modules: Mapping[str, nn.Module]) -> Fin
     first = next(iter(modules.values()))
     heads: Any = config.get("num_attention_heads") or getattr(first, "heads", 0)
     size: Any = config.get("attention_head_dim") or getattr(first, "head_dim", 0)
-    if not size and heads:  # Lumina 2 gives its width alone
-        size = getattr(first, "inner_dim", 0) // heads
+    if not size and heads:  # Lumina 2 gives its width alone, FIBO 2 not even that
+        size = (getattr(first, "inner_dim", 0) or getattr(getattr(first, "to_q", None), "out_features", 0)) // heads
     return Fingerprint(type(transformer).__name__, len(modules), int(heads), int(size))
 
 

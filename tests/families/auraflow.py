@@ -1,0 +1,58 @@
+"""AuraFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .family import Drawing, Family, Release, Size, assembled, padded, scheduler
+
+WIDTH = 12
+CONFIG = {
+    "sample_size": 16, "in_channels": 4, "num_mmdit_layers": 2, "num_single_dit_layers": 2, "attention_head_dim": 16,
+    "num_attention_heads": 2, "joint_attention_dim": WIDTH, "caption_projection_dim": 32, "pos_embed_max_size": 256,
+}  # fmt: skip
+
+
+def inputs(
+    config: dict[str, Any], height: int, width: int, batch: int, sigma: float, references: tuple[Size, ...] = ()
+) -> dict[str, Any]:
+    """As AuraFlowPipeline."""
+    return {
+        "hidden_states": torch.randn(batch, 4, 2 * height, 2 * width),
+        "encoder_hidden_states": torch.randn(batch, 5, config.get("joint_attention_dim", 2048)),
+        "timestep": torch.full((batch,), sigma),
+    }
+
+
+def build(transformer: Any) -> Any:
+    pipe = assembled("AuraFlowPipeline", transformer=transformer, scheduler=scheduler())
+
+    def encode_prompt(
+        prompt: Any, negative_prompt: Any, do_classifier_free_guidance: bool, **_: Any
+    ) -> tuple[Any, ...]:
+        every, mask = padded([*prompt, *(negative_prompt if do_classifier_free_guidance else [])], WIDTH)
+        return every[: len(prompt)], mask[: len(prompt)], every[len(prompt) :], mask[len(prompt) :]
+
+    pipe.encode_prompt = encode_prompt
+    return pipe
+
+
+def call(pipe: Any, prompts: Sequence[str], negative: str | None, references: int) -> dict[str, Any]:
+    """32 x 48 pixels; without a VAE the pipeline takes 8 pixels for a latent."""
+    options = {"prompt": list(prompts), "height": 32, "width": 48, "guidance_scale": 1.0}
+    if negative is not None:
+        options |= {"negative_prompt": [negative] * len(prompts), "guidance_scale": 3.0}
+    return options
+
+
+FAMILIES = (
+    Family(
+        adapter="auraflow", model="AuraFlowTransformer2DModel", config=CONFIG, inputs=inputs,
+        drawings=(Drawing("AuraFlowPipeline", build, call, ("uc",)),),
+        # fal/AuraFlow: the defaults of the class; eight registers join the text
+        releases=(Release("fal/AuraFlow", {}, taps=36, text=13),),
+    ),
+)  # fmt: skip
