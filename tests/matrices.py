@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -107,24 +108,23 @@ def reference_rows(
     return [out[b][:, rows.index[b, :n]] for b, n in enumerate(rows.counts)]
 
 
-def contrast_reference(a: Tensor, rows: Tensor, others: Tensor, keys: Tensor) -> Tensor:
-    """(B, Sk) from weights a (B, Sq, Sk) averaged over heads."""
-    want = torch.zeros(keys.shape, dtype=torch.float64)
+def contrast_reference(a: Tensor, rows: Tensor, others: Tensor, keys: Sequence[slice]) -> Tensor:
+    """(B, T) from weights a (B, Sq, Sk) averaged over heads."""
+    a = torch.cat([a[..., span] for span in keys], -1)
+    want = torch.zeros(len(a), a.shape[-1], dtype=torch.float64)
     for b in range(len(a)):
-        for j in range(keys.shape[1]):
-            if keys[b, j] and rows[b].any() and others[b].any() and a[b, rows[b], j].any():
+        for j in range(a.shape[-1]):
+            if rows[b].any() and others[b].any() and a[b, rows[b], j].any():
                 want[b, j] = a[b, rows[b], j].double().mean() / a[b, others[b], j].double().mean()
     return want
 
 
-def contrast_masks(b: int, sq: int, sk: int) -> tuple[Tensor, Tensor, Tensor]:
+def contrast_masks(b: int, sq: int, sk: int) -> tuple[Tensor, Tensor, tuple[slice, slice]]:
+    """Located rows, others, and the spans of the keys that are measured."""
     g = generator(5)
     output = (torch.arange(sq) < 1) | (torch.arange(sq) > 3)  # queries 1 to 3 are text, on neither side
     rows = (torch.rand(b, sq, generator=g) > 0.6) & output
     others = ~rows & output & (torch.rand(b, sq, generator=g) > 0.3)
     rows[0, 0], others[0, 0], rows[-1] = True, False, False
     others[0, 4:7] = False  # sample 0 has fewer rows, so that it is padded with its row 0, which is listed
-    keys = torch.rand(b, sk, generator=g) > 0.2
-    keys[0, sk // 2 :] = False  # samples differ in their number of text tokens
-    keys[0, 0] = False  # padding slots point at key 0: it must stay 0
-    return rows, others, keys
+    return rows, others, (slice(1, sk // 2), slice(sk - sk // 3, sk))

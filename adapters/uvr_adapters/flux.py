@@ -15,7 +15,7 @@ from uvr_core.errors import AdapterMismatch
 
 
 def layout(arguments: Arguments) -> Layout:
-    ids = arguments["img_ids"]
+    ids = arguments["img_ids"].cpu()  # one host sync, not one for each number
     ids = ids[0] if ids.ndim == 3 else ids
     images = [ids[ids[:, 0] == number] for number in ids[:, 0].unique()]
     grids = [tuple(int(n) for n in (part[:, 1:].amax(0) - part[:, 1:].amin(0) + 1).tolist()) for part in images]

@@ -18,7 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 Variant = tuple[Callable[[], AbstractContextManager[Any]], Callable[[], Any]]  # context entered untimed, work timed
 HOST_SYNCS = frozenset({
     "item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__",
-    "unique", "masked_select",
+    "unique", "masked_select", "tensor", "as_tensor",
+})  # fmt: skip
+# Operations of the dispatcher whose result the host waits for, wherever in torch they were called.
+DEVICE_SYNCS = frozenset({
+    "_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique_dim", "_unique2",
 })  # fmt: skip
 
 
@@ -96,12 +100,13 @@ class Watch(TorchDispatchMode):
     """Counts the operations that make or change tensors (views are free), and their outputs' bytes.
 
     Attributes:
-        kernels: {name: count}; views: number of views; bytes: sum over outputs; largest: most numbers in one output.
+        kernels, syncs: {name: count}; views: number of views; bytes: sum over outputs; largest: most numbers in one output.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.kernels: Counter[str] = Counter()
+        self.syncs: Counter[str] = Counter()
         self.views = self.bytes = self.largest = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -110,7 +115,13 @@ class Watch(TorchDispatchMode):
         if returns and all(r.alias_info is not None and not r.alias_info.is_write for r in returns):
             self.views += 1
             return out
-        self.kernels[func.overloadpacket.__name__] += 1
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put_") else ()
+        if name in DEVICE_SYNCS or any(i is not None and i.dtype == torch.bool for i in indices):
+            self.syncs[name] += 1
+        if not any(isinstance(tensor, torch.Tensor) for tensor in (out if isinstance(out, (tuple, list)) else [out])):
+            return out
+        self.kernels[name] += 1
         for tensor in out if isinstance(out, (tuple, list)) else [out]:
             if isinstance(tensor, torch.Tensor):
                 self.bytes += tensor.nbytes
@@ -119,7 +130,10 @@ class Watch(TorchDispatchMode):
 
 
 class Syncs(TorchFunctionMode):
-    """Counts calls that wait for a device when their tensor lies on one, by name; indexing by a mask is one."""
+    """Counts calls that wait for a device when their tensor lies on one, by name.
+
+    Indexing by a mask is one, and so is a tensor made of numbers on the host, which is copied there.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -10,16 +10,17 @@ import torch
 from ..intercept.calls import JointCall
 from ..ops.noise import blended_rows, matched_noise
 from ..ops.project import projected_rows
-from ..ops.rows import Rows, rows_of, take_rows, write_rows
-from ..protocols import FlowEdit, Projection, RowClass
+from ..ops.rows import take_rows, write_rows
+from ..protocols import ColumnScale, FlowEdit, Projection
 from .columns import with_scaled_columns
 from .finite import Finite
+from .listed import Classes, Listed, Lister
 from .reweight import reweighted_rows
 from .uncond import UncondText
 
 
 class Edits:
-    """The output of one joint call under the edits of several concepts, in order of rank.
+    """The output of one joint call under the edits of several concepts, in order of rank. No host sync.
 
     Args:
         call: the call.
@@ -27,6 +28,7 @@ class Edits:
         uncond: text of the unconditional part.
         generators: number of rows -> as many generators, for noise.
         finite: watches what is written.
+        lister: lists the rows.
 
     Attributes:
         output: (B, H, Sq, D), as the edits so far leave it.
@@ -39,77 +41,64 @@ class Edits:
         uncond: UncondText,
         generators: Callable[[int], list[torch.Generator]],
         finite: Finite,
+        lister: Lister,
     ):
         self.call, self.output = call, call.output
         self._in_place, self._uncond, self._generators, self._finite = in_place, uncond, generators, finite
-        self._claimed: torch.Tensor | None = None  # (B, N) bool, patches that an earlier concept edits
-        self._scales: torch.Tensor | None = None  # (B, 3, Sk), of the columns
+        self._lister = lister
+        self._rows: list[torch.Tensor] = []  # (B, N) RowClass of each edit so far
+        self._columns: list[tuple[ColumnScale, Classes]] = []
 
-    def carry_out(self, edit: FlowEdit) -> torch.Tensor:
+    def carry_out(self, edit: FlowEdit) -> torch.Tensor | None:
         """Apply one concept's edit.
 
         Returns:
-            (B,) bool, on the device: the images in which it changed the output. Rows whose every factor is neutral are
-            computed anew, but the rounding in them does not count as a change.
+            (B,) bool, on the device: the images in which it changed the output; None: in none. Rows whose every factor
+            is neutral are computed anew, but the rounding in them does not count as a change.
         """
-        output = self.output
-        changed = torch.zeros(len(output), dtype=torch.bool, device=output.device)
+        self._rows.append(edit.rows)
+        listed = self._lister.listed(self._rows, self.call)
+        output, changed = self.output, None
         if edit.columns is not None:
-            self.output, scales = with_scaled_columns(
-                edit.columns, edit.rows, self.call, output, self._scales, self._claimed, self._finite
-            )
-            changed = (self.output != output).any(3).any(2).any(1) & (scales != 1).flatten(1).any(1)
-            self._scales = scales
-        claims = edit.rows != RowClass.STOCK
-        classes = edit.rows if self._claimed is None else edit.rows.masked_fill(self._claimed, RowClass.STOCK)
-        changed = changed | self._write(edit, classes)
-        self._claimed = claims if self._claimed is None else self._claimed | claims
-        return changed
+            self._columns.append((edit.columns, listed.edited))
+            self.output, meant = with_scaled_columns(self._columns, listed, self.call, output, self._finite)
+            if meant is not None:
+                changed = (self.output != output).any(dim=(1, 2, 3)) & meant
+        rewritten = self._write(edit, listed) if edit.rewrites and listed.rows.width else None
+        return rewritten if changed is None else changed if rewritten is None else changed | rewritten
 
-    def _write(self, edit: FlowEdit, classes: torch.Tensor) -> torch.Tensor:
-        """Rewrite the rows that are not STOCK in classes (B, N).
+    def _write(self, edit: FlowEdit, listed: Listed) -> torch.Tensor:
+        """Rewrite the listed rows.
 
         Returns:
-            (B,) bool, where that changed the output. One host sync.
+            (B,) bool, where that changed the output.
         """
-        call, output = self.call, self.output
-        full = torch.zeros(len(classes), call.queries.tokens, dtype=torch.long, device=classes.device)
-        full[:, call.queries.output] = classes
-        located = (full != RowClass.STOCK, full == RowClass.CORE)
-        counts: list[list[int]] = torch.stack(located).sum(2).tolist()  # host sync
-        rows = rows_of(located[0], counts[0])
-        if rows.width == 0:
-            return torch.zeros(len(output), dtype=torch.bool, device=output.device)
-        kinds = full.gather(1, rows.index)  # (B, R)
+        call, output, rows = self.call, self.output, listed.rows
         old = new = take_rows(output, rows)
-        meant = torch.zeros_like(rows.valid)
+        meant = None
         if edit.reweight is not None and not edit.reweight.neutral:
-            new, meant = reweighted_rows(edit.reweight, edit.rows, call, rows, kinds, counts[1], self._uncond)
+            new, meant = reweighted_rows(edit.reweight, listed, call, self._uncond)
         if edit.projection is not None:
-            projected = self._projected(edit.projection, new, rows, kinds)
-            new, meant = projected, meant | _differ(projected, new)
-        value = new
+            projected = self._projected(edit.projection, new, listed)
+            differs = (projected != new).any(dim=(1, 3))
+            new, meant = projected, differs if meant is None else meant | differs
         if edit.noise is not None and (edit.noise.core or edit.noise.ring):
-            alpha = torch.tensor((0.0, edit.noise.core, edit.noise.ring), device=output.device)[kinds]
+            alpha = listed.by_kind(0.0, edit.noise.core, edit.noise.ring)
             stats: dict[str, Any] = {"mean": 0.0, "std": 1.0} if edit.noise.kind == "unit" else {}
-            noise = matched_noise(new, rows, self._generators(len(full)), **stats)
-            value, meant = blended_rows(new, noise, alpha), meant | (alpha > 0)
+            noise = matched_noise(new, rows, self._generators(len(alpha)), **stats)
+            new, noisy = blended_rows(new, noise, alpha), alpha > 0
+            meant = noisy if meant is None else meant | noisy
         in_place = not output.requires_grad and (self._in_place or output is not call.output)
-        self.output = write_rows(output, value, rows, in_place=in_place)
-        after = take_rows(self.output, rows) if value is not new or rows.padded else new.to(output.dtype)
+        self.output = write_rows(output, new, rows, in_place=in_place)
+        after = take_rows(self.output, rows) if rows.padded else new.to(output.dtype)
         self._finite.watch(after)
-        return (meant & rows.valid & _differ(after, old)).any(1)
+        differs = (after != old).any(dim=(1, 3))
+        differs = differs & rows.valid if rows.padded else differs
+        return (differs if meant is None else differs & meant).any(1)
 
-    def _projected(self, part: Projection, new: torch.Tensor, rows: Rows, kinds: torch.Tensor) -> torch.Tensor:
+    def _projected(self, part: Projection, new: torch.Tensor, listed: Listed) -> torch.Tensor:
         """Rows (B, H, R, D) without the direction."""
-        patch = (rows.index - self.call.queries.output.start).clamp_min(0)  # padding: any
-        strength = torch.tensor((0.0, part.core, part.ring), device=new.device)[kinds]
-        offset = part.offset.gather(1, patch)
+        offset = part.offset.gather(1, listed.patches)
         self._finite.watch(part.vector)  # NaN there would project nothing
         self._finite.watch(offset)
-        return projected_rows(new, part.vector, offset, strength)
-
-
-def _differ(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """(B, R): which rows of (B, H, R, D) are not bitwise the same."""
-    return (one != other).any(3).any(1)
+        return projected_rows(new, part.vector, offset, listed.by_kind(0.0, part.core, part.ring))

@@ -19,12 +19,16 @@ class Finite:
 
     def __init__(self, plan: Sequence[ConceptPlan]):
         self._policies = tuple(dict.fromkeys(concept.policy_name for concept in plan))
-        self._all: torch.Tensor | None = None  # () bool, on the device
+        self._extremes: list[torch.Tensor] = []  # () each, on the device
 
     def watch(self, edited: torch.Tensor) -> None:
-        """Note on the device whether a tensor is finite. No host sync."""
-        finite = torch.stack(torch.aminmax(edited)).isfinite().all()  # NaN in one is NaN in both
-        self._all = finite if self._all is None else self._all & finite
+        """Note on the device whether a tensor is finite. One kernel, no host sync."""
+        self._extremes += torch.aminmax(edited)  # NaN in one is NaN in both
+
+    def fold(self) -> None:
+        """Make one number of what was noted, on the device. No host sync."""
+        if len(self._extremes) > 1:
+            self._extremes = [torch.stack([x.float() for x in self._extremes]).abs().amax()]
 
     def check(self) -> None:
         """One host sync, if anything was edited.
@@ -32,7 +36,8 @@ class Finite:
         Raises:
             UVRError: an edit gave NaN or Inf.
         """
-        if self._all is not None and not bool(self._all):
+        self.fold()
+        if self._extremes and not bool(self._extremes[0].isfinite()):
             names = ", ".join(map(repr, self._policies))
             raise UVRError(
                 f"an edit gave NaN or Inf (policies: {names}): a factor that is NaN, infinite or negative, a row that "

@@ -11,15 +11,16 @@ from ..errors import ConceptMismatch, UVRError
 from ..intercept.calls import JointCall
 from ..ops.evidence import Evidence
 from ..ops.masks import core_of, grow_from, ring_of
-from ..protocols import Located, TellsOrigin
+from ..ops.upload import upload
+from ..protocols import Located, RowClass, TellsOrigin
 from .plan import ConceptPlan
 from .readings import Compared
-from .unchanged import unchanged, watchable
+from .unchanged import unchanged
 
 
 @attrs.define(eq=False)
 class ConceptState:
-    """One concept in one run. `look` alone changes what was located.
+    """One concept in one run. `take` alone changes what was located.
 
     Attributes:
         plan: the concept's plan.
@@ -29,6 +30,7 @@ class ConceptState:
         scores: evidence (B, N), one per scored step.
         from_source: per image, whether the source shows the concept; None: not known (yet).
         located: the masks on the device, None before anything is located.
+        classes: (B, N) RowClass on the host, as of `located`.
         compared: where a flow contrast is measured, as of `located`.
         refused: the masks for which the policy refused.
         changed: step -> (B,) bool on the device, the images in which an output was changed.
@@ -42,6 +44,7 @@ class ConceptState:
     evidence: Evidence
     scores: list[npt.NDArray[np.float32]] = attrs.field(factory=list)
     located: Located | None = None
+    classes: npt.NDArray[np.int64] = attrs.field(factory=lambda: np.zeros((0, 0), np.int64))
     compared: Compared | None = None
     refused: Located | None = None
     changed: dict[int, torch.Tensor] = attrs.field(factory=dict)
@@ -63,14 +66,14 @@ class ConceptState:
         """(B,) bool, on the device: in which images an edit of this step changed the output."""
         self.changed[step] = self.changed[step] | changed if step in self.changed else changed
 
-    def look(self, call: JointCall, tokens: torch.Tensor) -> None:
-        """Score the call's output patches and add what is located to the masks. One host sync.
+    def scores_of(self, call: JointCall, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, N) float32: what the detector says of the call's output patches.
 
         Args:
             tokens: the call's `features`.
 
         Raises:
-            UVRError: the detector gave no scores, or NaN or Inf.
+            UVRError: the detector gave no scores.
         """
         plan = self.plan
         with unchanged(f"detector {plan.detector_name!r}", (tokens, *plan.bank.tensors.values())):
@@ -83,9 +86,21 @@ class ConceptState:
         if scores.is_sparse or scores.is_meta:
             kind = "sparse" if scores.is_sparse else "on the meta device"
             raise UVRError(f"detector {plan.detector_name!r} returned scores that are {kind}; expected dense numbers")
-        if self._add(scores.detach().float().cpu().numpy(), call.forward.step):
+        return scores.detach().float()
+
+    def take(self, scores: npt.NDArray[np.float32], call: JointCall, tokens: torch.Tensor) -> bool:
+        """Add what the scores (B, N) locate to the masks; whether these are new.
+
+        No host sync, but for one where a detector tells from which source a freshly located concept comes.
+
+        Raises:
+            UVRError: NaN or Inf among the scores.
+        """
+        new = self._add(scores, call.forward.step)
+        if new:
             self._tell_origin(tokens, call)
             self._upload(call)
+        return new
 
     def _add(self, scores: npt.NDArray[np.float32], step: int) -> bool:
         """Add this step's scores to the masks; whether anything was located."""
@@ -133,7 +148,7 @@ class ConceptState:
         fresh = [sample for sample, first in enumerate(self.first_step) if first == step]
         if not fresh or not call.layout.references or not isinstance(plan.detector, TellsOrigin):
             return
-        core = torch.from_numpy(self.core.reshape(len(self.core), -1)).to(tokens.device)
+        core = upload(self.core.reshape(len(self.core), -1), tokens.device)
         with unchanged(f"detector {plan.detector_name!r}", (tokens, *plan.bank.tensors.values())):
             origin = plan.detector.origin(tokens, core, call.forward.sigma, plan.bank, plan.probe)
         if origin is None:
@@ -147,16 +162,18 @@ class ConceptState:
         plan, device = self.plan, call.query.device
         core = np.stack([mask | ring_of(mask, plan.masks.margin) for mask in self.core])
         ring = np.stack([ring_of(wide, plan.masks.ring) for wide in core])
-        inside, near = (watchable(torch.from_numpy(mask.reshape(len(mask), -1)).to(device)) for mask in (core, ring))
-        source = watchable(torch.tensor([told is not False for told in self.from_source], device=device))
+        inside, near = (mask.reshape(len(mask), -1) for mask in (core, ring))
+        self.classes = inside.astype(np.int64) * RowClass.CORE + near.astype(np.int64) * RowClass.RING
         self.compared = Compared.of(core, ring, device)
+        source = np.array([told is not False for told in self.from_source])
         self.located = Located(
-            inside,
-            near,
+            upload(inside, device),
+            upload(near, device),
             call.layout.grid,
             call.forward.sigma,
             call.forward.step,
             plan.window,
-            source if call.layout.references else None,
+            upload(source, device) if call.layout.references else None,
             plan.name,
         )
+        self.located.once("classes", lambda: upload(self.classes, device))

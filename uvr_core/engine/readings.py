@@ -13,42 +13,54 @@ from ..intercept.calls import JointCall
 from ..ops.attn_mask import mask_rows
 from ..ops.grids import facing
 from ..ops.masks import Mask, thinned
-from ..ops.mass import flow_contrast, mass_on
-from ..ops.rows import Rows, rows_of, take_rows
+from ..ops.mass import contrast_share, flow_contrast, indicator, mass_on
+from ..ops.rows import Rows, rows_on, take_rows
+from ..ops.upload import upload
 from ..protocols import Direction
 from ..tokens import Role
 
 Reader = Callable[[JointCall], None]
 """Called with the joint calls of the rows that follow the prompt, before anything is changed in them."""
 
+Directions = dict[tuple[str, int], tuple[torch.Tensor, float]]
+"""By block and bin of noise levels: a bank's vector on the device, and its offset."""
+
 # A flow contrast is measured on at most so many patches of the core and of the rest: on all of them it would cost a
 # second attention call. See docs/design/measurements.md.
 _COMPARED = (256, 512)
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, slots=False)
 class Compared:
-    """The patches on which a flow contrast is measured, and on which side of it they are, (B, R) bool.
+    """The patches on which a flow contrast is measured, R of each of B images.
 
-    `rows` is None where all N patches stand, for grids so small that none is left out.
+    Attributes:
+        rows: where they stand among the N output patches; None: all N are taken, on grids so small that none is left
+            out.
+        share: (B, 2, R), see `contrast_share`.
+        columns: what `indicator` gave, with references or without, by number of keys and dtype.
     """
 
     rows: Rows | None
-    core: torch.Tensor
-    rest: torch.Tensor
+    share: torch.Tensor
+    columns: dict[tuple[bool, int, torch.dtype], torch.Tensor] = attrs.field(factory=dict, init=False)
 
     @classmethod
     def of(cls, core: Mask, ring: Mask, device: torch.device) -> Compared:
-        """From the masks (B, H, W) of the located patches and of the ring around them."""
+        """From the masks (B, H, W) of the located patches and of the ring around them. No host sync."""
         whole = (core, ~(core | ring))
         some = [
-            np.stack([thinned(sample, count) for sample in side]) for side, count in zip(whole, _COMPARED, strict=True)
+            np.stack([thinned(sample, count) for sample in side]).reshape(len(core), -1)
+            for side, count in zip(whole, _COMPARED, strict=True)
         ]
-        inside, rest = (torch.from_numpy(side.reshape(len(side), -1)).to(device) for side in some)
-        if all(np.array_equal(a, b) for a, b in zip(whole, some, strict=True)):
-            return cls(None, inside, rest)
-        rows = rows_of(inside | rest, (some[0] | some[1]).sum((1, 2)).tolist())
-        return cls(rows, inside.gather(1, rows.index) & rows.valid, rest.gather(1, rows.index) & rows.valid)
+        share = contrast_share(*map(torch.from_numpy, some)).numpy()
+        if all(np.array_equal(a.reshape(b.shape), b) for a, b in zip(whole, some, strict=True)):
+            return cls(None, upload(share, device))
+        rows = rows_on(some[0] | some[1], device)
+        at_rows = np.zeros((*share.shape[:2], rows.width), np.float32)
+        for sample, patches in enumerate(some[0] | some[1]):
+            at_rows[sample, :, : rows.counts[sample]] = share[sample][:, patches]
+        return cls(rows, upload(at_rows, device))
 
 
 def features(call: JointCall) -> torch.Tensor:
@@ -100,17 +112,21 @@ def _output_queries(call: JointCall) -> tuple[torch.Tensor, torch.Tensor | None]
     return call.query[:, :, span], mask if mask is None or mask.shape[2] == 1 else mask[:, :, span]
 
 
-def direction(call: JointCall, bank: ConceptBank) -> Direction | None:
-    """The concept's linear score in this block; see CallInfo.direction."""
+def direction(call: JointCall, bank: ConceptBank, kept: Directions) -> Direction | None:
+    """The concept's linear score in this block; see CallInfo.direction. No host sync once a vector is kept."""
     width, device = call.query.shape[1] * call.query.shape[3], call.query.device
-    offset = torch.zeros(call.query.shape[0], call.layout.output, device=device)
-    if f"direction/{call.tap}" not in bank.tensors:
-        if f"anchors/{call.tap}" not in bank.tensors:
-            return None
-        return Direction(bank.tensor("anchors", call.tap).to(device, torch.float32).mean(0), offset)
-    index = bank.bin_at(call.forward.sigma)
-    vector = bank.tensor("direction", call.tap)[index].to(device, torch.float32)
-    offset += float(bank.tensor("offset", call.tap)[index])
+    known = f"direction/{call.tap}" in bank.tensors
+    if not known and f"anchors/{call.tap}" not in bank.tensors:
+        return None
+    index = bank.bin_at(call.forward.sigma) if known else 0
+    if (call.tap, index) not in kept:
+        if known:
+            vector, constant = bank.tensor("direction", call.tap)[index], float(bank.tensor("offset", call.tap)[index])
+        else:
+            vector, constant = bank.tensor("anchors", call.tap).to(torch.float32).mean(0), 0.0
+        kept[call.tap, index] = upload(vector.to("cpu", torch.float32).numpy(), device), constant
+    vector, constant = kept[call.tap, index]
+    offset = torch.full((call.query.shape[0], call.layout.output), constant, device=device)
     if len(vector) > width:
         if not call.queries.count(Role.REFERENCE):
             raise bank.without_sources()
@@ -118,25 +134,27 @@ def direction(call: JointCall, bank: ConceptBank) -> Direction | None:
     return Direction(vector[:width], offset)
 
 
-def contrast(call: JointCall, compared: Compared, *, references: bool = True) -> torch.Tensor:
-    """(B, Sk): the flow contrast of every text and reference token, or of the text alone; 0 elsewhere."""
-    layout, keys = call.layout, call.keys.tokens
-    measured = torch.ones(len(compared.core), keys, dtype=torch.bool, device=call.query.device)
-    measured[:, call.keys.output] = measured[:, call.keys.padding] = False
-    if not references:
-        measured[:, call.keys.reference] = False
-    left_out = layout.padding + (layout.output if references else layout.image)
+def contrast(call: JointCall, compared: Compared, *, references: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, T) and (B, R): the flow contrast of every text and of every reference token. No host sync.
+
+    `references` False: of the text alone, R = 0.
+    """
+    spans = (call.keys.text, call.keys.reference) if references else (call.keys.text,)
+    which = (references, call.keys.tokens, call.query.dtype)
+    if which not in compared.columns:
+        compared.columns[which] = indicator(spans, call.keys.tokens, call.query.shape[3], call.query)
     query, mask = _output_queries(call)
     if compared.rows is not None:
         query = take_rows(query, compared.rows)
         mask = None if mask is None else mask_rows(mask, compared.rows.index)
-    return flow_contrast(
+    together = flow_contrast(
         query,
         call.key,
-        compared.core,
-        compared.rest,
-        measured,
-        key_counts=[keys - left_out] * len(measured),
+        compared.share,
+        spans,
+        chosen_keys=compared.columns[which],
         attn_mask=mask,
         scale=call.scale,
     )
+    text = call.keys.count(Role.TEXT)
+    return together[:, :text], together[:, text:]

@@ -14,13 +14,14 @@ from ..errors import UnsafeContent, UVRError
 from ..intercept.calls import JointCall
 from ..intercept.intervention import Intervention
 from ..intercept.ledger import Forward, Run
-from ..protocols import CallInfo, FlowEdit, Located
+from ..protocols import CallInfo, FlowEdit, Located, row_classes
 from ..tokens import Role
 from .apply import Edits
 from .finite import Finite
+from .listed import Lister
 from .locate import ConceptState
 from .plan import ConceptPlan
-from .readings import Reader, contrast, direction, features
+from .readings import Directions, Reader, contrast, direction, features
 from .report import Posture, Report, summarise
 from .unchanged import unchanged, watchable
 from .uncond import UncondText
@@ -57,7 +58,8 @@ class Regulation(Intervention):
         self._shown = read_taps | {concept.probe for concept in plan}  # taps whose output somebody may have kept
         self.sees_uncond = any(concept.needs_uncond for concept in plan)
         self._uncond, self._routes = UncondText(adapter.guidance), adapter.routes
-        self._finite = Finite(plan)
+        self._finite, self._lister = Finite(plan), Lister()
+        self._directions: dict[str, Directions] = {concept.name: {} for concept in plan}
         self._states: list[ConceptState] = []
         self._refusals: dict[int, Refusal] = {}
         self._noise: list[torch.Generator] = []
@@ -87,28 +89,39 @@ class Regulation(Intervention):
         if self._reader is not None and call.tap in self._read_taps:
             self._reader(call)
         if due := [state for state in self._states if state.plan.due(call.tap, call.forward.sigma)]:
-            tokens = watchable(features(call))
-            for state in due:
-                state.look(call, tokens)
+            self._look(due, call)
         return self._restrict(call)
+
+    def _look(self, due: Sequence[ConceptState], call: JointCall) -> None:
+        """Score the call for the concepts that are due, and list anew what was located. One host sync."""
+        tokens = watchable(features(call))
+        scores = torch.stack([state.scores_of(call, tokens) for state in due]).cpu().numpy()  # host sync
+        new = [state.take(each, call, tokens) for state, each in zip(due, scores, strict=True)]
+        if any(new):
+            self._lister.forget()
+            for state in self._states:
+                if state.located is not None:
+                    self._lister.know(row_classes(state.located), state.classes)
 
     def _restrict(self, call: JointCall) -> torch.Tensor | None:
         if all(state.located is None for state in self._states):
             return None
-        edits = Edits(call, call.tap not in self._shown, self._uncond, self._generators, self._finite)
+        edits = Edits(call, call.tap not in self._shown, self._uncond, self._generators, self._finite, self._lister)
         for state in self._states:
             if state.located is None or state.compared is None or state.refused is state.located:
                 continue
             located = attrs.evolve(state.located, sigma=call.forward.sigma, step=call.forward.step)
             try:
-                with unchanged(f"policy {state.plan.policy_name!r}", _shown(located, state.plan)):
-                    edit = _asked(state, located, call)
+                directions = self._directions[state.plan.name]
+                with unchanged(f"policy {state.plan.policy_name!r}", _shown(located, state.plan, directions)):
+                    edit = _asked(state, located, call, directions)
             except UnsafeContent as error:
                 if not self._withhold(error, state.plan):
                     raise
                 state.refused, edit = state.located, None
-            if edit is not None:
-                state.note_change(call.forward.step, edits.carry_out(edit))
+            changed = None if edit is None else edits.carry_out(edit)
+            if changed is not None:
+                state.note_change(call.forward.step, changed)
         return None if edits.output is call.output else edits.output  # None also where it was written into
 
     def _withhold(self, error: UnsafeContent, plan: ConceptPlan) -> bool:
@@ -145,6 +158,7 @@ class Regulation(Intervention):
 
     def on_forward_end(self, forward: Forward) -> None:
         """Nobody can withhold what a bare transformer gave: its edits are checked at once."""
+        self._finite.fold()
         if self.run.bare:
             self._finite.check()
 
@@ -198,19 +212,20 @@ class Regulation(Intervention):
         return summarise(self.run, self._states, self._refusals, posture, self._routes)
 
 
-def _shown(located: Located, plan: ConceptPlan) -> list[torch.Tensor]:
+def _shown(located: Located, plan: ConceptPlan, directions: Directions) -> list[torch.Tensor]:
     """The tensors that a policy can reach."""
-    masks = (located.core, located.ring, located.from_source)
-    return [*(mask for mask in masks if mask is not None), *plan.bank.tensors.values()]
+    masks = (located.core, located.ring, located.from_source, row_classes(located))
+    vectors = [vector for vector, _ in directions.values()]
+    return [*(mask for mask in masks if mask is not None), *vectors, *plan.bank.tensors.values()]
 
 
-def _asked(state: ConceptState, located: Located, call: JointCall) -> FlowEdit | None:
+def _asked(state: ConceptState, located: Located, call: JointCall, directions: Directions) -> FlowEdit | None:
     """The policy's edit of a call, or None.
 
     Raises:
         UVRError: what it gives is no edit of this call; names the policy.
     """
-    info, plan = _info(call, state), state.plan
+    info, plan = _info(call, state, directions), state.plan
     try:
         edit: object = plan.policy.edit(located, info)
         if edit is None:
@@ -228,7 +243,7 @@ def _asked(state: ConceptState, located: Located, call: JointCall) -> FlowEdit |
     return edit
 
 
-def _info(call: JointCall, state: ConceptState) -> CallInfo:
+def _info(call: JointCall, state: ConceptState, directions: Directions) -> CallInfo:
     """What a policy may ask of the call; contrasts are computed when asked for, once."""
     assert state.compared is not None
     of_keys = functools.cache(functools.partial(contrast, call, state.compared))
@@ -236,7 +251,7 @@ def _info(call: JointCall, state: ConceptState) -> CallInfo:
         call.tap,
         call.keys.count(Role.TEXT),
         call.keys.count(Role.REFERENCE),
-        lambda: of_keys()[:, call.keys.text],
-        lambda: of_keys()[:, call.keys.reference],
-        functools.partial(direction, call, state.plan.bank),
+        lambda: of_keys()[0],
+        lambda: of_keys()[1],
+        functools.partial(direction, call, state.plan.bank, directions),
     )

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 
 import attrs
+import numpy as np
 import torch
 
 from ..intercept.calls import JointCall
 from ..ops.attn_mask import mask_rows
 from ..ops.restrict import log_weights, redirected_rows, restricted_rows
-from ..ops.rows import Rows, rows_of, write_rows
+from ..ops.rows import Rows, write_rows
+from ..ops.upload import upload
 from ..protocols import KeyClass, KeyWeights, Reweight, RowClass
 from ..tokens import TokenSpans
+from .listed import Listed
 from .uncond import Text, UncondText
 
 
 def reweighted_rows(
-    part: Reweight,
-    classes: torch.Tensor,
-    call: JointCall,
-    rows: Rows,
-    kinds: torch.Tensor,
-    cores: Sequence[int],
-    uncond: UncondText,
+    part: Reweight, listed: Listed, call: JointCall, uncond: UncondText
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The listed rows anew.
+    """The listed rows anew. No host sync.
 
     Args:
-        classes: (B, N) RowClass of all output patches: keys that are not STOCK are LOCATED.
-        rows: query rows, R at most.
-        kinds: (B, R), CORE or RING.
-        cores: how many of each image's rows are CORE.
+        listed: query rows, R at most.
         uncond: the other text, where the edit asks for it.
 
     Returns:
@@ -43,80 +37,89 @@ def reweighted_rows(
         core, ring = (attrs.evolve(weights, text=0.0) for weights in (core, ring))
     if other is not None:
         spans = spans.with_text(other.key.shape[2])
-    table = torch.tensor([attrs.astuple(line) for line in (KeyWeights(), core, ring)], dtype=torch.float32)
-    every = torch.arange(len(RowClass), device=kinds.device).expand(len(kinds), -1)
-    weights = log_weights(every, _key_classes(classes, spans), table)  # (B, 3, Sk)
-    for span, factor in ((spans.text, part.text_factor), (spans.reference, part.reference_factor)):
-        if factor is not None:
-            weights[:, :, span] += factor.log()[:, None]
+    weights, meant = listed.once(
+        ("weights", core, ring, spans.tokens), functools.partial(_weights, listed, core, ring, spans)
+    )
+    factors = [
+        (span, factor)
+        for span, factor in ((spans.text, part.text_factor), (spans.reference, part.reference_factor))
+        if factor is not None
+    ]
+    if factors:
+        weights = weights.clone()
+        for span, factor in factors:
+            weights[:, :, span].add_(factor.log()[:, None])
+        meant = (weights != 0).any(-1)
+        meant = meant[:, RowClass.CORE, None] if core == ring else meant.gather(1, listed.kinds)
+    seen = min(core.located, ring.located) > 0 and call.mask is None  # every listed row sees itself
     if other is not None:
-        return _redirected(call, rows, kinds, weights, other), torch.ones_like(rows.valid)
-    meant = (weights != 0).any(-1).gather(1, kinds)
-    return _by_class(call, rows, kinds, cores, weights, (core, ring)), meant
+        return _redirected(call, listed, weights, other, seen), torch.ones_like(listed.rows.valid)
+    return _by_class(call, listed, weights, (core, ring), seen), meant
 
 
-def _key_classes(classes: torch.Tensor, spans: TokenSpans) -> torch.Tensor:
-    """(B, Sk): what every key is to a row."""
-    keys = torch.full((len(classes), spans.tokens), KeyClass.TEXT, device=classes.device)
+def _weights(
+    listed: Listed, core: KeyWeights, ring: KeyWeights, spans: TokenSpans
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, 3, Sk) float32, log factors of every key for each class of row; and (B, R) bool, where one is not neutral."""
+    edited = listed.edited != RowClass.STOCK
+    keys = np.full((len(edited), spans.tokens), int(KeyClass.TEXT))
     keys[:, spans.reference] = KeyClass.REFERENCE
-    keys[:, spans.output] = torch.where(classes != RowClass.STOCK, KeyClass.LOCATED, KeyClass.SAFE)
-    return keys
+    keys[:, spans.output] = np.where(edited, int(KeyClass.LOCATED), int(KeyClass.SAFE))
+    table = torch.tensor([attrs.astuple(line) for line in (KeyWeights(), core, ring)], dtype=torch.float32)
+    every = torch.arange(len(RowClass)).expand(len(keys), -1)
+    weights = log_weights(every, torch.from_numpy(keys), table).numpy()
+    meant = np.take_along_axis((weights != 0).any(-1), listed.host_kinds, 1)
+    return upload(weights, listed.device), upload(meant, listed.device)
 
 
-def _redirected(call: JointCall, rows: Rows, kinds: torch.Tensor, weights: torch.Tensor, other: Text) -> torch.Tensor:
+def _redirected(call: JointCall, listed: Listed, weights: torch.Tensor, other: Text, seen: bool) -> torch.Tensor:
     """Rows (B, H, R, D) that see other text in place of their own."""
-    patch = (rows.index - call.queries.output.start).clamp_min(0)  # padding: any
+    first = torch.arange(len(weights), device=weights.device)[:, None]
     return redirected_rows(
         call.query,
         call.key,
         call.value,
-        rows,
+        listed.rows,
         call.keys.text,
         other.key,
         other.value,
-        weights[torch.arange(len(kinds), device=kinds.device)[:, None], kinds],  # (B, R, Sk)
+        weights[first, listed.kinds],  # (B, R, Sk)
         attn_mask=call.mask,
-        other_mask=None if other.mask is None else mask_rows(other.mask, patch),
+        other_mask=None if other.mask is None else mask_rows(other.mask, listed.patches),
         scale=call.scale,
+        seen=seen and other.mask is None,
     )
 
 
 def _by_class(
-    call: JointCall,
-    rows: Rows,
-    kinds: torch.Tensor,
-    cores: Sequence[int],
-    weights: torch.Tensor,
-    factors: tuple[KeyWeights, KeyWeights],
+    call: JointCall, listed: Listed, weights: torch.Tensor, factors: tuple[KeyWeights, KeyWeights], seen: bool
 ) -> torch.Tensor:
     """Rows (B, H, R, D) under the log weights (B, 3, Sk) of their class.
 
     One fused call per class, or one for both if their factors are the same, without the text and reference keys
     that the class does not see at all.
     """
-
     core, ring = factors
 
     def attend(some: Rows, kind: RowClass) -> torch.Tensor:
-        seen, mask = seen_keys(core if kind == RowClass.CORE else ring, call.keys), call.mask
+        keys, mask = seen_keys(core if kind == RowClass.CORE else ring, call.keys), call.mask
         return restricted_rows(
             call.query,
-            call.key[:, :, seen],
-            call.value[:, :, seen],
+            call.key[:, :, keys],
+            call.value[:, :, keys],
             some,
-            weights[:, kind : kind + 1, seen],
-            attn_mask=mask if mask is None or mask.shape[3] == 1 else mask[..., seen],
+            weights[:, kind : kind + 1, keys],
+            attn_mask=mask if mask is None or mask.shape[3] == 1 else mask[..., keys],
             scale=call.scale,
+            seen=seen,
         )
 
     if core == ring:
-        return attend(rows, RowClass.CORE)
-    new = call.query.new_zeros(*call.query.shape[:2], rows.width, call.query.shape[3])
-    rings = [count - core for count, core in zip(rows.counts, cores, strict=True)]
-    for kind, counts in ((RowClass.CORE, cores), (RowClass.RING, rings)):
-        slots = rows_of((kinds == kind) & rows.valid, counts)
+        return attend(listed.rows, RowClass.CORE)
+    new = call.query.new_zeros(*call.query.shape[:2], listed.rows.width, call.query.shape[3])
+    for kind in (RowClass.CORE, RowClass.RING):
+        some, slots = listed.of_kind(kind)
         if slots.width:
-            some = Rows(rows.index.gather(1, slots.index), slots.valid, slots.counts)
             new = write_rows(new, attend(some, kind), slots, in_place=True)
     return new
 

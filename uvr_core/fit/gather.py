@@ -148,7 +148,7 @@ class Gathered:
             self.origin[key].add(inside.mean(0, keepdim=True))
 
     def _add_tokens(self, call: JointCall, compared: Compared, samples: Sequence[int]) -> None:
-        rows, weight = text_rows(call), contrast(call, compared, references=False)[:, call.keys.text]
+        rows, weight = text_rows(call), contrast(call, compared, references=False)[0]
         key = (call.tap, call.forward.step)
         for sample in samples:
             total, count = self.tokens.get(key, (torch.zeros(rows.shape[2]), 0))

@@ -162,7 +162,7 @@ class Run:
             UVRError: the noise level is not finite, samples differ in theirs, or the layout is not the run's.
             TapNotFired: another forward is open.
         """
-        low, high = (float(level) for level in torch.aminmax(sigma.detach().float()))
+        low, high = torch.stack(torch.aminmax(sigma.detach().float())).tolist()  # host sync
         if not math.isfinite(low) or not math.isfinite(high):
             raise UVRError(f"the model's time argument gives noise level {low}; expected 0..1")
         if low != high:

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attn_mask import additive, as_4d, mask_keys
+from .attn_mask import additive, as_4d
 from .checks import check_attention, check_shape, described
-from .rows import Rows, rows_of, take_rows
 
 _LEAST_QUERIES = 64  # products over fewer queries at a time gain no memory worth their number
+_HIDDEN = -1e30  # added to a logit, leaves nothing of its weight beside any other
 
 
 def patch_scores(out_rows: Tensor, anchor: Tensor, *, normaliser: float | None = None) -> Tensor:
@@ -92,83 +92,122 @@ def _mass_chunks(
         yield F.scaled_dot_product_attention(q, k, values, attn_mask=attn_mask, scale=scale)[..., :width]
 
 
-def flow_contrast(
-    q: Tensor,
-    k: Tensor,
-    row_mask: Tensor,
-    other_mask: Tensor,
-    key_mask: Tensor,
-    *,
-    key_counts: Sequence[int] | None = None,
-    attn_mask: Tensor | None = None,
-    scale: float | None = None,
-) -> Tensor:
-    """Which text tokens feed the located patches: their mean attention from ``row_mask`` over that from
-    ``other_mask``.
-
-    Our own reading of the flows of UVR, arXiv 2606.06875, eq. flow, one key at a time. A query's attention to a
-    chosen key is its mass on all chosen keys (one fused call over all queries) times the softmax over these
-    alone (plain products, in float32, for as many queries at a time as keep the piece below half of ``q`` in
-    numbers). One host sync, unless the host knows the counts.
+def contrast_share(row_mask: Tensor, other_mask: Tensor) -> Tensor:
+    """What every query counts for in a :func:`flow_contrast`: 1/n on either side that has n queries.
 
     Args:
-        q: (B, H, Sq, D); leave out queries that are in neither mask, if they are many.
-        k: (B, H, Sk, D).
         row_mask: (B, Sq) bool, the located output rows.
         other_mask: (B, Sq) bool, the output rows to compare with, as a rule the remaining ones.
-        key_mask: (B, Sk) bool, the text tokens.
-        key_counts: how many keys each sample chooses, not checked.
-        attn_mask: the mask of the stock call.
-        scale: factor of the logits, D**-0.5 if None.
 
     Returns:
-        (B, Sk) float32 >= 0: 1 = no preference. 0 where ``key_mask`` is False, where the located rows give
-        the token nothing, and in a sample in which either row mask is empty; inf where only the others give
-        nothing.
+        (B, 2, Sq) float32: the located side, then the others. All 0 in a sample in which either side is empty.
 
     Raises:
         ValueError: shapes or dtypes disagree.
     """
-    check_attention(q, k, k)
-    queries = q.shape[2]
-    for name, mask, tokens in (
-        ("row_mask", row_mask, queries),
-        ("other_mask", other_mask, queries),
-        ("key_mask", key_mask, k.shape[2]),
-    ):
-        check_shape(name, mask, (q.shape[0], tokens))
+    for name, mask in (("row_mask", row_mask), ("other_mask", other_mask)):
+        check_shape(name, mask, (len(row_mask), row_mask.shape[-1]))
         if mask.dtype != torch.bool:
             raise ValueError(f"{name}: expected bool, got {described(mask)}")
-    result = torch.zeros(key_mask.shape, dtype=torch.float32, device=q.device)
-    keys = rows_of(key_mask, key_counts)
-    if keys.width == 0 or queries == 0:
-        return result
-    sides = torch.stack([row_mask, other_mask], dim=1)  # (B, 2, Sq)
+    sides = torch.stack([row_mask, other_mask], dim=1)
     counts = sides.sum(dim=2, keepdim=True)  # (B, 2, 1)
+    return sides / counts.clamp(min=1) * (counts > 0).all(dim=1, keepdim=True)
+
+
+def indicator(keys: Sequence[slice], tokens: int, width: int, like: Tensor) -> Tensor:
+    """(tokens, width) of the dtype and device of ``like``: values of which column 0 gives the mass on some keys."""
+    columns = torch.zeros(tokens, width, dtype=like.dtype, device=like.device)
+    for span in keys:
+        columns[span, 0] = 1
+    return columns
+
+
+def flow_contrast(
+    q: Tensor,
+    k: Tensor,
+    share: Tensor,
+    keys: Sequence[slice],
+    *,
+    chosen_keys: Tensor | None = None,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Which tokens feed the located patches: their mean attention from the located rows over that from the others.
+
+    Our own reading of the flows of UVR, arXiv 2606.06875, eq. flow, one key at a time. A query's attention to a
+    chosen key is its mass on all chosen keys (one fused call over all queries) times the softmax over these
+    alone (plain products, in float32, for as many queries at a time as keep both pieces below the bytes of ``k``).
+    No host sync.
+
+    Args:
+        q: (B, H, Sq, D); leave out queries that are on neither side, if they are many.
+        k: (B, H, Sk, D).
+        share: (B, 2, Sq), see :func:`contrast_share`.
+        keys: spans of the keys to measure, T keys together, none twice.
+        chosen_keys: what :func:`indicator` gives for them, if somebody has kept it.
+        attn_mask: the mask of the stock call.
+        scale: factor of the logits, D**-0.5 if None.
+
+    Returns:
+        (B, T) float32 >= 0, in the order of ``keys``: 1 = no preference. 0 where the located rows give the token
+        nothing, and in a sample in which either side is empty; inf where only the others give nothing.
+
+    Raises:
+        ValueError: shapes disagree.
+    """
+    check_attention(q, k, k)
+    batch, _, queries, size = q.shape
+    check_shape("share", share, (batch, 2, queries))
+    measured = sum(span.stop - span.start for span in keys)
+    if measured == 0 or queries == 0:
+        return torch.zeros((batch, measured), dtype=torch.float32, device=q.device)
     wide = torch.promote_types(q.dtype, torch.float32)
-    mass = mass_on(q, k, key_mask[..., None], attn_mask=attn_mask, scale=scale)[..., 0].to(wide)  # (B, H, Sq)
-    mass = torch.where(sides.any(dim=1)[:, None], mass, 0.0)  # a query on neither side may be NaN
-    share = (sides / counts.clamp(min=1))[:, None] * mass[:, :, None]  # (B, H, 2, Sq)
-    located, others = _received(q, k, keys, share, attn_mask, scale).unbind(dim=1)  # (B, T) each
-    ratio = torch.where((located == 0) | (counts == 0).any(dim=1), 0.0, located / others).to(torch.float32)
-    return result.scatter_add_(1, keys.index, torch.where(keys.valid, ratio, 0.0))  # padding adds 0 to key 0
-
-
-def _received(q: Tensor, k: Tensor, keys: Rows, share: Tensor, attn_mask: Tensor | None, scale: float | None) -> Tensor:
-    """(B, 2, T): what each listed key gets of the shares (B, H, 2, Sq) of the queries, mean over heads."""
-    batch, heads, queries, size = q.shape
-    wide = share.dtype
-    listed, factor = take_rows(k, keys).to(wide).mT, size**-0.5 if scale is None else scale  # (B, H, D, T)
-    bias = torch.zeros(keys.valid.shape, dtype=wide, device=q.device).masked_fill(~keys.valid, -math.inf)
-    bias = bias[:, None, None]  # (B, 1, 1, T)
+    columns = indicator(keys, k.shape[2], size, q) if chosen_keys is None else chosen_keys
+    mass = F.scaled_dot_product_attention(q, k, columns.expand_as(k), attn_mask=attn_mask, scale=scale)
+    weighted = share[:, None] * mass[:, :, None, :, 0].to(wide)  # (B, H, 2, Sq)
+    del mass
     if attn_mask is not None:
-        bias = bias + mask_keys(additive(as_4d(attn_mask, q, k)), keys.index)  # (B, H|1, Sq|1, T)
-    received = torch.zeros((batch, heads, 2, keys.width), dtype=wide, device=q.device)
-    step = max(_LEAST_QUERIES, queries * size // (4 * keys.width))
+        weighted = torch.where(share[:, None] > 0, weighted, 0.0)  # a query on neither side may be NaN
+    step = max(_LEAST_QUERIES, k.nbytes // (8 * batch * k.shape[1] * measured))  # logits and shares: 4 bytes each
+    bias = _key_bias(q, k, keys, attn_mask)
+    received = _received(q.to(wide), _joined(k, keys, 2).to(wide), weighted, bias, scale, step)
+    located, others = received.unbind(dim=1)  # (B, T) each
+    return (located / others).to(torch.float32).masked_fill_(located == 0, 0.0)
+
+
+def _joined(x: Tensor, spans: Sequence[slice], dim: int) -> Tensor:
+    """The spans of one dimension, side by side; a view if there is but one."""
+    parts = [x.narrow(dim, span.start, span.stop - span.start) for span in spans if span.stop > span.start]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def _key_bias(q: Tensor, k: Tensor, keys: Sequence[slice], attn_mask: Tensor | None) -> Tensor | None:
+    """(B|1, H|1, Sq|1, T) float32, what a mask says of the measured keys, with finite numbers for what it hides."""
+    if attn_mask is None:
+        return None
+    mask = additive(as_4d(attn_mask, q, k)).float()
+    mask = mask.expand(*mask.shape[:3], k.shape[2])
+    return _joined(mask, keys, 3).clamp(min=_HIDDEN)
+
+
+def _received(q: Tensor, keys: Tensor, weighted: Tensor, bias: Tensor | None, scale: float | None, step: int) -> Tensor:
+    """(B, 2, T): what each key (B, H, T, D) gets of the weighted queries (B, H, 2, Sq), mean over heads."""
+    batch, heads, queries, size = q.shape
+    factor, width = size**-0.5 if scale is None else scale, keys.shape[2]
+    each, listed, weighted = q.flatten(0, 1), keys.flatten(0, 1).mT, weighted.flatten(0, 1)  # B * H in front
+    received: Tensor | None = None
     for start in range(0, queries, step):
         some = slice(start, start + step)
-        logits = torch.matmul(q[:, :, some].to(wide) * factor, listed)
-        logits += bias if bias.shape[2] == 1 else bias[:, :, some]
-        logits = logits.softmax(dim=-1).nan_to_num_(0.0)  # a query that sees none of the listed keys
-        received += share[..., some] @ logits
-    return received.mean(dim=1)
+        if bias is None:
+            logits = torch.baddbmm(listed[:, :1, :1], each[:, some], listed, beta=0, alpha=factor)
+        else:
+            rows = bias if bias.shape[2] == 1 else bias[:, :, some]
+            rows = rows.expand(batch, heads, -1, -1).flatten(0, 1)
+            logits = torch.baddbmm(rows.to(q.dtype), each[:, some], listed, alpha=factor)
+        shares = logits.softmax(dim=-1)
+        del logits
+        part = weighted[:, :, some]
+        received = torch.bmm(part, shares) if received is None else received.baddbmm_(part, shares)
+        del shares
+    assert received is not None
+    return received.view(batch, heads, 2, width).mean(dim=1)

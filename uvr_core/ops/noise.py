@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .checks import check_shape, check_tokens
 from .rows import Rows
+from .upload import upload
 
 
 def matched_noise(
@@ -54,7 +55,10 @@ def matched_noise(
         mu = replaced.mean(dim=(1, 2), keepdim=True) if mean is None else _of_sample(mean, b)
         sd = replaced.std(dim=(1, 2), keepdim=True, correction=0) if std is None else _of_sample(std, b)
         drawn = torch.randn((heads, count, size), generator=generator, device=generator.device)
-        noise[b, :, :count] = (drawn.to(replaced.device) * sd + mu).to(noise.dtype)
+        drawn = drawn if drawn.device == replaced.device else upload(drawn.numpy(), replaced.device)
+        noise[b, :, :count] = (
+            torch.addcmul(mu, drawn, sd) if isinstance(mu, Tensor) and isinstance(sd, Tensor) else drawn * sd + mu
+        )
     return noise
 
 

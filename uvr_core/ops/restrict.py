@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,10 +45,11 @@ def log_weights(row_class: Tensor, key_class: Tensor, table: Tensor) -> Tensor:
 def _log_table(table: Tensor) -> Tensor:
     if table.dim() != 2 or table.numel() == 0 or not table.is_floating_point():
         raise ValueError(f"table: expected (n_row_classes, n_key_classes) floating, got {described(table)}")
-    bad = (~(torch.isfinite(table) & (table >= 0))).nonzero()
+    values = table.numpy(force=True)
+    bad = np.argwhere(~(np.isfinite(values) & (values >= 0)))
     if len(bad):
         r, c = bad[0].tolist()
-        raise ValueError(f"table[{r}, {c}]: expected a finite lambda >= 0, got {table[r, c].item()}")
+        raise ValueError(f"table[{r}, {c}]: expected a finite lambda >= 0, got {values[r, c]}")
     return table.to(torch.promote_types(table.dtype, torch.float32)).log()
 
 
@@ -60,6 +62,7 @@ def restricted_rows(
     *,
     attn_mask: Tensor | None = None,
     scale: float | None = None,
+    seen: bool = False,
 ) -> Tensor:
     """Attention of the listed query rows only, with weights proportional to ``lambda * exp(logit)``,
     renormalised.
@@ -76,6 +79,8 @@ def restricted_rows(
             [-inf, inf), -inf = cut (see :func:`log_weights`).
         attn_mask: the mask of the stock call; it is gathered at the rows and added.
         scale: factor of the logits, D**-0.5 if None.
+        seen: the caller knows that every valid row sees a key, so that nothing need be asked for the last sentence
+            below.
 
     Returns:
         (B, H, R, D), dtype of ``q``. Padding slots hold something meaningless; it is finite for finite q, k,
@@ -94,7 +99,7 @@ def restricted_rows(
     if rows.width == 0:
         return picked
     mask = None if attn_mask is None else mask_rows(as_4d(attn_mask, q, k), rows.index)
-    return _attend_biased(picked, k, v, rows, log_weight, mask, scale)
+    return _attend_biased(picked, k, v, rows, log_weight, mask, scale, seen)
 
 
 def redirected_rows(
@@ -110,6 +115,7 @@ def redirected_rows(
     attn_mask: Tensor | None = None,
     other_mask: Tensor | None = None,
     scale: float | None = None,
+    seen: bool = False,
 ) -> Tensor:
     """:func:`restricted_rows` with one span of the keys replaced by keys and values from elsewhere.
 
@@ -117,17 +123,15 @@ def redirected_rows(
     ``replaced`` and the others' in its place, q the call's own. One fused call for each half of the heads.
 
     Args:
-        q: (B, H, Sq, D).
-        k: (B, H, Sk, D).
-        v: (B, H, Sk, D).
+        q: (B, H, Sq, D); k and v: (B, H, Sk, D).
         rows: the rows to compute.
         replaced: the keys to replace, a slice with start and stop in 0..Sk.
-        other_k: (B, H, T, D), T >= 0; it need not be the length of ``replaced``.
-        other_v: (B, H, T, D).
+        other_k, other_v: (B, H, T, D), T >= 0; it need not be the length of ``replaced``.
         log_weight: (B, R, Sk'), Sk' = Sk - len(replaced) + T, as for :func:`restricted_rows`.
         attn_mask: the mask of the stock call; what it says of ``replaced`` is dropped.
         other_mask: (B|1, H|1, R|1, T|1), bool or additive float, for the other keys; None = all are seen.
         scale: factor of the logits, D**-0.5 if None.
+        seen: as for :func:`restricted_rows`.
 
     Returns:
         (B, H, R, D), dtype of ``q``, padding and wholly cut rows as in :func:`restricted_rows`.
@@ -154,7 +158,7 @@ def redirected_rows(
     def attend(heads: slice) -> Tensor:
         new_k, new_v = (_joined(x[:, heads], y[:, heads], replaced, 2) for x, y in ((k, other_k), (v, other_v)))
         hidden = mask if mask is None or mask.shape[1] == 1 else mask[:, heads]
-        return _attend_biased(picked[:, heads], new_k, new_v, rows, log_weight, hidden, scale)
+        return _attend_biased(picked[:, heads], new_k, new_v, rows, log_weight, hidden, scale, seen)
 
     half = (q.shape[1] + 1) // 2  # of the heads at a time: the joined keys and values are copies
     return torch.cat([attend(slice(start, start + half)) for start in range(0, q.shape[1], half)], 1)
@@ -182,15 +186,24 @@ def _joined_mask(
 
 
 def _attend_biased(
-    picked: Tensor, k: Tensor, v: Tensor, rows: Rows, log_weight: Tensor, mask: Tensor | None, scale: float | None
+    picked: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rows: Rows,
+    log_weight: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    seen: bool,
 ) -> Tensor:
     """Attention of picked rows (B, H, R, D) under log_weight (B, R|1, Sk) and a mask (B|1, H|1, R|1, Sk|1)."""
     bias = log_weight[:, None].to(torch.promote_types(picked.dtype, torch.float32))  # (B, 1, R|1, Sk)
     if mask is not None:
         bias = bias.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else bias + mask
     if rows.padded and bias.shape[2] == rows.width:
-        bias = torch.where(rows.valid[:, None, :, None], bias, 0.0)
+        bias = bias.masked_fill(~rows.valid[:, None, :, None], 0.0)
     bias = bias.to(picked.dtype)
-    cut = bias.amax(dim=-1, keepdim=True) == -math.inf  # (B, H|1, R, 1); padding rows are all 0
     new = F.scaled_dot_product_attention(picked, k, v, attn_mask=bias, scale=scale)
+    if seen:
+        return new
+    cut = bias.amax(dim=-1, keepdim=True) == -math.inf  # (B, H|1, R, 1); padding rows are all 0
     return (new.masked_fill if new.requires_grad else new.masked_fill_)(cut, math.nan)

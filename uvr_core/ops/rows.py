@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import attrs
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from .checks import check_shape, check_tokens, described
+from .upload import upload
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, slots=False)
 class Rows:
-    """Which query rows of each sample are meant, padded to one length; made by :func:`rows_of`.
+    """Which query rows of each sample are meant, padded to one length; made by :func:`rows_of`, :func:`rows_on`.
 
     Attributes:
         index: (B, R) int64, positions on the query axis, ascending; padding holds 0, which is safe to gather.
@@ -43,6 +47,21 @@ class Rows:
         """Whether any slot is padding; known on the host."""
         return any(n < self.width for n in self.counts)
 
+    @functools.cached_property
+    def slots(self) -> Tensor:
+        """(B, R) int64, where to read what is written at each slot: padding repeats the sample's first slot."""
+        return torch.where(self.valid, torch.arange(self.width, device=self.index.device), 0)
+
+    @functools.cached_property
+    def targets(self) -> Tensor:
+        """(B, R) int64, where each slot is written: padding at the sample's first listed row, 0 if it has none."""
+        return self.index.gather(1, self.slots)
+
+    @functools.cached_property
+    def empty(self) -> Tensor:
+        """(B, 1, 1, 1) bool, samples that list no row."""
+        return ~self.valid.any(dim=1)[:, None, None, None]
+
 
 def rows_of(mask: Tensor, counts: Sequence[int] | None = None) -> Rows:
     """List the True positions of each sample's mask. One host sync, unless the host knows the counts.
@@ -64,6 +83,16 @@ def rows_of(mask: Tensor, counts: Sequence[int] | None = None) -> Rows:
     first = torch.sort(mask.to(torch.uint8), dim=1, descending=True, stable=True).indices[:, :width]
     valid = mask.gather(1, first)  # True first, so the valid slots are a prefix
     return Rows(index=torch.where(valid, first, 0), valid=valid, counts=counts)
+
+
+def rows_on(mask: npt.NDArray[np.bool_], device: torch.device) -> Rows:
+    """As :func:`rows_of`, of a mask (B, Sq) on the host. No host sync."""
+    counts = mask.sum(1)
+    width = int(counts.max(initial=0))
+    valid = np.arange(width) < counts[:, None]
+    index = np.zeros(valid.shape, np.int64)
+    index[valid] = mask.nonzero()[1]
+    return Rows(upload(index, device), upload(valid, device), tuple(counts.tolist()))
 
 
 def take_rows(x: Tensor, rows: Rows) -> Tensor:
@@ -119,11 +148,9 @@ def write_rows(out: Tensor, new: Tensor, rows: Rows, *, in_place: bool = False) 
     if not rows.padded:
         return write(2, rows.index[:, None, :, None].expand(-1, heads, -1, size), new)
     # Padding slots become copies of the sample's first valid slot: several equal writes to one place are
-    # harmless.
-    first = rows.valid.to(torch.uint8).argmax(dim=1, keepdim=True)  # (B, 1), 0 for a sample without rows
-    slot = torch.where(rows.valid, torch.arange(rows.width, device=first.device), first)  # (B, R)
-    index = rows.index.gather(1, slot)[:, None, :, None].expand(-1, heads, -1, size)  # (B, H, R, D)
-    value = new.gather(2, slot[:, None, :, None].expand(-1, heads, -1, size))
-    empty = ~rows.valid.any(dim=1)[:, None, None, None]
-    value = torch.where(empty, out.gather(2, index), value)
+    # harmless. A sample without any writes back what is there.
+    index = rows.targets[:, None, :, None].expand(-1, heads, -1, size)  # (B, H, R, D)
+    value = new.gather(2, rows.slots[:, None, :, None].expand(-1, heads, -1, size))
+    if 0 in rows.counts:
+        value = torch.where(rows.empty, out.gather(2, index), value)
     return write(2, index, value)

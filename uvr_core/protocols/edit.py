@@ -194,6 +194,13 @@ class FlowEdit:
     noise: NoiseBlend | None = attrs.field(default=None, validator=_part(NoiseBlend, optional=True))
     columns: ColumnScale | None = attrs.field(default=None, validator=_part(ColumnScale, optional=True))
 
+    @property
+    def rewrites(self) -> bool:
+        """Whether rows are to be computed anew, or changed, one by one."""
+        reweights = self.reweight is not None and not self.reweight.neutral
+        blends = self.noise is not None and bool(self.noise.core or self.noise.ring)
+        return reweights or self.projection is not None or blends
+
     def check_shapes(self, *, batch: int, patches: int, text: int, reference: int, width: int) -> None:
         """Whether it fits a call of B images, N patches, so many text and reference tokens, C = `width` channels.
 

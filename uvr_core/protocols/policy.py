@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import attrs
 import torch
 
 from ..errors import UVRError
 from .edit import FlowEdit, RowClass
+
+T = TypeVar("T")
 
 
 def _patches(options: object, field: attrs.Attribute[Any], value: Any) -> None:
@@ -49,6 +51,7 @@ class Located:
         from_source: (B,) bool, where there are reference tokens: True unless the detector can tell that an image's
             source does not show the concept, so that the instruction brings it. None without reference tokens.
         concept: the concept's name.
+        kept: what `once` keeps.
     """
 
     core: torch.Tensor
@@ -59,6 +62,19 @@ class Located:
     window: tuple[float, float] = (1.0, 0.0)
     from_source: torch.Tensor | None = None
     concept: str = ""
+    kept: dict[Hashable, Any] = attrs.field(factory=dict, repr=False)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What follows from the masks and the source alone, and not from `sigma` or `step`.
+
+        Made when first asked for under this key, and shared by all blocks and steps until the masks change; nobody may
+        write into it. An edit whose `rows` come from here, or from `row_classes`, costs no host sync.
+        """
+        if key not in self.kept:
+            with torch.inference_mode(False):  # so that a write into it can be told
+                self.kept[key] = make()
+        value: T = self.kept[key]
+        return value
 
 
 @attrs.frozen(eq=False)
@@ -145,5 +161,9 @@ class PolicyTraits:
 
 
 def row_classes(located: Located) -> torch.Tensor:
-    """(B, N) int64 of RowClass."""
-    return located.core.long() * RowClass.CORE + (located.ring & ~located.core).long() * RowClass.RING
+    """(B, N) int64 of RowClass, the same tensor until the masks change: work on a copy of it."""
+
+    def classes() -> torch.Tensor:
+        return located.core.long() * RowClass.CORE + (located.ring & ~located.core).long() * RowClass.RING
+
+    return located.once("classes", classes)

@@ -55,22 +55,27 @@ class Selective:
     def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
         if located.sigma < self.until:
             return None
-        elsewhere = (~(located.core | located.ring)).float().mean(-1)  # share of patches left to compare with
-        alone = (elsewhere < self.least_elsewhere)[:, None]
+        rows, for_words, for_source = located.once(self, lambda: self._bars(located))
 
-        def factor(contrast: torch.Tensor, bar: float) -> torch.Tensor:
-            weakened = (contrast > bar) | alone
-            return weakened.float() * self.strong + (~weakened).float()
+        def factor(contrast: torch.Tensor, bar: torch.Tensor) -> torch.Tensor:
+            return torch.ones_like(contrast).masked_fill_(contrast > bar, self.strong)
 
-        rows, words = row_classes(located), call.text_contrast()
+        words = factor(call.text_contrast(), for_words)
         if not call.reference:
-            return FlowEdit(rows, Reweight(text_factor=factor(words, self.contrast)))
-        shown = located.from_source
-        if shown is None:
-            shown = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-        shown = shown[:, None]
-        source = factor(call.reference_contrast(), self.source_contrast).masked_fill(~shown, 1.0)
-        text = torch.where(shown, factor(words, self.contrast), factor(words, self.instruction_contrast))
-        apart = KeyWeights(located=self.amplification)
+            return FlowEdit(row_classes(located), Reweight(text_factor=words))
+        apart, source = KeyWeights(located=self.amplification), factor(call.reference_contrast(), for_source)
+        return FlowEdit(rows, Reweight(apart, apart, text_factor=words, reference_factor=source))
+
+    def _bars(self, located: Located) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What follows from the masks: rows (B, N), and (B, 1) each, the contrast above which a token is chosen."""
+        elsewhere = (~(located.core | located.ring)).float().mean(-1)
+        alone = (elsewhere < self.least_elsewhere)[:, None]  # too few patches are left to compare with
+        shown = torch.ones_like(alone) if located.from_source is None else located.from_source[:, None]
+        rows = row_classes(located)
         rows = rows.masked_fill((rows == RowClass.RING) & ~shown, RowClass.STOCK)
-        return FlowEdit(rows, Reweight(apart, apart, text_factor=text, reference_factor=source))
+        caption, instruction, source, never, always = (
+            torch.full(alone.shape, bar, device=alone.device)
+            for bar in (self.contrast, self.instruction_contrast, self.source_contrast, torch.inf, -1.0)
+        )
+        words = torch.where(alone, always, torch.where(shown, caption, instruction))
+        return rows, words, torch.where(shown, torch.where(alone, always, source), never)

@@ -30,7 +30,7 @@ def test_a_contrast_from_some_patches_is_that_of_all(side: int, error: float) ->
         query[sample, :, rows] += 0.5 * key[sample, :, [0]]
     ring = np.stack([ring_of(mask) for mask in core])
     call = AttentionCall("x", query, key, key, query, None, None)
-    got = contrast(joint(call, layout), Compared.of(core, ring, key.device))[:, :text]
+    got = contrast(joint(call, layout), Compared.of(core, ring, key.device))[0]
     weight = (query @ key.mT / 4).softmax(-1).mean(1)[:, text:, :text]
     inside, rest = (torch.from_numpy(m.reshape(2, -1)).float() for m in (core, ~(core | ring)))
     want = (inside[:, None] @ weight)[:, 0] / inside.sum(1, True) / ((rest[:, None] @ weight)[:, 0] / rest.sum(1, True))

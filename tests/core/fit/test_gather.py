@@ -29,7 +29,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, steps: Sequence[torch.Tensor], grid: 
     by_step = dict(enumerate(steps))
     monkeypatch.setattr(gather, "features", lambda call: by_step[call.forward.step])
     monkeypatch.setattr(gather, "text_rows", lambda call: torch.eye(3, 2)[None].expand(2, 3, 2))
-    monkeypatch.setattr(gather, "contrast", lambda *args, **kwargs: torch.tensor([[0.0, 9.0, 1.0]] * 2))
+    monkeypatch.setattr(gather, "contrast", lambda *args, **kwargs: (torch.tensor([[0.0, 9.0, 1.0]] * 2), None))
     return [
         types.SimpleNamespace(
             tap="p",

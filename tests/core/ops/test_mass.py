@@ -8,7 +8,8 @@ import pytest
 import torch
 from matrices import assert_exact_to, contrast_masks, contrast_reference, generator, qkv, stock_mask, weights
 
-from uvr_core.ops.mass import flow_contrast, mass_on, patch_scores
+from uvr_core.ops import mass as reading
+from uvr_core.ops.mass import contrast_share, flow_contrast, mass_on, patch_scores
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -54,29 +55,40 @@ def test_token_contrast_equals_the_matrix_form(kind: str) -> None:
     q, k, _ = qkv(1, b, h, sq, sk, d)
     mask = stock_mask(kind, b, h, sq, sk)
     rows, others, keys = contrast_masks(b, sq, sk)
-    got = flow_contrast(q, k, rows, others, keys, attn_mask=mask)
+    got = flow_contrast(q, k, contrast_share(rows, others), keys, attn_mask=mask)
     want = contrast_reference(weights(q.double(), k.double(), mask).mean(1), rows, others, keys)
     size = want.clamp(min=1).nan_to_num(posinf=1.0)  # a ratio: the error is relative to its size
     assert_exact_to(got / size, want / size)
     assert (want[:2] > 1.5).any()
     listed_rows = (rows | others).sum(1)
     assert listed_rows[0] < listed_rows.max()
-    assert (got[~keys] == 0).all()
     assert (got[-1] == 0).all()
 
 
 def test_token_contrast_edges() -> None:
     q, k, _ = qkv(1, 1, 2, 4, 5, 16)
     rows, others = torch.tensor([[True, True, False, False]]), torch.tensor([[False, False, True, False]])
-    keys, none = torch.ones(1, 5, dtype=torch.bool), torch.zeros(1, 5, dtype=torch.bool)
+    keys, share, nobody = [slice(0, 5)], contrast_share(rows, others), torch.zeros(1, 4, dtype=torch.bool)
     hidden = torch.ones(4, 5, dtype=torch.bool)
     hidden[:, 1] = False  # nobody sees key 1
     hidden[2, 2] = False  # the others do not see key 2
-    got = flow_contrast(q, k, rows, others, keys, attn_mask=hidden)[0]
+    got = flow_contrast(q, k, share, keys, attn_mask=hidden)[0]
     assert got[1] == 0
     assert got[2] == math.inf
     assert got[[0, 3, 4]].isfinite().all()
-    assert (flow_contrast(q, k, rows, others, none) == 0).all()
-    assert (flow_contrast(q, k, rows, none[:, :4], keys) == 0).all()
+    assert flow_contrast(q, k, share, []).shape == (1, 0)
+    assert (flow_contrast(q, k, contrast_share(rows, nobody), keys) == 0).all()
     with pytest.raises(ValueError, match="other_mask: expected bool"):
-        flow_contrast(q, k, rows, others.long(), keys)
+        contrast_share(rows, others.long())
+    with pytest.raises(ValueError, match="share: expected"):
+        flow_contrast(q, k, share[:, :1], keys)
+
+
+@pytest.mark.parametrize("kind", ["none", "bool-keys", "float-full"])
+def test_a_contrast_in_pieces_is_that_of_the_whole(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    b, h, sq, sk, d = 2, 2, 200, 210, 16
+    q, k, _ = qkv(1, b, h, sq, sk, d)
+    mask, (rows, others, keys) = stock_mask(kind, b, h, sq, sk), contrast_masks(b, sq, sk)
+    whole = flow_contrast(q, k, contrast_share(rows, others), keys, attn_mask=mask)
+    monkeypatch.setattr(reading, "_LEAST_QUERIES", 50)
+    torch.testing.assert_close(flow_contrast(q, k, contrast_share(rows, others), keys, attn_mask=mask), whole)

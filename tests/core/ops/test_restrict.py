@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from uvr_core.ops.columns import scaled_columns
-from uvr_core.ops.mass import flow_contrast, mass_on
+from uvr_core.ops.mass import contrast_share, flow_contrast, mass_on
 from uvr_core.ops.restrict import log_weights, redirected_rows, restricted_rows
 from uvr_core.ops.rows import rows_of, write_rows
 
@@ -273,9 +273,9 @@ def test_bf16_is_no_worse_than_the_bf16_matrix_form(kind: str, d: int) -> None:
     on = F.one_hot(torch.arange(sk) % 3, 3)
     mass = both(lambda q, k, v: weights(q, k, mask) @ on.to(q.dtype))
     assert_no_worse(mass_on(q, k, on, attn_mask=mask), *mass)
-    masks = contrast_masks(b, sq, sk)
-    contrast = both(lambda q, k, v: contrast_reference(weights(q, k, mask).mean(1), *masks))
-    assert_no_worse(flow_contrast(q, k, *masks, attn_mask=mask), *contrast)
+    inside, others, keys = contrast_masks(b, sq, sk)
+    contrast = both(lambda q, k, v: contrast_reference(weights(q, k, mask).mean(1), inside, others, keys))
+    assert_no_worse(flow_contrast(q, k, contrast_share(inside, others), keys, attn_mask=mask), *contrast)
 
 
 @pytest.mark.filterwarnings("ignore:Flash attention")
@@ -291,14 +291,14 @@ def test_every_operator_runs_on_the_fused_kernel_alone(kind: str, dtype: torch.d
     rows = rows_of(row_masks(b, sq))
     row_class, key_class, _ = restriction(b, rows, sk)
     bias, columns = log_weights(row_class, key_class, TABLE), torch.rand(sk)
-    contrast = contrast_masks(b, sq, sk)
+    inside, others, keys = contrast_masks(b, sq, sk)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         results = [
             restricted_rows(q, k, v, rows, bias, attn_mask=mask),
             redirected_rows(q, k, v, rows, slice(0, 4), k[:, :, 4:8], v[:, :, 4:8], bias, attn_mask=mask),
             mass_on(q, k, torch.eye(sk)[:, :4], attn_mask=mask),
             scaled_columns(q, k, v, columns, attn_mask=mask),
-            flow_contrast(q, k, *contrast, attn_mask=mask),
+            flow_contrast(q, k, contrast_share(inside, others), keys, attn_mask=mask),
         ]
         with pytest.raises(RuntimeError):  # what this test rests on
             F.scaled_dot_product_attention(q, k, v[..., :8])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,13 +13,17 @@ from matrices import generator, row_masks
 
 from uvr_core.ops.noise import blended_rows
 from uvr_core.ops.restrict import restricted_rows
-from uvr_core.ops.rows import Rows, rows_of, take_rows, write_rows
+from uvr_core.ops.rows import Rows, rows_of, rows_on, take_rows, write_rows
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 4).flatmap(lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=1)))
 def test_rows_of_lists_true_positions_in_order(mask: list[list[bool]]) -> None:
     rows = rows_of(torch.tensor(mask))
+    told = rows_on(np.array(mask, bool).reshape(len(mask), -1), torch.device("cpu"))
+    assert told.counts == rows.counts
+    assert torch.equal(told.index, rows.index)
+    assert torch.equal(told.valid, rows.valid)
     want = [[i for i, x in enumerate(sample) if x] for sample in mask]
     assert rows.counts == tuple(len(w) for w in want)
     assert rows.width == max(map(len, want))

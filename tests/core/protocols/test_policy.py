@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 import torch
 
@@ -44,3 +45,15 @@ def test_mask_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 def test_the_core_wins_over_the_ring() -> None:
     core, ring = torch.tensor([[True, False, True, False]]), torch.tensor([[True, True, False, False]])
     assert row_classes(Located(core, ring, (2, 2), 0.9, 0)).tolist() == [[1, 2, 1, 0]]
+
+
+def test_what_follows_from_the_masks_is_made_once_and_shared_by_later_steps() -> None:
+    core, ring = (torch.tensor([[on, not on]]) for on in (True, False))
+    located = Located(core, ring, (1, 2), 0.9, 0)
+    later = attrs.evolve(located, sigma=0.5, step=3)
+    with torch.inference_mode():
+        rows = row_classes(later)
+    assert row_classes(located) is rows
+    assert not rows.is_inference()
+    assert later.once("mine", lambda: [1]) is located.once("mine", lambda: [2])
+    assert row_classes(Located(ring, core, (1, 2), 0.9, 0)).tolist() == [[2, 1]]

@@ -77,11 +77,11 @@ def test_an_idle_forward_calls_attention_as_often_as_stock() -> None:
             assert torch.equal(stack.forward(), stock)
         found[f"idle {concepts}"] = watch.kernels, watch.views, syncs.calls
     assert fused(found["idle 1"][0]) == fused(found["stock"][0]) == 4
-    # One concept more: a few kernels and the one sync of its scores, in the one probe block.
+    # One concept more: a few kernels in the one probe block; the scores of all come over in one sync.
     each = (found["idle 4"][0] - found["idle 1"][0]).total() / 3
     assert each <= 10
     syncs_each = {name: n / 3 for name, n in (found["idle 4"][2] - found["idle 1"][2]).items()}
-    assert syncs_each == {"cpu": 1, "numpy": 1}
+    assert not syncs_each
 
 
 def test_the_number_of_anchors_does_not_show() -> None:
@@ -130,17 +130,46 @@ def test_the_form_that_holds_the_matrix_is_told_apart() -> None:
     assert peak_bytes(lambda: a.materialised(row_class), CPU) > 2 * a.unit
 
 
-@pytest.mark.parametrize("name", ["uvr", "block"])
-def test_an_edit_syncs_once(name: str) -> None:
-    """The counts of the rows, whatever the batch."""
-    for batch in (1, 3):
-        a = attention(batch=batch)
-        regulation, _ = a.regulation(policy(name), 0.1)
-        a.edit(regulation, a.stock())
-        output = a.stock()
-        with counted() as (_, syncs):
-            a.edit(regulation, output)
-        assert syncs.calls == {"tolist": 1, "nonzero": 1}  # nonzero: of the policy's table, which lies on the host
+@pytest.mark.parametrize("references", [0, 1], ids=["synthesis", "editing"])
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_waits_for_nothing_and_launches_little(name: str, references: int) -> None:
+    """No host sync and at most 40 kernels, in the first block after the masks changed as in any later one."""
+    for batch in (1, 2):
+        a = attention(references, batch, PATCHES // (1 + 7 * references))  # so that a contrast is read in one piece
+        regulation, rows = a.regulation(policy(name), 0.1)
+        assert rows > 0
+        for lists in ("new", "known"):
+            output = a.stock()
+            with counted() as (watch, syncs):
+                edited = a.edit(regulation, output)
+            assert not watch.syncs
+            own = set() if lists == "known" else {"numpy", "tensor", "tolist"}  # of what lies on the host
+            assert set(syncs.calls) <= own
+            assert watch.kernels.total() <= 40, (batch, lists, watch.kernels)
+            assert name in ("redirect", "selective") or not torch.equal(edited, a.stock())  # random words feed nothing
+
+
+def test_scores_of_all_concepts_come_over_in_one_sync() -> None:
+    """In the step in which they are located, masks and lists of four concepts included."""
+    a = attention()
+    regulation, _ = a.regulation(policy("selective"), 0.1, concepts=4)
+    regulation.run.leave()
+    regulation.run.enter("probe")
+    call = a.call("probe", a.stock())
+    with counted() as (watch, syncs):
+        intervene(call, regulation, FLUX)
+    assert not watch.syncs
+    assert set(syncs.calls) <= {"cpu", "numpy", "tensor", "as_tensor", "tolist"}
+    assert syncs.calls["cpu"] == 1  # the others are of what lies on the host
+
+
+def test_what_waits_for_a_device_is_told() -> None:
+    """What the two tests above rest on."""
+    x = torch.arange(4.0)
+    for wait in (lambda: x.sum().item(), lambda: x[x > 1], lambda: torch.equal(x, x + 1), lambda: x.nonzero()):
+        with counted() as (watch, _):
+            wait()
+        assert watch.syncs.total() == 1
 
 
 # -- the short ways give what the long ones give ---------------------------------------------------------------
