@@ -1,8 +1,7 @@
 """The plugin contract: pluggy project "uvr", entry-point group "uvr". Names cost nothing until they are used.
 
 Each hook returns {name: target}; a target is "module:attribute" (resolved on first use) or the object itself. A
-detector or policy may be a class; it is made without arguments. Two packages to start from: docs/examples.
-"""
+detector or policy may be a class; it is made without arguments. Two packages to start from: docs/examples."""
 
 from __future__ import annotations
 
@@ -20,6 +19,11 @@ def uvr_adapters() -> Mapping[str, object]:  # type: ignore[empty-body]
 
 
 @hookspec
+def uvr_unfit() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """{model class name: what in its architecture does not fit}: of a class for which there can be no adapter."""
+
+
+@hookspec
 def uvr_detectors() -> Mapping[str, object]:  # type: ignore[empty-body]
     """{detector name: uvr_core.Detector subclass}: tapped attention output -> score per output patch."""
 
@@ -31,10 +35,8 @@ def uvr_policies() -> Mapping[str, object]:  # type: ignore[empty-body]
 
 @hookspec
 def uvr_judges() -> Mapping[str, object]:  # type: ignore[empty-body]
-    """{judge name: factory}: factory() -> callable: list of PIL images -> list of {label: score}.
-
-    A judge that can also point has `locate(images, labels, (H, W)) -> (B, H, W) bool`; `uvr collect --masks` needs it.
-    """
+    """{judge name: factory}: factory() -> callable: list of PIL images -> list of {label: score}. A judge that can also
+    point has `locate(images, labels, (H, W)) -> (B, H, W) bool`; `uvr collect --masks` needs it."""
 
 
 @hookspec
@@ -59,7 +61,5 @@ def uvr_commands() -> Mapping[str, tuple[object, str]]:  # type: ignore[empty-bo
 
 @hookspec
 def uvr_pages() -> Mapping[str, object]:  # type: ignore[empty-body]
-    """{schema: function}: function(files, whole) -> text, for `uvr report`: shows result files of that schema.
-
-    A result file is a JSON object with a "schema"; `whole`: as one Markdown page.
-    """
+    """{schema: function}: function(files, whole) -> text, for `uvr report`: shows result files (JSON objects with that
+    "schema"), `whole`: as one Markdown page."""

@@ -18,6 +18,7 @@ from .signatures import required
 
 KINDS = {
     "adapter": "uvr_adapters",
+    "unfit": "uvr_unfit",
     "detector": "uvr_detectors",
     "policy": "uvr_policies",
     "judge": "uvr_judges",
@@ -221,6 +222,8 @@ def _check_targets(kind: str, targets: Mapping[Any, Any]) -> None:
             raise TypeError(f"{name!r}: expected (command, one-line help), got {target!r}")
         if kind == "concept" and not isinstance(target, (str, os.PathLike)):
             raise TypeError(f"{name!r}: expected a path, got {target!r}")
+        if kind == "unfit" and (not isinstance(target, str) or not target):
+            raise TypeError(f"{name!r}: expected a reason, one line, got {target!r}")
 
 
 def _fault(kind: str, target: object) -> str | None:

@@ -20,7 +20,7 @@ from .tables import table
 @json_option
 def adapters(as_json: bool) -> None:
     """List the model families that UVR knows: where their joint attention is, which pipelines drive them, and which
-    plugin brings them."""
+    plugin brings them. As a table: how many pipelines."""
     known = installed.registry()
     rows: list[dict[str, Any]] = []
     for name, (_, plugin) in sorted(known.names("adapter").items()):
@@ -44,10 +44,9 @@ def adapters(as_json: bool) -> None:
         click.echo(to_json({"adapters": rows}))
         return
     cells = [
-        (r["name"], r["model"] or r["status"], ", ".join(r["pipelines"]), f"{r['distribution']} {r['version']}")
-        for r in rows
+        (r["name"], r["model"] or r["status"], len(r["pipelines"]), f"{r['distribution']} {r['version']}") for r in rows
     ]
-    table("Adapters", ("name", "model", "pipelines", "from"), cells)
+    table("Adapters (--json names the pipelines)", ("name", "model", "used by", "from"), cells)
 
 
 @click.command()

@@ -64,6 +64,12 @@ def _recognising(model: object) -> Adapter:
     kind, line = type(model).__name__, [cls.__name__ for cls in type(model).__mro__]
     matching: dict[str, Adapter] = {name: adapter for name, adapter in adapters.items() if adapter.recognises(model)}
     if not matching:
+        reasons = registry.names("unfit")
+        if reason := next((str(reasons[name][0]) for name in line if name in reasons), None):
+            raise AdapterNotFound(
+                f"{kind} cannot be regulated: {reason}. UVR works where text and picture attend to each other in one "
+                "call; `uvr adapters` lists models that do"
+            )
         skipped = ", ".join(repr(name) for name in known if name not in adapters)
         raise AdapterNotFound(
             f"no adapter recognises {kind}{did_you_mean(kind, {a.model for a in adapters.values()})} "

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
+import diffusers
 import pytest
 from runner import PROBE, make_bank
 from tiny import tiny_flux
 
-from uvr_core import Calibration, ConceptMismatch, UVRError
+from uvr_core import AdapterNotFound, Calibration, ConceptMismatch, UVRError
 from uvr_core.engine.lookup import check_plan, find_adapter, fingerprint, make_plan
 from uvr_core.engine.plan import ConceptPlan
 from uvr_plugins.detectors import Oracle
@@ -44,6 +45,27 @@ def test_for_another_detector_only_the_probe_and_the_window_stay() -> None:
 def test_a_detector_that_brings_its_threshold_looks_in_every_step() -> None:
     made = plan(calibrated(), detector=Oracle(None))
     assert (made.window, made.threshold, made.exact) == ((1.0, 0.0), Oracle(None).threshold, True)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("SanaTransformer2DModel", "text comes in by cross-attention; the self-attention is linear"),
+        ("Kandinsky5Transformer3DModel", "text comes in by cross-attention"),
+        ("Kandinsky6Transformer3DModel", "it draws videos with sound"),
+        ("Cosmos3OmniTransformer", "packed without a batch axis"),
+        ("MiniMaxH3Transformer3DModel", "packed into one sequence"),
+    ],
+)
+def test_a_class_for_which_there_can_be_no_adapter_is_refused_with_the_reason(model: str, reason: str) -> None:
+    kind = getattr(diffusers, model, None)
+    if kind is None:
+        pytest.skip(f"diffusers {diffusers.__version__} has no {model}")
+    with pytest.raises(AdapterNotFound, match=rf"^{model} cannot be regulated: .*{reason}.*uvr adapters"):
+        find_adapter(kind.__new__(kind))
+    subclass = type("Finetuned", (kind,), {})
+    with pytest.raises(AdapterNotFound, match=r"^Finetuned cannot be regulated"):
+        find_adapter(subclass.__new__(subclass))
 
 
 def test_objects_without_their_method_are_refused() -> None:
