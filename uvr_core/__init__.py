@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .engine.report import Report
     from .fit.calibrate import calibrate
     from .fit.collect import collect
+    from .fit.verification import calibrate_verification
     from .protocols import Baseline, CallInfo, ConceptTerms, Detector, FlowEdit, Judge, Located, Policy, Request
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Adapter": "adapter", "Layout": "adapter", "Calibration": "concepts", "ConceptBank": "concepts",
     "Fingerprint": "concepts", "load_concepts": "concepts", "collect": "fit.collect", "calibrate": "fit.calibrate",
+    "calibrate_verification": "fit.verification",
     "CallInfo": "protocols", "Detector": "protocols", "FlowEdit": "protocols", "Located": "protocols",
     "Policy": "protocols", "Baseline": "protocols", "Judge": "protocols", "Request": "protocols",
     "ConceptTerms": "protocols", "Regulator": "engine.regulator", "attach": "engine.attach", "Report": "engine.report",
@@ -48,7 +50,7 @@ __all__ = [
     "Adapter", "AdapterMismatch", "AdapterNotFound", "Baseline", "Calibration", "CallInfo", "ConceptBank",
     "ConceptMismatch", "ConceptTerms", "Detector", "Fingerprint", "FlowEdit", "Judge", "Layout", "Located",
     "PluginError", "Policy", "Regulator", "Report", "Request", "TapNotFired", "UVRError", "UnsafeContent",
-    "UnsupportedRuntime", "attach", "calibrate", "collect", "load_concepts",
+    "UnsupportedRuntime", "attach", "calibrate", "calibrate_verification", "collect", "load_concepts",
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ Tensors (C = heads * head_dim of the probe block, T = noise-level bins, A = anch
     origin_offset/{probe} (T,)  so that 0 lies halfway between the two
     token/{probe}       (T, C)  attention outputs at the text tokens that feed the concept's region, mean over images
     sigma               (T,)    noise level of each bin, 1 = pure noise, decreasing
-The metadata carries schema, name, model fingerprint, calibration and provenance as JSON. Never pickle.
+The metadata carries schema, name, model fingerprint, calibration, verification and provenance as JSON. Never pickle.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from ..errors import ConceptMismatch
 from ..files import write_whole
 from ..validators import MAX_TEXT, count, finite, instance, is_finite, printable, share, window
 
-SCHEMA = "uvr.concept/1"
+SCHEMA = "uvr.concept/2"
+READABLE = ("uvr.concept/1", SCHEMA)  # 1 has no verification
 TIME = "sigma"  # noise level in 0..1, 1 = pure noise, whatever the model's own convention
 MAX_NAME = MAX_TEXT  # characters
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -116,12 +117,19 @@ def _fingerprint(bank: object, attribute: attrs.Attribute[Any], fingerprint: Fin
 
 @attrs.frozen(eq=False)
 class ConceptBank:
-    """A concept as a model knows it; see the module's docstring for the tensors."""
+    """A concept as a model knows it; see the module's docstring for the tensors.
+
+    Attributes:
+        calibration: how it is located.
+        verification: how it is told, from the attention output behind the edits in late steps, whether the concept
+            still stands at the end (grow and memory are of no use there). None: it is not verified.
+    """
 
     name: str = attrs.field(validator=printable(ConceptMismatch))
     fingerprint: Fingerprint = attrs.field(validator=_fingerprint)
     tensors: dict[str, torch.Tensor] = attrs.field(validator=_finite, repr=False)
     calibration: Calibration | None = None
+    verification: Calibration | None = attrs.field(default=None, kw_only=True)
     provenance: dict[str, Any] = attrs.field(factory=dict, repr=False, validator=instance(dict, ConceptMismatch))
 
     @property
@@ -172,7 +180,10 @@ class ConceptBank:
             "name": self.name,
             "time": TIME,
             "fingerprint": json.dumps(attrs.asdict(self.fingerprint), sort_keys=True),
-            "calibration": json.dumps(attrs.asdict(self.calibration)) if self.calibration else "null",
+            **{
+                use: "null" if how is None else json.dumps(attrs.asdict(how))
+                for use, how in (("calibration", self.calibration), ("verification", self.verification))
+            },
             "provenance": json.dumps(self.provenance, sort_keys=True),
         }
         # Not save_file: that makes a file that only its owner may read, whatever the umask.

@@ -14,7 +14,7 @@ import torch
 
 from ..errors import ConceptMismatch
 from ..files import printable
-from .bank import SCHEMA, TIME, Calibration, ConceptBank, Fingerprint
+from .bank import READABLE, SCHEMA, TIME, Calibration, ConceptBank, Fingerprint
 
 # What a file may make a reader allocate, at most. A bank of every block of a published model is some 200 MB.
 MAX_HEADER = 16 * 2**20
@@ -81,7 +81,7 @@ def _read(path: Path) -> ConceptBank:
     header = _check_header(path)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-        if metadata.get("schema") != SCHEMA:
+        if metadata.get("schema") not in READABLE:
             raise ConceptMismatch(f"expected schema {SCHEMA!r}, got {metadata.get('schema')!r}")
         if len(keys := file.keys()) > MAX_TENSORS:
             raise ConceptMismatch(f"{len(keys)} tensors; no concept has more than {MAX_TENSORS}")
@@ -95,20 +95,24 @@ def _read(path: Path) -> ConceptBank:
 def _parse(metadata: Mapping[str, str], tensors: dict[str, torch.Tensor]) -> ConceptBank:
     if metadata.get("time") != TIME:
         raise ConceptMismatch(f"expected time convention {TIME!r}, got {metadata.get('time')!r}")
-    fingerprint, calibration, provenance = (
-        _json(metadata, key) for key in ("fingerprint", "calibration", "provenance")
-    )
-    if calibration is not None and not isinstance(calibration, dict):
-        raise ConceptMismatch(f"calibration: expected dict, got {type(calibration).__name__}")
+    fingerprint, provenance = (_json(metadata, key) for key in ("fingerprint", "provenance"))
     bank = ConceptBank(
         metadata["name"],
         Fingerprint(**fingerprint),
         tensors,
-        None if calibration is None else Calibration(**calibration),
+        _calibration(metadata, "calibration"),
         provenance,
+        verification=None if metadata["schema"] == READABLE[0] else _calibration(metadata, "verification"),
     )
     _check_shapes(bank)
     return bank
+
+
+def _calibration(metadata: Mapping[str, str], key: str) -> Calibration | None:
+    fields = _json(metadata, key)
+    if fields is not None and not isinstance(fields, dict):
+        raise ConceptMismatch(f"{key}: expected dict, got {type(fields).__name__}")
+    return None if fields is None else Calibration(**fields)
 
 
 def _check_shapes(bank: ConceptBank) -> None:

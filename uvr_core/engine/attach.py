@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from ..adapter import Adapter
 from ..concepts import resolve
-from ..errors import AdapterMismatch, ConceptMismatch, did_you_mean
+from ..errors import AdapterMismatch, ConceptMismatch, UVRError, did_you_mean
 from ..intercept.runtime import refuse_compiled
 from ..protocols import Detector, Policy
 from .lookup import find_adapter, instrument, make_plan
+from .plan import ConceptPlan
 from .regulator import Regulator
 
 _POLICY = "selective"
@@ -25,6 +27,8 @@ def attach(
     concepts: object = None,
     detector: str | Detector | None = None,
     policy: str | Policy = _POLICY,
+    escalate: Sequence[str | Policy] = (),
+    verify: bool = True,
     threshold: float | Mapping[str, float] | None = None,
     concept_folder: str | None = None,
 ) -> Regulator:
@@ -32,15 +36,12 @@ def attach(
 
     Several concepts: each is located by itself, and the order in which they are listed is their rank. In every
     attention call a patch (core or ring) that an earlier concept's policy edits is not edited by a later one; a policy
-    that does nothing in that call ("observe", "noise" after the start-up) claims nothing. What a policy is told is not
-    cut by this: "refuse" refuses for a concept that lies under another. Column scales ("uvr-released" in editing),
-    which reach every query of an image, multiply, and leave the patches that earlier concepts claimed as these made
-    them.
+    that does nothing in that call ("observe", "noise" after the start-up) claims nothing. Column scales ("uvr-released"
+    in editing) multiply, and leave the patches that earlier concepts claimed as these made them.
 
-    A bare transformer with concepts is driven inside `with reg.generation():`. No pipeline says which forward, or
-    which half of a batch, follows the prompt. All are regulated, but for forwards named "uncond" through
-    `cache_context`: with guidance the unconditional prediction is restricted too, where the concept is located in it.
-    To keep it stock, attach to the pipeline.
+    A bare transformer with concepts is driven inside `with reg.generation():`; see there. A concept whose bank has
+    a verification is looked for once more at the end, behind the edits. An image in which it still stands is
+    withheld: None stands in its place; where no image is left, UnsafeContent is raised.
 
     Args:
         model: a pipeline with a `transformer`, or the transformer.
@@ -50,34 +51,76 @@ def attach(
         detector: registered name or object; None: the one each bank was calibrated with ("anchor" if it was not).
         policy: registered name or object for concepts that bring none of their own. The default attenuates only the
             text tokens that feed the located patches; "uvr" is the paper's restriction.
-        threshold: tau, overriding every bank's calibration, or {concept name: tau}, overriding those.
-        concept_folder: where concept names are looked up; else the UVR_CONCEPTS variable.
+        escalate: policies in place of `policy`, in this order: an image in which a concept still stands at the end is
+            drawn again from the same noise by the next, restricted from the first step on where it stood. Each costs
+            another run of the batch. What stands after the last, or before one that withholds ("refuse"), is withheld.
+        verify: False: nobody looks whether the concept still stands.
+        threshold: tau, overriding every bank's calibration, or {concept name: tau}.
+        concept_folder: where concept names are looked up; else UVR_CONCEPTS.
 
     Returns:
-        A Regulator: a context manager whose `detach()` restores the model bitwise.
+        A context manager whose `detach()` restores the model bitwise.
 
     Raises:
         AdapterNotFound, AdapterMismatch, ConceptMismatch, UnsupportedRuntime, PluginError: nothing was changed. A
             threshold for a concept that is not given is a ConceptMismatch.
     """
-    transformer = getattr(model, "transformer", None) if not isinstance(model, nn.Module) else model
-    if not isinstance(transformer, nn.Module):
-        raise AdapterMismatch(
-            f"expected a diffusers pipeline with a transformer, or a transformer; got {type(model).__name__}"
-        )
+    transformer = _transformer_of(model)
     refuse_compiled(transformer.modules())
     adapter = find_adapter(transformer, adapter)
     banks = resolve(concepts, concept_folder)
-    if detector is not None and not banks:  # nothing else would look at it, and a typo pass
-        instrument("detector", detector)
-    if policy is not _POLICY and all(special is not None for _, special in banks):
-        instrument("policy", policy)
+    policies = _policies(policy, escalate)
+    _check_unused(banks, detector, () if policies == (_POLICY,) else policies)
     thresholds = _thresholds(threshold, [bank.name for bank, _ in banks])
-    plan = [
-        make_plan(bank, policy if special is None else special, detector, thresholds[bank.name], adapter, transformer)
-        for bank, special in banks
+    pairs = [[(bank, policy if special is None else special) for bank, special in banks] for policy in policies]
+    plans = [
+        [
+            make_plan(bank, policy, detector, thresholds[bank.name], adapter, transformer, verify)
+            for bank, policy in each
+        ]
+        for each in pairs
     ]
-    return Regulator(model, transformer, adapter, plan)
+    return Regulator(model, transformer, adapter, plans[0], _escalation(plans, bare=model is transformer))
+
+
+def _transformer_of(model: Any) -> nn.Module:
+    """Raises AdapterMismatch: it has none, and is none."""
+    transformer = model if isinstance(model, nn.Module) else getattr(model, "transformer", None)
+    if not isinstance(transformer, nn.Module):
+        raise AdapterMismatch(f"expected a pipeline with a transformer, or a transformer; got {type(model).__name__}")
+    return transformer
+
+
+def _policies(policy: str | Policy, escalate: Sequence[str | Policy]) -> tuple[str | Policy, ...]:
+    """The policies in the order in which they are tried. Raises UVRError: both are given."""
+    if escalate and policy is not _POLICY:
+        raise UVRError("policy and escalate: the first of escalate is the policy; give one of them")
+    return tuple(escalate) or (policy,)
+
+
+def _check_unused(banks: Sequence[tuple[Any, Any]], detector: object, policies: Sequence[object]) -> None:
+    """Resolve names that no concept comes to use: nothing else would look at them, and a typo pass."""
+    if detector is not None and not banks:
+        instrument("detector", detector)
+    if all(special is not None for _, special in banks):
+        for policy in policies:
+            instrument("policy", policy)
+
+
+def _escalation(plans: Sequence[Sequence[ConceptPlan]], *, bare: bool) -> tuple[Sequence[ConceptPlan], ...]:
+    """The plans after the first by which images are drawn again: up to one that withholds.
+
+    Raises:
+        UVRError: images cannot be drawn again. ConceptMismatch: nothing would tell which.
+    """
+    if len(plans) > 1 and bare:
+        raise UVRError("escalate: a bare transformer's images cannot be drawn again; attach to the pipeline")
+    if len(plans) > 1 and (blind := [each.name for each in plans[0] if each.verification is None]):
+        raise ConceptMismatch(
+            f"escalate: nothing tells whether {', '.join(map(repr, blind))} still stands; calibrate a verification "
+            "(uvr_core.calibrate_verification), or name one policy"
+        )
+    return tuple(itertools.takewhile(lambda plan: not any(each.withholds for each in plan), plans[1:]))
 
 
 def _thresholds(threshold: float | Mapping[str, float] | None, names: list[str]) -> dict[str, float | None]:

@@ -55,6 +55,13 @@ class ConceptState:
         nothing = np.zeros((batch, *grid), bool)
         return cls(plan, nothing, [None] * batch, [-np.inf] * batch, [None] * batch, Evidence(plan.memory))
 
+    def start_from(self, core: npt.NDArray[np.bool_], call: JointCall) -> None:
+        """Take patches (B, H, W) as located before the first step."""
+        if core.any():
+            self.core |= core
+            self.first_step = [0 if mask.any() else None for mask in core]
+            self._upload(call)
+
     def steps_regulated(self) -> list[int]:
         """Per image, the number of steps in which an output was changed. One host sync."""
         if not self.changed:

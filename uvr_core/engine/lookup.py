@@ -106,8 +106,9 @@ def make_plan(
     threshold: float | None,
     adapter: Adapter,
     transformer: nn.Module,
+    verify: bool = True,
 ) -> ConceptPlan:
-    """Resolve names and calibration of one concept.
+    """Resolve names and calibration of one concept; `verify`: and its verification, if it has one.
 
     Raises:
         UVRError: the detector or policy lacks its method.
@@ -123,6 +124,7 @@ def make_plan(
     if threshold is None:
         threshold = float(fixed) if fixed is not None else _calibrated(bank, same, finder.name)
     traits = PolicyTraits.of(remedy.object)
+    verification = bank.verification if verify else None
     return ConceptPlan(
         bank,
         finder.object,
@@ -139,6 +141,9 @@ def make_plan(
         exact=bool(getattr(finder.object, "exact", False)),
         acts=traits.acts,
         needs_uncond=traits.needs_uncond,
+        withholds=traits.withholds,
+        verification=verification,
+        verifier=None if verification is None else instrument("detector", verification.detector).object,
     )
 
 
@@ -156,8 +161,9 @@ def _calibrated(bank: ConceptBank, calibration: Calibration | None, detector: st
 def check_plan(plan: ConceptPlan, model: Fingerprint, taps: Sequence[str]) -> None:
     """Raise ConceptMismatch unless the concept was made for this model and its probe is one of the taps."""
     plan.bank.fingerprint.check(model, f"concept {plan.name!r}")
-    if plan.probe not in taps:
-        raise ConceptMismatch(
-            f"concept {plan.name!r}: probe {plan.probe!r} is no joint attention block of the model"
-            f"{did_you_mean(plan.probe, taps)}"
-        )
+    for probe in (plan.probe, *([plan.verification.probe] if plan.verification else [])):
+        if probe not in taps:
+            raise ConceptMismatch(
+                f"concept {plan.name!r}: probe {probe!r} is no joint attention block of the model"
+                f"{did_you_mean(probe, taps)}"
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from ..concepts import ConceptBank
+from ..concepts import Calibration, ConceptBank
 from ..errors import ConceptMismatch
 from ..protocols import Detector, MaskOptions, Policy
 from ..validators import count, finite, share, window
@@ -28,6 +28,9 @@ class ConceptPlan:
             included.
         acts: the policy may change pictures.
         needs_uncond: the policy may ask for the text of the unconditional part.
+        withholds: the policy gives no picture in which the concept is located.
+        verification: how it is told whether the concept still stands at the end; None: it is not.
+        verifier: the verification's detector.
 
     Raises:
         ConceptMismatch: a number that is not finite or out of its range: the concept would never be located.
@@ -48,6 +51,9 @@ class ConceptPlan:
     exact: bool = attrs.field(default=False, kw_only=True)
     acts: bool = attrs.field(default=True, kw_only=True)
     needs_uncond: bool = attrs.field(default=False, kw_only=True)
+    withholds: bool = attrs.field(default=False, kw_only=True)
+    verification: Calibration | None = attrs.field(default=None, kw_only=True)
+    verifier: Detector | None = attrs.field(default=None, kw_only=True)
 
     def due(self, tap: str, sigma: float) -> bool:
         """Whether the concept is looked for at that tap and noise level."""

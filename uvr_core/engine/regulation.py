@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -12,7 +12,7 @@ import torch
 from ..adapter import Adapter
 from ..errors import UnsafeContent, UVRError
 from ..intercept.calls import JointCall
-from ..intercept.intervention import Intervention
+from ..intercept.intervention import Again, Intervention
 from ..intercept.ledger import Forward, Run
 from ..protocols import CallInfo, FlowEdit, Located, row_classes
 from ..tokens import Role
@@ -22,9 +22,11 @@ from .listed import Lister
 from .locate import ConceptState
 from .plan import ConceptPlan
 from .readings import Directions, Reader, contrast, direction, features
+from .redraw import Earlier
 from .report import Posture, Report, summarise
 from .unchanged import unchanged, watchable
 from .uncond import UncondText
+from .verify import Verified, verified
 from .withhold import Refusal, images_of, without_refused
 
 HandedOut = Callable[[Report, tuple[int, int] | None], None]
@@ -41,6 +43,9 @@ class Regulation(Intervention):
         handed_out: called with the report and the (H, W) of a generation whose images may leave; with a report alone
             where all are refused.
         reader: shown the calls of the taps in `read_taps`.
+        after: show them as the edits left them, and not as they came.
+        escalation: plans by which images in which a concept still stands are drawn again, in that order.
+        earlier: what was drawn before.
     """
 
     def __init__(
@@ -51,13 +56,20 @@ class Regulation(Intervention):
         handed_out: HandedOut,
         reader: Reader | None = None,
         read_taps: frozenset[str] = frozenset(),
+        after: bool = False,
+        escalation: Sequence[Sequence[ConceptPlan]] = (),
+        earlier: Earlier | None = None,
     ):
         super().__init__(run)
         self.plan, self._handed_out = tuple(plan), handed_out
-        self._reader, self._read_taps = reader, read_taps
+        self._reader, self._read_taps, self._after = reader, read_taps, after
         self._shown = read_taps | {concept.probe for concept in plan}  # taps whose output somebody may have kept
+        self._escalation, self._earlier = tuple(escalation), earlier
+        self.repeats = bool(self._escalation)
+        self._verified = verified(plan)
+        self._scores_at_end: dict[str, list[float]] = {}
         self.sees_uncond = any(concept.needs_uncond for concept in plan)
-        self._uncond, self._routes = UncondText(adapter.guidance), adapter.routes
+        self._adapter, self._uncond = adapter, UncondText(adapter.guidance)
         self._finite, self._lister = Finite(plan), Lister()
         self._directions: dict[str, Directions] = {concept.name: {} for concept in plan}
         self._states: list[ConceptState] = []
@@ -75,7 +87,8 @@ class Regulation(Intervention):
             or (self._reader is not None and tap in self._read_taps)
         ):
             return False
-        due = any(concept.due(tap, forward.sigma) for concept in self.plan)
+        looks: tuple[ConceptPlan | Verified, ...] = (*self.plan, *self._verified)
+        due = any(look.due(tap, forward.sigma) for look in looks)
         return not due and all(state.located is None for state in self._states)
 
     def on_call(self, call: JointCall) -> torch.Tensor | None:
@@ -86,11 +99,26 @@ class Regulation(Intervention):
         if not self._states:
             self._batch = len(call.query)
             self._states = [ConceptState.of(concept, self._batch, call.layout.grid) for concept in self.plan]
-        if self._reader is not None and call.tap in self._read_taps:
+            if self._earlier is not None:
+                for state in self._states:
+                    state.start_from(self._earlier.cores[state.plan.name], call)
+                self._list_anew()
+        if self._reader is not None and call.tap in self._read_taps and not self._after:
             self._reader(call)
         if due := [state for state in self._states if state.plan.due(call.tap, call.forward.sigma)]:
             self._look(due, call)
-        return self._restrict(call)
+        output = self._restrict(call)
+        self._look_after(call if output is None else attrs.evolve(call, output=output))
+        return output
+
+    def _look_after(self, call: JointCall) -> None:
+        """Verify and show a call as the edits left it."""
+        if due := [state for state in self._verified if state.due(call.tap, call.forward.sigma)]:
+            tokens = watchable(features(call))
+            for state in due:
+                state.look(call, tokens)
+        if self._reader is not None and call.tap in self._read_taps and self._after:
+            self._reader(call)
 
     def _look(self, due: Sequence[ConceptState], call: JointCall) -> None:
         """Score the call for the concepts that are due, and list anew what was located. One host sync."""
@@ -98,10 +126,14 @@ class Regulation(Intervention):
         scores = torch.stack([state.scores_of(call, tokens) for state in due]).cpu().numpy()  # host sync
         new = [state.take(each, call, tokens) for state, each in zip(due, scores, strict=True)]
         if any(new):
-            self._lister.forget()
-            for state in self._states:
-                if state.located is not None:
-                    self._lister.know(row_classes(state.located), state.classes)
+            self._list_anew()
+
+    def _list_anew(self) -> None:
+        """The masks are others than they were."""
+        self._lister.forget()
+        for state in self._states:
+            if state.located is not None:
+                self._lister.know(row_classes(state.located), state.classes)
 
     def _restrict(self, call: JointCall) -> torch.Tensor | None:
         if all(state.located is None for state in self._states):
@@ -175,9 +207,58 @@ class Regulation(Intervention):
             if concept.name not in looked_for:
                 raise self._never_looked_for(concept)
         self._check_count(result)
+        standing = self._standing()
+        if standing and self._escalation:
+            return self._again(result, standing)
+        for sample, plan in standing.items():
+            self._refusals[sample] = Refusal(plan.name, len(self.run.steps) - 1)
+        if self._earlier is not None:
+            result, self._refusals = self._earlier.merged(result), self._earlier.refused(self._refusals)
+        if standing and (self.run.bare or len(self._refusals) == self._batch):
+            raise self._still_stands(standing)
         result = without_refused(result, self._refusals, self._batch, len(self.run.steps) - 1)
         self._handed_out(self.report(), self.run.layout.grid if self.run.layout else None)
         return result
+
+    def _standing(self) -> dict[int, ConceptPlan]:
+        """Image -> the first concept that still stands in it, of images that this run is to hand out."""
+        self._scores_at_end = {state.plan.name: state.scores() for state in self._verified}
+        here = set(range(self._batch)) if self._earlier is None else self._earlier.pending
+        return {
+            sample: state.plan
+            for state in reversed(self._verified)
+            for sample in (state.standing() if state.plan.acts else ())
+            if sample in here and sample not in self._refusals
+        }
+
+    def _again(self, result: Any, standing: Mapping[int, ConceptPlan]) -> Again:
+        """Have these images drawn by the next plan."""
+        cores = {state.plan.name: state.core.copy() for state in self._states}
+        for state in self._verified:
+            cores[state.plan.name] |= state.patches(self._states[0].core.shape[1:])
+        refused: Mapping[int, Refusal] = self._refusals
+        if self._earlier is not None:
+            result, refused = self._earlier.merged(result), self._earlier.refused(refused)
+        earlier = Earlier(result, self.report(), refused, frozenset(standing), cores)
+        plan, *rest = self._escalation
+
+        def begin(run: Run) -> Regulation:
+            return Regulation(
+                run, self._adapter, plan, self._handed_out, self._reader, self._read_taps, self._after, rest, earlier
+            )
+
+        return Again(begin)
+
+    def _still_stands(self, standing: Mapping[int, ConceptPlan]) -> UnsafeContent:
+        sample = min(standing)
+        name, score = standing[sample].name, self._scores_at_end[standing[sample].name][sample]
+        return UnsafeContent(
+            f"concept {name!r} still stands in image {sample} of the batch at the end (score {score:.3g}); no such "
+            "image is returned: change the prompt, the policy, or the seed",
+            concept=name,
+            samples=tuple(sorted(standing)),
+            step=len(self.run.steps) - 1,
+        )
 
     @property
     def _looked_for(self) -> set[str]:
@@ -209,7 +290,8 @@ class Regulation(Intervention):
         """The account so far; posture None: of a whole run."""
         acts = any(concept.acts for concept in self.plan)
         posture = posture or ("regulate" if acts else "observe")
-        return summarise(self.run, self._states, self._refusals, posture, self._routes)
+        report = summarise(self.run, self._states, self._refusals, posture, self._scores_at_end, self._adapter.routes)
+        return report if self._earlier is None else self._earlier.told(report)
 
 
 def _shown(located: Located, plan: ConceptPlan, directions: Directions) -> list[torch.Tensor]:

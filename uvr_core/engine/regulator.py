@@ -33,12 +33,20 @@ class Regulator:
         adapter: the Adapter in force.
         taps: paths of the joint attention blocks, in order of execution.
         plan: one ConceptPlan per concept, in order of rank.
+        escalation: the plans by which an image in which a concept still stands is drawn again.
         fingerprint: what concept banks must have been made for.
         last_grid: (H, W) of the output patches in the last finished generation.
     """
 
-    def __init__(self, model: Any, transformer: nn.Module, adapter: Adapter, plan: Sequence[ConceptPlan]):
-        self.adapter, self.plan = adapter, tuple(plan)
+    def __init__(
+        self,
+        model: Any,
+        transformer: nn.Module,
+        adapter: Adapter,
+        plan: Sequence[ConceptPlan],
+        escalation: Sequence[Sequence[ConceptPlan]] = (),
+    ):
+        self.adapter, self.plan, self.escalation = adapter, tuple(plan), tuple(map(tuple, escalation))
         modules = adapter.taps(transformer)
         self.taps = tuple(modules)
         self.fingerprint = fingerprint(transformer, modules)
@@ -50,6 +58,7 @@ class Regulator:
         self.last_grid: tuple[int, int] | None = None
         self._reader: Reader | None = None
         self._read_taps: frozenset[str] = frozenset()
+        self._after = False
         pipeline = None if self._bare else model
         single = self._bare and not self.plan  # nothing is looked for, so nothing hangs on where a generation begins
         self._interceptor = Interceptor(transformer, adapter, self._begin, pipeline, single)
@@ -104,23 +113,25 @@ class Regulator:
             yield
 
     @contextmanager
-    def recording(self, reader: Reader, taps: Sequence[str] = ()) -> Iterator[None]:
-        """Hand joint calls to `reader(call)` before anything is changed in them, in generations begun meanwhile.
+    def recording(self, reader: Reader, taps: Sequence[str] = (), *, after: bool = False) -> Iterator[None]:
+        """Hand joint calls to `reader(call)` in generations begun meanwhile.
 
         Args:
             reader: called with the JointCall of the rows that follow the prompt; what it may be asked is in
                 `uvr_core.engine.readings`.
             taps: paths of the blocks whose calls it gets; none: all.
+            after: as the edits left their output; else before anything is changed in them.
         """
-        self._reader, self._read_taps = reader, frozenset(taps or self.taps)
+        self._reader, self._read_taps, self._after = reader, frozenset(taps or self.taps), after
         try:
             yield
         finally:
-            self._reader, self._read_taps = None, frozenset()
+            self._reader, self._read_taps, self._after = None, frozenset(), False
 
     def _begin(self, run: Run) -> Regulation:
         self._keep_report(None)  # a call that breaks off must not show what an earlier one located
-        return Regulation(run, self.adapter, self.plan, self._handed_out, self._reader, self._read_taps)
+        reader = (self._reader, self._read_taps, self._after)
+        return Regulation(run, self.adapter, self.plan, self._handed_out, *reader, self.escalation)
 
     def _handed_out(self, report: Report, grid: tuple[int, int] | None) -> None:
         self._keep_report(report)

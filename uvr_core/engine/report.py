@@ -15,6 +15,9 @@ from .locate import ConceptState
 from .withhold import Refusal
 
 Posture = Literal["regulate", "observe", "incomplete", "refused"]
+Outcome = Literal["not located", "regulated", "erased", "withheld", "let through"]
+"""`regulated`: restricted, not verified. `erased`: restricted, and verified to be gone. `let through`: it still stood,
+and the policy only observes."""
 
 
 @attrs.frozen(eq=False)
@@ -35,6 +38,8 @@ class Finding:
         from_source: editing: whether the source image shows the concept (True) or the instruction brings it (False);
             None: nothing located, or the detector cannot tell.
         refused: whether the image was kept back because of this concept.
+        standing: whether the concept still stood at the end (see uvr_core.engine.verify); None: not verified.
+        verified_score, verified_threshold: what that was told by; None: not verified.
         heat: (H, W) float32, the largest score of each patch over the window; not part of `to_dict`.
     """
 
@@ -52,6 +57,20 @@ class Finding:
     from_source: bool | None = None
     refused: bool = False
     heat: npt.NDArray[np.float32] | None = attrs.field(default=None, repr=False)
+    standing: bool | None = attrs.field(default=None, kw_only=True)
+    verified_score: float | None = attrs.field(default=None, kw_only=True)
+    verified_threshold: float | None = attrs.field(default=None, kw_only=True)
+
+    @property
+    def outcome(self) -> Outcome:
+        """What became of the concept in the image, in a word."""
+        if self.refused:
+            return "withheld"
+        if self.standing:
+            return "let through"
+        if not self.located:
+            return "not located"
+        return "regulated" if self.standing is None else "erased"
 
 
 @attrs.frozen(eq=False)
@@ -68,6 +87,7 @@ class Report:
         routes: ways by which text reaches the picture beside the joint attention, as the adapter declares them; what
             goes there is not regulated.
         aside: forwards before the first step that draw nothing, as the adapter says; they passed as they are.
+        draws: how often the pipeline was called: once, and once more for each policy that images were handed on to.
     """
 
     posture: Posture
@@ -78,6 +98,7 @@ class Report:
     findings: tuple[Finding, ...]
     routes: tuple[TextRoute, ...] = ()
     aside: int = 0
+    draws: int = 1
 
     def located(self, sample: int, concept: str | None = None) -> bool:
         """Whether the concept (None: any) was located in that image."""
@@ -95,6 +116,7 @@ class Report:
         data["findings"] = [
             {
                 **attrs.asdict(f, recurse=False, filter=said),
+                "outcome": f.outcome,
                 "core": np.flatnonzero(f.core).tolist(),
                 "grid": list(f.core.shape),
             }
@@ -118,6 +140,9 @@ class Report:
                 else "not located"
             )
             kept = ", the image was kept back" if f.refused else ""
+            if f.verified_score is not None and f.verified_threshold is not None:
+                stands = "still stood" if f.standing else "gone"
+                kept = f", {stands} at the end ({f.verified_score:.3g}, threshold {f.verified_threshold:.3g}){kept}"
             lines.append(
                 f"  image {f.sample} {f.concept}: {what} (score {f.score:.3g}, threshold {f.threshold:.3g}){kept}"
             )
@@ -130,9 +155,15 @@ def summarise(
     states: Sequence[ConceptState],
     refusals: Mapping[int, Refusal],
     posture: Posture,
+    verified: Mapping[str, Sequence[float]],
     routes: tuple[TextRoute, ...] = (),
 ) -> Report:
-    """The report of a run; concepts that were not looked for yet have no findings."""
+    """The report of a run; concepts that were not looked for yet have no findings.
+
+    Args:
+        verified: concept -> score of each image at the end, of those that were verified.
+        routes: see Report.
+    """
     findings = []
     for state in states:
         if not state.scores:
@@ -140,6 +171,8 @@ def summarise(
         plan, regulated = state.plan, state.steps_regulated()
         for sample, core in enumerate(state.core):
             refusal = refusals.get(sample)
+            end = verified[plan.name][sample] if plan.name in verified else None
+            bar = None if end is None or plan.verification is None else plan.verification.threshold
             findings.append(
                 Finding(
                     sample=sample,
@@ -155,6 +188,9 @@ def summarise(
                     core=core.copy(),
                     from_source=state.from_source[sample],
                     refused=refusal is not None and refusal.concept == plan.name,
+                    standing=None if end is None or bar is None else end >= bar,
+                    verified_score=end,
+                    verified_threshold=bar,
                     heat=np.max([scores[sample] for scores in state.scores], 0).reshape(core.shape),
                 )
             )

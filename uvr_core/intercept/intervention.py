@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import torch
 
 from .calls import JointCall
 from .ledger import Forward, Run
+
+Begin = Callable[[Run], "Intervention"]
+
+
+@attrs.frozen
+class Again:
+    """What `on_end` gives to have the pipeline called once more, with the same noise, under another intervention."""
+
+    begin: Begin
 
 
 class Intervention:
@@ -17,9 +27,11 @@ class Intervention:
     Attributes:
         run: the run.
         sees_uncond: whether `on_call` is also called for parts that do not follow the prompt.
+        repeats: whether `on_end` may ask for the call again.
     """
 
     sees_uncond = False
+    repeats = False
 
     def __init__(self, run: Run):
         self.run = run
@@ -44,11 +56,8 @@ class Intervention:
         """Every tap of a forward has fired."""
 
     def on_end(self, result: Any) -> Any:
-        """The pipeline returned `result`, and the run is verified. Returns what is handed out."""
+        """The pipeline returned `result`, and the run is verified. Returns what is handed out, or Again."""
         return result
 
     def on_error(self, error: BaseException) -> None:
         """The generation raised."""
-
-
-Begin = Callable[[Run], Intervention]

@@ -16,8 +16,9 @@ from ..errors import UnsupportedRuntime
 from ..signatures import images_of, seeds_of
 from .current import Current
 from .hooks import uncopyable
-from .intervention import Begin
+from .intervention import Again, Begin, Intervention
 from .ledger import Run
+from .replay import Replay
 
 _CALLBACKS = ("callback_on_step_end", "callback")
 
@@ -182,10 +183,24 @@ class PipelineCall:
         }
 
     def _generate(self, stock: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The call, and those again that interventions ask for."""
+        begin, replay = self._begin, None
+        seeds, images = seeds_of(stock, args, kwargs), images_of(stock, args, kwargs)
+        while True:
+            run = Run(self._taps, scheduled=True)
+            intervention = begin(run)
+            run.seeds, run.images = seeds, images
+            if replay is not None:
+                args, kwargs = replay.again()
+            elif intervention.repeats:
+                replay = Replay.of(stock, args, kwargs)
+            result = self._one(stock, args, kwargs, intervention)
+            if not isinstance(result, Again):
+                return result
+            begin = result.begin
+
+    def _one(self, stock: Any, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention) -> Any:
         pipeline = self._pipeline
-        run = Run(self._taps, scheduled=True)
-        intervention = self._begin(run)
-        run.seeds, run.images = seeds_of(stock, args, kwargs), images_of(stock, args, kwargs)
         if pipeline.transformer is not self._transformer:
             raise UnsupportedRuntime(
                 "the pipeline's transformer was replaced after attach (by another one, or by torch.compile of it); "
@@ -195,7 +210,7 @@ class PipelineCall:
         try:
             with counted_steps(pipeline.scheduler, self._current):
                 result = stock.__call__(pipeline, *args, **self._apart(kwargs))
-            run.verify()
+            intervention.run.verify()
             return intervention.on_end(result)
         except BaseException as error:
             intervention.on_error(error)

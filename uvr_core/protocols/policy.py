@@ -140,11 +140,13 @@ class PolicyTraits:
         needs_uncond: it gives edits with `text="uncond"`, so the engine keeps the text keys and values of parts that
             follow the negative prompt.
         masks: how it wants located patches shaped.
+        withholds: it refuses every image in which the concept is located, so nothing is gained by drawing one.
     """
 
     acts: bool = True
     needs_uncond: bool = False
     masks: MaskOptions = MaskOptions()
+    withholds: bool = False
 
     @classmethod
     def of(cls, policy: object) -> PolicyTraits:
@@ -156,8 +158,10 @@ class PolicyTraits:
         masks = getattr(policy, "masks", cls().masks)
         if not isinstance(masks, MaskOptions):
             raise UVRError(f"{type(policy).__name__}.masks: expected MaskOptions, got {masks!r}")
-        acts, needs_uncond = getattr(policy, "acts", True), getattr(policy, "needs_uncond", False)
-        return cls(bool(acts), bool(needs_uncond), masks)
+        flags = {
+            name: bool(getattr(policy, name, getattr(cls(), name))) for name in ("acts", "needs_uncond", "withholds")
+        }
+        return cls(masks=masks, **flags)
 
 
 def row_classes(located: Located) -> torch.Tensor:

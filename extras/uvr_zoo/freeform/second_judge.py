@@ -138,7 +138,7 @@ def train(
         presence = F.binary_cross_entropy_with_logits(logits, objects)
         place = F.cross_entropy(maps, cells, weight)
         exact = ((logits > 0) == (objects > 0)).all(1).float().mean()
-        return {"loss": 10 * presence + place, "presence": presence, "place": place, "exact": exact}
+        return {"loss": 10 * presence + place, "presence": presence.detach(), "place": place.detach(), "exact": exact}
 
     steps = fit("second-judge", net, loss_of, run, lr=lr)
     judge = Judge(

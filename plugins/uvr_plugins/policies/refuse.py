@@ -42,6 +42,10 @@ class Refuse:
             )
 
     @property
+    def withholds(self) -> bool:
+        return self.then is None
+
+    @property
     def needs_uncond(self) -> bool:
         return PolicyTraits.of(self.then).needs_uncond
 

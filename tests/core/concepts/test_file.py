@@ -34,6 +34,7 @@ def full_bank() -> ConceptBank:
             f"token/{PROBE}": torch.randn(3, 32).double(),
         },
         calibration=Calibration("contrast", PROBE, (1.0, 1 / 3), 0.1 + 0.2, -2.5, 3, 0.05, {"recall": 0.9, "n": 7}),
+        verification=Calibration("anchor", PROBE, (0.3, 0.0), 1.5),
         provenance={"seed": 7, "nested": {"prompts": ["a knife", "ein Messer é"]}, "none": None},
     )
 
@@ -52,6 +53,14 @@ def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, str], dict[s
     change(parsed, metadata, tensors)
     metadata.update({key: json.dumps(value) for key, value in parsed.items() if key in metadata})
     safetensors.torch.save_file(tensors, path, metadata)
+
+
+def test_a_file_of_the_first_schema_has_no_verification(path: Path) -> None:
+    rewrite(
+        path, lambda parsed, metadata, tensors: metadata.update(schema="uvr.concept/1") or metadata.pop("verification")
+    )
+    assert load_concepts(path).verification is None
+    assert load_concepts(path).calibration == full_bank().calibration
 
 
 def test_round_trip_is_bitwise(path: Path) -> None:
@@ -138,7 +147,7 @@ def _tensor(key: str, value: torch.Tensor | None) -> Callable[..., None]:
 
 
 DAMAGE = {
-    "another schema": (_meta("schema", "uvr.concept/2"), r"expected schema 'uvr\.concept/1', got 'uvr\.concept/2'"),
+    "another schema": (_meta("schema", "uvr.concept/3"), r"expected schema 'uvr\.concept/2', got 'uvr\.concept/3'"),
     "no schema": (_meta("schema", None), "got None"),
     "another time convention": (_meta("time", "t"), "time convention"),
     "no name": (_meta("name", None), "metadata is damaged.*name"),

@@ -50,7 +50,7 @@ def test_refusals_name_what_is_wrong(runner: Runner, bank: uvr_core.ConceptBank)
         uvr_core.attach(runner.pipe, "fluxx")
     with pytest.raises(uvr_core.AdapterNotFound, match="no adapter recognises Linear"):
         uvr_core.attach(torch.nn.Linear(2, 2))
-    with pytest.raises(uvr_core.AdapterMismatch, match="expected a diffusers pipeline"):
+    with pytest.raises(uvr_core.AdapterMismatch, match="expected a pipeline with a transformer"):
         uvr_core.attach("flux")
     with pytest.raises(uvr_core.ConceptMismatch, match=r"heads 4 \(model has 2\)"):
         uvr_core.attach(runner.pipe, concepts=make_bank(heads=4))

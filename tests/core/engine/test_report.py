@@ -49,10 +49,26 @@ def test_json_lists_patches_in_row_major_order_and_leaves_the_heat_out() -> None
     first, second = data["findings"]
     assert (first["core"], first["grid"], second["core"]) == ([0, 4, 8], [3, 3], [])
     assert "heat" not in first
-    assert {field.name for field in attrs.fields(Finding)} - {"heat"} | {"grid"} == first.keys()
+    assert {field.name for field in attrs.fields(Finding)} - {"heat"} | {"grid", "outcome"} == first.keys()
 
 
 def test_routes_of_text_that_are_not_regulated_are_told() -> None:
     report = attrs.evolve(REPORT, routes=(TextRoute("pooled text", "it modulates every block"),))
     assert str(report).splitlines()[-1] == "  not regulated, pooled text: it modulates every block"
     assert report.to_dict()["routes"] == [{"name": "pooled text", "description": "it modulates every block"}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome"),
+    [
+        ({"located": False}, "not located"),
+        ({}, "regulated"),
+        ({"standing": False}, "erased"),
+        ({"standing": False, "located": False}, "not located"),
+        ({"standing": True}, "let through"),
+        ({"standing": True, "refused": True}, "withheld"),
+        ({"refused": True}, "withheld"),
+    ],
+)
+def test_a_word_says_what_became_of_the_concept(changes: dict[str, bool], outcome: str) -> None:
+    assert attrs.evolve(LOCATED, **changes).outcome == outcome
