@@ -59,10 +59,12 @@ def images_of(pipeline_class: type, args: tuple[Any, ...], kwargs: Mapping[str, 
 
 
 def _bound(pipeline_class: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The arguments of a pipeline's call by name, defaults included."""
+    """The arguments of a pipeline's call by name, defaults included; of a modular pipeline, what its blocks are given,
+    beneath it what a state handed on holds."""
     bound = inspect.signature(pipeline_class.__call__).bind_partial(None, *args, **kwargs)
     bound.apply_defaults()
-    return bound.arguments
+    state = getattr(bound.arguments.get("state"), "values", None)
+    return {**(state if isinstance(state, dict) else {}), **bound.arguments, **bound.kwargs}
 
 
 def forward_arguments(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

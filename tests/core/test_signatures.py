@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -95,3 +96,15 @@ def test_how_many_images_a_call_asks_for(arguments: dict[str, Any], images: int 
         ) -> None: ...
 
     assert signatures.images_of(Pipeline, (), arguments) == images
+
+
+def test_a_modular_pipelines_arguments_are_read_through_its_keywords_and_its_state() -> None:
+    class Modular:
+        def __call__(self, state: Any = None, output: str | None = None, **kwargs: Any) -> None: ...
+
+    state = SimpleNamespace(values={"prompt": ["a", "b"], "generator": torch.Generator().manual_seed(3)})
+    assert signatures.seeds_of(Modular, (), {"generator": torch.Generator().manual_seed(5)}) == (5,)
+    assert signatures.seeds_of(Modular, (), {"state": state}) == (3,)
+    assert signatures.seeds_of(Modular, (state,), {"generator": torch.Generator().manual_seed(5)}) == (5,)
+    assert signatures.images_of(Modular, (), {"prompt": ["a", "b"], "num_images_per_prompt": 2}) == 4
+    assert signatures.images_of(Modular, (state,), {"num_images_per_prompt": 3}) == 6

@@ -44,7 +44,7 @@ def attach(
     withheld: None stands in its place; where no image is left, UnsafeContent is raised.
 
     Args:
-        model: a pipeline with a `transformer`, or the transformer.
+        model: a pipeline with a `transformer`, a modular one included, or the transformer.
         adapter: registered name or Adapter; None: recognised by the transformer's class.
         concepts: one or a list of: path, ConceptBank, name in the concept folder, or a (concept, policy) pair.
             None: taps are verified, nothing changes; the report's posture is "observe".
@@ -87,7 +87,11 @@ def _transformer_of(model: Any) -> nn.Module:
     """Raises AdapterMismatch: it has none, and is none."""
     transformer = model if isinstance(model, nn.Module) else getattr(model, "transformer", None)
     if not isinstance(transformer, nn.Module):
-        raise AdapterMismatch(f"expected a pipeline with a transformer, or a transformer; got {type(model).__name__}")
+        empty = " whose transformer is not loaded (a modular pipeline: load_components)"
+        raise AdapterMismatch(
+            f"expected a pipeline with a transformer, or a transformer; got {type(model).__name__}"
+            + (empty if hasattr(model, "transformer") else "")
+        )
     return transformer
 
 

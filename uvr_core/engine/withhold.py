@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import attrs
+import numpy as np
+import torch
 
 from ..errors import UnsafeContent
 
@@ -20,7 +22,12 @@ class Refusal:
 
 
 def images_of(result: Any) -> Any:
-    """The images of a pipeline's result: the first entry of a tuple, else its `images`; None if it has none."""
+    """The images of a pipeline's result: the first entry of a tuple, a list or array itself, else its `images`; None if
+    it has none, or, as the state of a modular pipeline, holds them beside what they were made of."""
+    if isinstance(result, (list, np.ndarray, torch.Tensor)):
+        return result
+    if isinstance(getattr(result, "values", None), dict):
+        return None
     return result[0] if isinstance(result, tuple) else getattr(result, "images", None)
 
 
@@ -28,7 +35,7 @@ def without_refused(result: Any, refusals: Mapping[int, Refusal], batch: int, st
     """A pipeline's result with the refused images replaced; arrays and tensors become lists, to hold None.
 
     Args:
-        result: a tuple whose first entry are the images, or an object with `images`.
+        result: a tuple whose first entry are the images, an object with `images`, or the images.
         refusals: by image.
         batch: images of the run.
         step: its last step.
@@ -42,12 +49,15 @@ def without_refused(result: Any, refusals: Mapping[int, Refusal], batch: int, st
     if images is None or len(images) != batch:
         raise UnsafeContent(
             f"{len(refusals)} of {batch} images are refused and the pipeline's result "
-            f"({type(result).__name__}) does not say which is which; none is returned",
+            f"({type(result).__name__}) does not say which is which; none is returned"
+            + ('; call a modular pipeline with output="images"' if images is None else ""),
             concept=next(iter(refusals.values())).concept,
             samples=tuple(sorted(refusals)),
             step=step,
         )
     kept = [refusals[i].placeholder if i in refusals else image for i, image in enumerate(images)]
+    if images is result:
+        return kept
     if isinstance(result, tuple):
         return (kept, *result[1:])
     result.images = kept

@@ -80,20 +80,27 @@ class Forwards:
             )
         run, latents = intervention.run, bound.get(self._adapter.latents)
         if layout is None or sigma is None:
-            run.set_aside(latents, self._current.part.get())
+            run.set_aside(latents, self._name)
             return
         run.refuse_drawn_aside(latents)
         step, number, level = run.next_forward(sigma, layout)
         try:
-            parts = parts_of(
-                self._adapter.guidance, self._current.part.get(), number, self._trusted, latents, run.images
-            )
+            parts = parts_of(self._adapter.guidance, self._name, number, self._trusted, latents, run.images)
         except UnsupportedRuntime as error:
             names = skipping(module, kwargs)
             raise UnsupportedRuntime(f"{error}. On the model: {', '.join(names)}" if names else str(error)) from None
         forward = Forward(step, number, layout, level, None if latents is None else len(latents), parts, text)
         run.open(forward)
         intervention.on_forward(forward)
+
+    @property
+    def _name(self) -> str | None:
+        """What the pipeline calls this forward: through `cache_context`, else through a guider of diffusers, which
+        modular pipelines prepare before each forward; None: it does not say."""
+        name, guider = self._current.part.get(), getattr(self._pipeline, "guider", None)
+        if name is not None or not type(guider).__module__.startswith("diffusers.guiders."):
+            return name
+        return {True: "cond", False: "uncond"}.get(getattr(guider, "is_conditional", None))
 
     def _read(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
