@@ -100,7 +100,8 @@ class Forwards:
         name, guider = self._current.part.get(), getattr(self._pipeline, "guider", None)
         if name is not None or not type(guider).__module__.startswith("diffusers.guiders."):
             return name
-        return {True: "cond", False: "uncond"}.get(getattr(guider, "is_conditional", None))
+        conditional: bool | None = getattr(guider, "is_conditional", None)
+        return None if conditional is None else "cond" if conditional else "uncond"
 
     def _read(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
