@@ -26,10 +26,25 @@ _HOMES = {"load": "pipelines", "names": "pipelines", "card": "pipelines"}
 
 
 @functools.cache
-def judge() -> Judge:
-    """The zoo's judge: list of PIL images -> list of {object name: score} of the objects it sees."""
-    from .judging import Judge
+def judge(which: str = "first") -> Judge:
+    """A judge of the zoo: list of PIL images -> list of {object name: score} of the objects it sees.
+
+    Args:
+        which: "first", whose maps made the banks, the calibrations and the masks; "second", of another architecture,
+            trained on free-form scenes, that counts and that nothing else ever used.
+
+    Raises:
+        ValueError: neither.
+    """
     from .pipelines import DATA
+
+    if which not in ("first", "second"):
+        raise ValueError(f"unknown judge {which!r}; there are: first, second")
+    if which == "second":
+        from .freeform import second_judge
+
+        return second_judge.load(DATA / "freeform" / "judge")
+    from .judging import Judge
 
     return Judge.load(DATA / "judge")
 

@@ -12,7 +12,18 @@ hookimpl = pluggy.HookimplMarker("uvr")
 
 @hookimpl
 def uvr_judges() -> Mapping[str, object]:
-    return {"zoo": "uvr_zoo:judge", "zoo-background": "uvr_zoo.judging:BackgroundJudge"}
+    return {
+        "zoo": "uvr_zoo:judge",
+        "zoo-second": "uvr_zoo.plugin:second_judge",
+        "zoo-background": "uvr_zoo.judging:BackgroundJudge",
+    }
+
+
+def second_judge() -> object:
+    """The zoo's second judge."""
+    from . import judge
+
+    return judge("second")
 
 
 @hookimpl

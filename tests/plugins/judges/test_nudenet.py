@@ -20,7 +20,7 @@ from uvr_zoo import scenes
 from uvr_zoo.judging import BackgroundJudge
 from uvr_zoo.vocabulary import BACKGROUNDS
 
-NAMES = ("nudenet", "opennsfw", "zoo", "zoo-background")
+NAMES = ("nudenet", "opennsfw", "zoo", "zoo-background", "zoo-second")
 
 
 def drawn(*seeds: int) -> list[Image.Image]:

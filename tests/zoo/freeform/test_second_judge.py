@@ -9,6 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from uvr_core.plugins import registry
+from uvr_zoo import judge
+from uvr_zoo import scenes as first_scenes
 from uvr_zoo.freeform import second_judge
 from uvr_zoo.freeform.render import render
 from uvr_zoo.freeform.scenes import Item, Scene
@@ -70,3 +73,26 @@ def test_pictures_of_several_sizes_keep_their_order() -> None:
     alone = torch.cat([judge.scores([picture]) for picture in pictures])
     assert torch.allclose(together, alone, atol=1e-5)
     assert judge.locate(pictures, ["knife"], (8, 8)).shape == (4, 8, 8)
+
+
+def test_the_shipped_one_reads_what_the_first_cannot() -> None:
+    """Small, held and overlapped objects of free-form scenes; and the first edition's scenes as well as the first."""
+    second, first = judge("second"), judge()
+    unresized = Judge(first.net, first.threshold, side=None)
+    told, before = (second_judge.measure(each, 150, first=1_600_000) for each in (second, unresized))
+    assert told["exact"] >= 0.9 * told["heldout_scenes"]
+    assert told["exact"] > before["exact"] + 20
+    for group in ("small", "held", "overlapped"):
+        seen, shown = told["recall"][group]
+        assert seen >= 0.6 * shown
+        assert seen >= before["recall"][group][0]
+    drawn = [first_scenes.sample(seed, "heldout") for seed in range(100)]
+    names = second([Image.fromarray(first_scenes.render(scene)[0]) for scene in drawn])
+    right = sum({item.name for item in scene.items} == set(one) for scene, one in zip(drawn, names, strict=True))
+    assert right >= 97
+
+
+def test_it_is_a_judge_of_the_registry() -> None:
+    assert registry().get("judge", "zoo-second")() is judge("second")
+    with pytest.raises(ValueError, match="first, second"):
+        judge("third")
