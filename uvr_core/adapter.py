@@ -78,6 +78,12 @@ def _guidance(instance: object, attribute: attrs.Attribute[Any], value: str) -> 
         )
 
 
+def matching(model: torch.nn.Module, pattern: str) -> dict[str, torch.nn.Module]:
+    """{path: module} of the modules whose whole path a pattern matches, `*` standing for one path element."""
+    regex = re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))
+    return {path: module for path, module in model.named_modules() if regex.fullmatch(path)}
+
+
 @attrs.frozen
 class TextRoute:
     """A way by which text reaches the picture beside joint attention. It is not regulated; the report shows it.
@@ -161,10 +167,8 @@ class Adapter:
         """
         taps: dict[str, torch.nn.Module] = {}
         missed = []
-        names = dict(model.named_modules())
         for pattern in self.attention:
-            regex = re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))
-            matched = {path: module for path, module in names.items() if regex.fullmatch(path)}
+            matched = matching(model, pattern)
             if not matched:
                 missed.append(pattern)
             taps.update(matched)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from uvr_core.adapter import Adapter, Arguments, Layout
+from uvr_core.adapter import Adapter, Arguments, Layout, TextRoute
 from uvr_core.errors import AdapterMismatch
 
 
@@ -46,6 +46,7 @@ FLUX = Adapter(
     image_at="end",
     guidance="two_pass",
     tokenizers=("tokenizer_2",),
+    routes=(TextRoute("pooled text", "CLIP's embedding of the prompt modulates every block", ("pooled_projections",)),),
     pipelines=(
         *("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxFillPipeline"),
         *("FluxKontextPipeline", "FluxKontextInpaintPipeline"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from uvr_core.adapter import Adapter, Arguments, Layout
+from uvr_core.adapter import Adapter, Arguments, Layout, TextRoute
 
 
 def layout(arguments: Arguments) -> Layout:
@@ -37,5 +37,6 @@ SD3 = Adapter(
     image_at="start",
     guidance="batched:uc",
     tokenizers=("tokenizer", "tokenizer_3"),
+    routes=(TextRoute("pooled text", "CLIP's embeddings of the prompt modulate every block", ("pooled_projections",)),),
     pipelines=("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"),
 )

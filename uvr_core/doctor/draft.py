@@ -73,6 +73,7 @@ def draft(findings: Findings, inputs: TinyInputs) -> str:
         *([] if findings.text_output else ["text_output=False,"]),
         *([f"# TODO text_output: {findings.unsure['text_output']}"] if "text_output" in findings.unsure else []),
         f"guidance={json.dumps(findings.guidance)},{todo('guidance')}",
+        *_routes(findings),
         *([f"pipelines={_tuple(findings.pipelines)},"] if findings.pipelines else []),
     ]
     body = "\n".join(f"    {field}" for field in fields)
@@ -83,7 +84,7 @@ from __future__ import annotations
 
 import torch
 
-from uvr_core.adapter import Adapter, Arguments, Layout
+from uvr_core.adapter import Adapter, Arguments, Layout{", TextRoute" if findings.routes else ""}
 
 
 {layout}
@@ -97,6 +98,14 @@ def sigma(arguments: Arguments) -> torch.Tensor:
 {body}
 )
 '''
+
+
+def _routes(findings: Findings) -> list[str]:
+    """The field `routes`, or a doubt about it."""
+    seen = "seen to move the picture beside the joint attention"
+    routes = [f"TextRoute({json.dumps(name)}, {json.dumps(seen)}, ({json.dumps(name)},))," for name in findings.routes]
+    fields = ["routes=(", *(f"    {route}" for route in routes), "),"] if routes else []
+    return fields + ([f"# TODO routes: {findings.unsure['routes']}"] if "routes" in findings.unsure else [])
 
 
 def load_draft(source: str) -> Adapter:

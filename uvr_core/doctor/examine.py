@@ -35,6 +35,7 @@ class Findings:
         kind: how the picture's size reaches the model; patch: side of a patch, for pictures.
         time: name of the time argument; scale, clean: as TinyInputs has them.
         references: whether the model ran with reference images.
+        routes: arguments by which text was seen to reach the picture beside the joint attention.
         unsure: {field: what to look at by hand}.
     """
 
@@ -50,6 +51,7 @@ class Findings:
     scale: float
     clean: bool
     references: bool
+    routes: tuple[str, ...] = ()
     unsure: dict[str, str] = attrs.field(factory=dict)
 
 

@@ -49,8 +49,11 @@ class Example:
             throughout: a block whose gate is 0 cannot be seen from outside.
         inputs: (height, width, batch=, sigma=) -> keyword arguments of the model's forward, as the family's pipeline
             gives them: height x width output patches, noise level sigma in 0..1 in the model's own convention,
-            samples drawn at random. If `references`, it takes references= as well: (H, W) of each reference image.
+            samples drawn at random. If `references`, it takes references= as well: (H, W) of each reference image. If
+            `ragged`, it takes text= as well: the number of text tokens of each sample.
         references: whether `inputs` takes reference images.
+        reference_sizes: those of the checks, where the default does not fit.
+        ragged: whether `inputs` takes prompts of unequal length; if not, text that has a mask is cut with it.
         sizes: (height, width) at which the model can run, not square.
         guidance: how the family's pipelines guide, as Adapter.guidance names it; None: not known.
         pipeline, generate: a pipeline around `model`, and generate(prompt, negative_prompt), which runs it with
@@ -61,22 +64,28 @@ class Example:
     model: nn.Module
     inputs: Callable[..., dict[str, Any]]
     references: bool = False
+    reference_sizes: tuple[Size, ...] = attrs.field(
+        default=attrs.Factory(lambda self: ((3, 2), (2, 2)) if self.references else (), takes_self=True), kw_only=True
+    )
+    ragged: bool = attrs.field(default=False, kw_only=True)
     sizes: tuple[Size, ...] = ((2, 3), (4, 2), (3, 5))
     guidance: str | None = None
     pipeline: Any = None
     generate: Callable[[str, str], object] | None = None
     patches: Callable[[torch.Tensor, Size], torch.Tensor] = patches
 
-    @property
-    def reference_sizes(self) -> tuple[Size, ...]:
-        """Reference images that the checks use."""
-        return ((3, 2), (2, 2)) if self.references else ()
-
     def arguments(
-        self, size: Size, batch: int = 1, sigma: float = 0.5, references: tuple[Size, ...] = ()
+        self,
+        size: Size,
+        batch: int = 1,
+        sigma: float = 0.5,
+        references: tuple[Size, ...] = (),
+        text: tuple[int, ...] = (),
     ) -> dict[str, Any]:
-        """Keyword arguments of one forward."""
-        more = {"references": references} if self.references else {}
+        """Keyword arguments of one forward; text: tokens of each sample's prompt, none: as `inputs` has them."""
+        more: dict[str, Any] = {"references": references} if self.references else {}
+        if text:
+            more["text"] = text
         return self.inputs(size[0], size[1], batch=batch, sigma=sigma, **more)
 
     def bound(self, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ..concepts import Calibration, ConceptBank
 from ..engine.attach import attach
 from ..engine.lookup import find_adapter, fingerprint
 from ..engine.regulator import Regulator
-from ..protocols import CallInfo, FlowEdit, Located, MaskOptions, NoiseBlend, Policy, Reweight, row_classes
+from ..protocols import CallInfo, FlowEdit, KeyWeights, Located, MaskOptions, NoiseBlend, Policy, Reweight, row_classes
 from .example import Size
 
 
@@ -46,12 +46,14 @@ class Edit:
     Attributes:
         noise: share of noise.
         tokens: give every text and reference token a factor of 1, so that the rows are computed anew.
+        cut: rows see no text and no reference token.
         nothing: return None.
         only: the block to edit; None: all.
     """
 
     noise: float = 0.0
     tokens: bool = False
+    cut: bool = False
     nothing: bool = False
     only: str | None = None
     name: str = "edit"
@@ -66,6 +68,8 @@ class Edit:
                 torch.ones(len(rows), tokens, device=rows.device) for tokens in (call.text, call.reference)
             )
             reweight = Reweight(text_factor=text, reference_factor=reference)
+        if self.cut:
+            reweight = Reweight(KeyWeights(text=0.0, reference=0.0))
         return FlowEdit(rows, reweight, noise=NoiseBlend(core=self.noise))
 
 

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import UVRError
 from .example import Example, Size
+from .source import by_hand
 
 TEXT = 5
 Kind = Literal["ids", "shapes", "positions", "picture"]
@@ -24,6 +25,8 @@ _TEXT_WIDTHS = (
 )
 _TIMES = ("timestep", "timesteps", "t")
 _MASKS = ("encoder_hidden_states_mask", "encoder_attention_mask", "attention_mask")
+STATES = ("encoder_hidden_states", "text_bth")
+_LENGTHS = "text_lens"
 _POOLED = ("pooled_projections", "pooled_embeds")
 _PIXELS = ("original_size", "target_size", "crop_coords")
 
@@ -71,14 +74,31 @@ class TinyInputs:
         patch = self.config.get("patch_size") or 1
         return int(patch[-1] if isinstance(patch, (list, tuple)) else patch)
 
+    @property
+    def ragged(self) -> bool:
+        """Whether prompts of one batch may differ in length: something tells the model how long each is."""
+        return any(name in self.names for name in (*_MASKS, _LENGTHS))
+
     def __call__(
-        self, height: int, width: int, batch: int = 1, sigma: float = 0.5, references: tuple[Size, ...] = ()
+        self,
+        height: int,
+        width: int,
+        batch: int = 1,
+        sigma: float = 0.5,
+        references: tuple[Size, ...] = (),
+        text: tuple[int, ...] = (),
     ) -> dict[str, Any]:
         """See uvr_core.testing.Example.inputs.
 
         Raises:
             UVRError: the forward requires an argument that UVR cannot make up.
         """
+        if text:
+            longest = attrs.evolve(self, text=max(text))(height, width, batch, sigma, references)
+            mask = torch.ones(batch, max(text), dtype=torch.bool)
+            told = {name: mask for name in _MASKS if name in self.names}
+            lengths = {_LENGTHS: mask.sum(1)} if _LENGTHS in self.names else {}
+            return shortened({**longest, **told, **lengths}, text)
         grids = ((height, width), *references)
         tokens = sum(h * w for h, w in grids)
         arguments: dict[str, Any] = {}
@@ -91,8 +111,8 @@ class TinyInputs:
                 unknown.append(name)
         if unknown:
             raise UVRError(
-                f"{type(self.model).__name__}.forward requires {', '.join(unknown)}, which UVR cannot make up; write "
-                "the adapter and an Example by hand (CONTRIBUTING.md)"
+                f"{type(self.model).__name__}.forward requires {', '.join(unknown)}, which UVR cannot make up; "
+                f"{by_hand(type(self.model))}"
             )
         return arguments
 
@@ -104,7 +124,7 @@ class TinyInputs:
             if self.kind != "picture":
                 return torch.randn(batch, tokens, channels)
             return torch.randn(batch, channels, height * self.patch, width * self.patch)
-        if name in ("encoder_hidden_states", "text_bth"):
+        if name in STATES:
             layers = (config["num_text_layers"],) if "num_text_layers" in config else ()
             return torch.randn(batch, self.text, *layers, self._text_width())
         if name == self.time:
@@ -121,7 +141,7 @@ class TinyInputs:
             return torch.randn(batch, size)
         if name == "guidance" and config.get("guidance_embeds"):
             return torch.full((batch,), 3.5)
-        if name == "text_lens":
+        if name == _LENGTHS:
             return torch.full((batch,), self.text)
         if name == "prior_token_id":
             return torch.randint(config["prior_vq_quantizer_codebook_size"], (batch, tokens))
@@ -138,6 +158,28 @@ class TinyInputs:
             if isinstance(self.config.get(name), int):
                 return int(self.config[name])
         raise UVRError(f"{type(self.model).__name__}: which constructor argument is the width of the text is not known")
+
+
+def shortened(arguments: Mapping[str, Any], text: Sequence[int]) -> dict[str, Any]:
+    """The same arguments, the prompt of sample i cut to text[i] tokens and padded with zeros, as the masks say.
+
+    Raises:
+        UVRError: no argument says how long each prompt is.
+    """
+    states = {name: value for name, value in arguments.items() if name in STATES and isinstance(value, torch.Tensor)}
+    masks = {name: arguments[name] for name in _MASKS if isinstance(arguments.get(name), torch.Tensor)}
+    told = {name: mask for name, mask in masks.items() if any(s.shape[:2] == mask.shape for s in states.values())}
+    if not told and arguments.get(_LENGTHS) is None:
+        raise UVRError("no argument says how long each prompt is")
+    lengths = torch.tensor(text)[:, None]
+    kept = {name: torch.arange(value.shape[1]) < lengths for name, value in (states | told).items()}
+    cut = {
+        name: value * kept[name].reshape(*value.shape[:2], *[1] * (value.ndim - 2)) for name, value in states.items()
+    }
+    cut |= {name: (mask * kept[name]).to(mask.dtype) for name, mask in told.items()}
+    if arguments.get(_LENGTHS) is not None:
+        cut[_LENGTHS] = lengths[:, 0]
+    return {**arguments, **cut}
 
 
 def rotary_axes(config: Mapping[str, Any]) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
+import sys
 from pathlib import Path
 
 import attrs
@@ -56,3 +58,38 @@ def _guidance(source: str) -> str:
     if "cache_context(" in source or len(re.findall(r"= self\.transformer\(", source)) > 1:
         return "two_pass"
     return "single"
+
+
+_CROSS = r"self\.(attn2|cross_attn\w*|cross_attention) = |BasicTransformerBlock\("
+
+
+def reads_text_aside(model: type) -> bool:
+    """Whether a model class seems to read the text in a cross-attention alone, so that text and picture never attend to
+    each other: its source, and that of the attention processors that it names, join them in no one sequence."""
+    source = Path(str(sys.modules[model.__module__].__file__)).read_text("utf-8")
+    from diffusers.models import attention_processor
+
+    for name in sorted(set(re.findall(r"\b\w*Processor\w*\b", source))):
+        if inspect.isclass(processor := getattr(attention_processor, name, None)):
+            source += inspect.getsource(processor)
+    joined = re.findall(r"torch\.cat\(\s*[\[(]([^\])]*)[\])]", source)
+    return bool(re.search(_CROSS, source)) and not any(map(_joins_text, joined))
+
+
+def _joins_text(parts: str) -> bool:
+    """Whether the parts of a `torch.cat` are text and picture."""
+    names = re.findall(r"\w+", parts)
+    text = [bool(re.search("encoder|text|txt|cap|prompt|gist", name)) for name in names]
+    return any(text) and any(
+        re.search("hidden|query|key|img|image|latents", n) for n, t in zip(names, text, strict=True) if not t
+    )
+
+
+def by_hand(model: type) -> str:
+    """What to do about a class whose arguments or small version cannot be made up."""
+    if reads_text_aside(model):
+        return (
+            "by its source it reads the text in a cross-attention and never joins it with the picture in one sequence: "
+            "UVR regulates joint attention, and an adapter would not help"
+        )
+    return "write the adapter and an Example by hand (CONTRIBUTING.md), and give the Example: --example module:function"

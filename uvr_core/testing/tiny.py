@@ -14,7 +14,7 @@ from torch import nn
 from ..errors import UVRError, did_you_mean
 from .example import Example
 from .inputs import TinyInputs, time_scale
-from .source import pipelines_of
+from .source import by_hand, pipelines_of
 
 HEADS, HEAD_DIMS, WIDTH = 2, (16, 24, 32, 64), 32
 
@@ -93,8 +93,12 @@ def _build(cls: type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
     try:
         model = cls(**config).eval().requires_grad_(False)
         for parameter in model.parameters():
-            if parameter.ndim > 1 and not parameter.any():
+            if parameter.any():
+                continue
+            if parameter.ndim > 1:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
+            elif parameter.numel() == 1:  # a gate that is learned to open
+                parameter.fill_(0.5)
     finally:
         torch.random.set_rng_state(state)
     return model
@@ -126,7 +130,7 @@ def small_model(cls: type[nn.Module], config: Mapping[str, Any] | None = None) -
             first = (str(error).splitlines() or [""])[0]
             met.setdefault(f"{type(error).__name__}: {first}", []).append(head_dim)
     tried = "; ".join(f"{what} (heads of {', '.join(map(str, sizes))})" for what, sizes in met.items())
-    raise UVRError(f"no small version of {cls.__name__} runs; write the adapter and an Example by hand. Met: {tried}")
+    raise UVRError(f"no small version of {cls.__name__} runs; {by_hand(cls)}. Met: {tried}")
 
 
 def example_of(inputs: TinyInputs) -> Example:
@@ -134,7 +138,7 @@ def example_of(inputs: TinyInputs) -> Example:
     fresh = attrs.evolve(inputs, model=_build(type(inputs.model), inputs.config))
     guidance = pipelines_of(type(fresh.model).__name__).guidance or None
     references = fresh.kind in ("ids", "shapes") and _takes_references(fresh)
-    return Example(fresh.model, fresh, references=references, guidance=guidance)
+    return Example(fresh.model, fresh, references=references, ragged=fresh.ragged, guidance=guidance)
 
 
 def tiny_example(cls: str | type[nn.Module], config: Mapping[str, Any] | None = None) -> Example:

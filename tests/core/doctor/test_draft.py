@@ -59,6 +59,7 @@ def test_a_hidden_built_in_is_drafted_anew(name: str, hidden: None) -> None:
     ours = getattr(__import__(path, fromlist=[attribute]), attribute)
     for field in ("name", "model", "attention", "image_at", "output_first", "text_output", "guidance"):
         assert getattr(drafted, field) == getattr(ours, field), field
+    assert [route.arguments for route in drafted.routes] == [route.arguments for route in ours.routes]
     assert {pipe for pipe in ours.pipelines if "ControlNet" not in pipe} <= set(drafted.pipelines)
 
 
@@ -137,7 +138,14 @@ FOREIGN: dict[str, tuple[Callable[[], Example], tuple[tuple[str, str], ...]]] = 
     "CogView4Transformer2DModel": (cog_view4, ()),
     "PRXTransformer2DModel": (prx, ()),
     "Lumina2Transformer2DModel": (
-        lumina2, (("  # TODO Lumina2Pipeline seems to turn time round (1 = clean): is it 0..1?", ""),),
+        lumina2,
+        (
+            ("  # TODO Lumina2Pipeline seems to turn time round (1 = clean): is it 0..1?", ""),
+            (
+                "  # TODO prompts of unequal length move the picture elsewhere in each sample: give Layout an order",
+                "",
+            ),
+        ),
     ),
 }  # fmt: skip
 
@@ -147,7 +155,7 @@ def test_a_class_without_an_adapter_is_drafted(name: str, hidden: None) -> None:
     make, edits = FOREIGN[name]
     result = ran("doctor", name, code=1)
     assert f"no adapter recognises {name}: this is a draft" in result.stderr
-    assert f"{len(edits)} TODO" in result.stderr if edits else "no doubts" in result.stderr
+    assert f"{len(edits)} TODO" in result.stderr if edits else "draft (guidance not verified)" in result.stderr
     assert max(map(len, edited(result.stdout, edits).splitlines())) <= 120
     check_adapter(load_draft(edited(result.stdout, edits)), make)
 

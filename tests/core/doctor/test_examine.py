@@ -41,7 +41,7 @@ def test_roles_and_time_are_found_out_and_not_assumed() -> None:
     findings = examine(small)
     assert (findings.image_at, findings.output_first, findings.references) == ("end", False, True)
     assert findings.scale == 1000
-    source = draft(findings, small)
+    source = draft(attrs.evolve(findings, routes=("pooled_projections",)), small)
     assert "output_first=False," in source
     assert 'return arguments["timestep"] / 1000' in source
     check_adapter(load_draft(source), functools.partial(example_of, small))

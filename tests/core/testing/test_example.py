@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import torch
 from tiny import example
 
@@ -22,6 +23,7 @@ def test_arguments_are_bound_by_name_and_references_only_where_they_are_taken() 
     arguments = flux.arguments((2, 3), batch=2, sigma=0.25, references=flux.reference_sizes)
     assert arguments["hidden_states"].shape[:2] == (2, 2 * 3 + 3 * 2 + 2 * 2)
     assert sd3.reference_sizes == ()
+    assert attrs.evolve(flux, reference_sizes=((2, 3),)).reference_sizes == ((2, 3),)
     bound = sd3.bound(sd3.arguments((2, 3), references=((3, 2),)))
     assert bound["self"] is sd3.model
     assert bound["hidden_states"].shape[-2:] == (4, 6)

@@ -37,4 +37,6 @@ def test_an_edit_is_made_at_its_block_alone() -> None:
     assert edit.reweight is None
     ones = Edit(tokens=True).edit(located, call).reweight
     assert (ones.text_factor.shape, ones.reference_factor.shape) == ((1, 5), (1, 3))
+    cut = Edit(cut=True).edit(located, call).reweight
+    assert (cut.core.text, cut.core.reference, cut.core.safe) == (0.0, 0.0, 1.0)
     assert everywhere(2, SIZE).mask.tolist() == [[True] * 6] * 2

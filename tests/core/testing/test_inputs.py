@@ -31,6 +31,16 @@ def test_references_lie_behind_the_output_with_numbers_of_their_own() -> None:
     assert arguments["timestep"].tolist() == [0.25, 0.25]
 
 
+def test_prompts_of_unequal_length_are_padded_and_told() -> None:
+    inputs = small_model(model_class("QwenImageTransformer2DModel"))
+    assert inputs.ragged
+    assert not small_model(model_class("SD3Transformer2DModel")).ragged  # nothing would tell it
+    arguments = inputs(2, 3, batch=2, text=(3, 5))
+    assert arguments["encoder_hidden_states"].shape[:2] == (2, 5)
+    assert arguments["encoder_hidden_states"].any(-1).sum(1).tolist() == [3, 5]
+    assert arguments["encoder_hidden_states_mask"].sum(1).tolist() == [3, 5]
+
+
 def test_time_turned_round_and_in_thousandths() -> None:
     inputs = small_model(model_class("SD3Transformer2DModel"))
     assert inputs.kind == "picture"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import diffusers
 import pytest
 
-from uvr_core.testing.source import pipelines_of
+from uvr_core.testing.source import by_hand, pipelines_of, reads_text_aside
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,17 @@ def test_the_plain_pipeline_comes_first() -> None:
     assert names[0] == "FluxPipeline"
     assert "FluxKontextPipeline" in names
     assert not any("ControlNet" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "aside"),
+    [("PixArtTransformer2DModel", True), ("SanaTransformer2DModel", True), ("HunyuanDiT2DModel", True),
+     ("SD3Transformer2DModel", False), ("FluxTransformer2DModel", False), ("QwenImageTransformer2DModel", False),
+     ("PRXTransformer2DModel", False), ("Lumina2Transformer2DModel", False), ("ZImageTransformer2DModel", False),
+     ("OmniGenTransformer2DModel", False), ("BriaFibo2Transformer2DModel", False)],
+)  # fmt: skip
+def test_a_class_that_reads_its_text_in_a_cross_attention_is_told(name: str, aside: bool) -> None:
+    if not hasattr(diffusers, name):
+        pytest.skip(f"diffusers {diffusers.__version__} has no {name}")
+    assert reads_text_aside(getattr(diffusers, name)) is aside
+    assert ("an adapter would not help" in by_hand(getattr(diffusers, name))) is aside

@@ -14,6 +14,7 @@ from .guidance import Guidance
 from .placement import Placement
 from .published import PublishedSize
 from .reading import Reading
+from .text import Text
 from .untouched import Untouched
 
 
@@ -35,15 +36,15 @@ def check_adapter(
         published: () -> an Example at the released size, its model on the meta device and `inputs` on the CPU: one
             forward of 64 x 64 patches, for which no memory is needed.
         expected_failures: {check: reason}. The checks: recognised, taps-fire-once, execution-order, no-block-missed,
-            probes, layout, time, text-span, last-block, earlier-blocks, edit-lands, neutral-edit, no-edit, detach,
-            guidance, guidance-parts, published-size.
+            probes, layout, time, text-span, last-block, earlier-blocks, edit-lands, ragged, text-route, neutral-edit,
+            no-edit, detach, guidance, guidance-parts, published-size.
 
     Raises:
         ConformanceError: a check failed, or an expected failure did not; all are listed, and `report` holds them.
         UVRError: `expected_failures` names no check, or `adapter` is a name or a class.
     """
     refuse_name("adapter", adapter)
-    concerns = [concern(adapter, make_example) for concern in (Reading, Placement, Untouched, Guidance)]
+    concerns = [concern(adapter, make_example) for concern in (Reading, Placement, Text, Untouched, Guidance)]
     checks = checks_of(*concerns, PublishedSize(adapter, make_example, published))
     with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
         torch.manual_seed(0)

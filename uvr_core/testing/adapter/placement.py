@@ -24,7 +24,7 @@ class Placement(Subject):
             moved, start = self._moved(example, size, references, path)
             count = size[0] * size[1]
             wanted = [[row - start] if start <= row < start + count else [] for row in range(len(moved))]
-            _expect_rows(patches_of_rows(moved), wanted, f"{path}, references {references}")
+            expect_rows(patches_of_rows(moved), wanted, f"{path}, references {references}")
 
     def earlier_blocks(self) -> None:
         """Each output row moves its own patch most."""
@@ -34,7 +34,7 @@ class Placement(Subject):
         for path in list(self.adapter.taps(example.model))[:-1]:
             moved, start = self._moved(example, size, references, path)
             most = moved[start : start + count].argmax(1).tolist()
-            _expect_rows([[i] for i in most], [[i] for i in range(count)], path, first=start)
+            expect_rows([[i] for i in most], [[i] for i in range(count)], path, first=start)
 
     def edit_lands(self) -> None:
         """The engine, editing one located patch at the last block, changes that patch and no other."""
@@ -48,7 +48,7 @@ class Placement(Subject):
         with regulated(example.model, self.adapter, Given(mask), Edit(noise=1.0, only=last)):
             edited = example.run(arguments, size)
         moved = (edited - stock).abs().amax(-1)
-        _expect_rows(patches_of_rows(moved), [[i] for i in range(count)], f"located patch, edited at {last}")
+        expect_rows(patches_of_rows(moved), [[i] for i in range(count)], f"located patch, edited at {last}")
 
     def _moved(self, example: Example, size: Size, references: tuple[Size, ...], path: str) -> tuple[torch.Tensor, int]:
         """(rows, N): how far each output patch moves when one row of the block's attention output is changed; and the
@@ -68,7 +68,7 @@ class Placement(Subject):
         return moved, start
 
 
-def _expect_rows(moved: list[list[int]], wanted: list[list[int]], where: str, first: int = 0) -> None:
+def expect_rows(moved: list[list[int]], wanted: list[list[int]], where: str, first: int = 0) -> None:
     """Each row must move the patches wanted; the message shows the first rows that do not."""
     wrong = [i for i, (got, want) in enumerate(zip(moved, wanted, strict=True)) if got != want]
     if not wrong:

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from ...engine.attach import attach
 from ..example import Example
@@ -43,7 +44,7 @@ def _moved_to_meta(model: nn.Module) -> Iterator[None]:
     """Move arguments to the meta device after the engine has read them: its pre-hook was registered earlier."""
 
     def move(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+        return tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))  # type: ignore[no-any-return]
 
     handle = model.register_forward_pre_hook(move, with_kwargs=True)
     try:

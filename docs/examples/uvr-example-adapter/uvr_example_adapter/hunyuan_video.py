@@ -3,15 +3,14 @@
 Joint order: output, text; padded text is masked. Two-stream blocks first, then one-stream blocks. The model takes
 latents (B, C, frames, H, W) and cuts them into patches itself; a video of several frames is refused, for UVR locates in
 pictures. Its time argument is t = 1000 sigma. With true_cfg_scale > 1 and a negative prompt two passes run, named
-"cond" and "uncond". A pooled embedding of the prompt reaches every block through the modulation: a route of text that
-no attention sees.
+"cond" and "uncond".
 """
 
 from __future__ import annotations
 
 import torch
 
-from uvr_core.adapter import Adapter, Arguments, Layout
+from uvr_core.adapter import Adapter, Arguments, Layout, TextRoute
 from uvr_core.errors import AdapterMismatch
 
 
@@ -40,5 +39,6 @@ HUNYUAN_VIDEO = Adapter(
     text=text,
     image_at="start",
     guidance="two_pass",
+    routes=(TextRoute("pooled text", "CLIP's embedding of the prompt modulates every block", ("pooled_projections",)),),
     pipelines=("HunyuanVideoPipeline",),
 )
