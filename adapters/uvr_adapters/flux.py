@@ -18,10 +18,10 @@ def layout(arguments: Arguments) -> Layout:
     ids = arguments["img_ids"].cpu()  # one host sync, not one for each number
     ids = ids[0] if ids.ndim == 3 else ids
     images = [ids[ids[:, 0] == number] for number in ids[:, 0].unique()]
-    grids = [tuple(int(n) for n in (part[:, 1:].amax(0) - part[:, 1:].amin(0) + 1).tolist()) for part in images]
+    grids = [tuple(int(n) for n in (part[:, 1:3].amax(0) - part[:, 1:3].amin(0) + 1).tolist()) for part in images]
     if any(height * width != len(part) for (height, width), part in zip(grids, images, strict=True)):
         raise AdapterMismatch(
-            f"flux: img_ids of {len(ids)} tokens are no grids: images of {[len(part) for part in images]} patches span "
+            f"img_ids of {len(ids)} tokens are no grids: images of {[len(part) for part in images]} patches span "
             f"{grids}"
         )
     return Layout(grids[0], tuple(grids[1:]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import attrs
@@ -18,6 +18,7 @@ import torch
 from conformance import built_in, get
 from families import FAMILIES
 from families.family import PROMPTS, Drawing, Family, Release, draw
+from torch.fx.experimental import _config as meta_config
 from torch.utils._pytree import tree_map_only
 
 import uvr_core
@@ -49,7 +50,7 @@ class Case:
 
     def __str__(self) -> str:
         guided = "guided" if self.guided else "unguided"
-        return f"{self.drawing.pipeline}-{guided}-{self.references}"
+        return f"{self.drawing.pipeline}{self.drawing.note}-{guided}-{self.references}"
 
     @property
     def negative(self) -> str | None:
@@ -57,13 +58,15 @@ class Case:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        return PROMPTS[:1] if self.guided and self.drawing.guides_one else PROMPTS
+        return PROMPTS[: 1 if self.guided and self.drawing.guides_one else self.drawing.batch]
 
     @property
     def parts(self) -> list[str]:
         """Letters of each forward of a run's batch parts."""
-        step = self.drawing.parts if self.guided else ("c",)
-        return ["-"] * (self.drawing.before * self.references * len(self.prompts)) + list(step) * self.drawing.steps
+        step = list(self.drawing.parts if self.guided else ("c",))
+        last = list(self.drawing.truncated) if self.guided and self.drawing.truncated else step
+        steps = step * (self.drawing.steps - 1) + last
+        return ["-"] * (self.drawing.before * self.references * len(self.prompts)) + steps
 
 
 CASES = [
@@ -97,15 +100,15 @@ def run(
 
 @attrs.frozen(eq=False)
 class Ran:
-    """One forward: its arguments as they were before it, and its output (B, N, C)."""
+    """One forward: its arguments as they were before it, and what it returned."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    output: torch.Tensor
+    output: Any
 
 
 def as_patches(case: Case, output: Any) -> torch.Tensor:
-    """What a forward returned as (B, N, C)."""
+    """What a forward returned, as (B, N, C)."""
     output = output[0]
     output = torch.stack(list(output)) if isinstance(output, list) else output
     return case.family.patches(output, case.drawing.grid)
@@ -120,7 +123,7 @@ def watched(case: Case) -> Iterator[list[Ran]]:
         before.append(copy.deepcopy((args, kwargs)))
 
     def keep(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        ran.append(Ran(*before.pop(), as_patches(case, output).clone()))
+        ran.append(Ran(*before.pop(), tree_map_only(torch.Tensor, torch.clone, (output[0],))))
 
     handles = [
         transformer.register_forward_pre_hook(remember, with_kwargs=True),
@@ -153,8 +156,11 @@ def test_exactly_the_edited_patches_move_in_the_conditional_part_alone(case: Cas
     assert len(ran) == len(case.parts)
     for forward, letters in zip(ran, case.parts, strict=True):
         with torch.no_grad():
-            stock = as_patches(case, pipe.transformer(*forward.args, **forward.kwargs))
-        moved = (forward.output - stock).abs().amax(-1)  # (B, N)
+            stock = pipe.transformer(*forward.args, **forward.kwargs)
+        if letters == "-":
+            assert torch.equal(forward.output[0], stock[0])
+            continue
+        moved = (as_patches(case, forward.output) - as_patches(case, stock)).abs().amax(-1)  # (B, N)
         for letter, part in zip(letters, moved.chunk(len(letters)), strict=True):
             if letter == "c":
                 assert torch.equal(part > 1e-3 * part.max(), mask), f"forward {len(ran)}: {part}"
@@ -170,7 +176,12 @@ def test_the_parts_are_as_written(case: Case) -> None:
         with watched(case) as ran:
             run(case, prompts, negative, steps=1)
         seen = zip(ran, case.parts, strict=False)
-        return [part for forward, parts in seen if parts != "-" for part in forward.output.chunk(len(parts))]
+        return [
+            part
+            for forward, parts in seen
+            if parts != "-"
+            for part in as_patches(case, forward.output).chunk(len(parts))
+        ]
 
     stock = first_step(case.prompts, case.negative)
     others = first_step(("a sun", "a car that stands on the right")[: len(case.prompts)], case.negative)
@@ -207,7 +218,8 @@ def test_attached_and_detached_it_draws_what_the_stock_pipeline_draws(case: Case
 @each_family
 def test_the_contract(family: Family) -> None:
     """The conformance kit, guidance on the real pipeline."""
-    skip_unless_there(family.model, family.drawings[0].pipeline, *family.drawings[0].needs)
+    needed = [name for drawing in family.drawings[:1] for name in (drawing.pipeline, *drawing.needs)]
+    skip_unless_there(family.model, *needed)
     report = check_adapter(get("adapter", family.adapter), family.example)
     batched = get("adapter", family.adapter).guidance.startswith("batched")
     unasked = {"published-size"} if batched else {"published-size", "guidance-parts"}
@@ -215,19 +227,32 @@ def test_the_contract(family: Family) -> None:
     assert skipped - {"ragged"} == unasked  # where nothing tells the lengths of prompts
 
 
+def repeated(
+    tensor: torch.Tensor, repeats: Any, dim: int = 0, stock: Any = torch.Tensor.repeat_interleave, **options: Any
+) -> torch.Tensor:
+    """`Tensor.repeat_interleave`, also of a meta tensor by numbers that are on the CPU."""
+    if not (tensor.is_meta and isinstance(repeats, torch.Tensor)):
+        return stock(tensor, repeats, dim=dim, **options)
+    return tensor.index_select(dim, torch.repeat_interleave(torch.arange(tensor.shape[dim]), repeats).to(tensor.device))
+
+
 @contextmanager
-def on_meta(transformer: torch.nn.Module) -> Iterator[None]:
+def on_meta(transformer: torch.nn.Module, on_cpu: tuple[str, ...]) -> Iterator[None]:
     """Move the arguments to the meta device after UVR has read them: its pre-hook was registered earlier."""
 
     def move(module: Any, args: Any, kwargs: Any) -> Any:
-        return tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+        kept = {name: kwargs[name] for name in on_cpu if name in kwargs}
+        args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+        return args, kwargs | kept
 
-    handle = transformer.register_forward_pre_hook(move, with_kwargs=True)
+    readers = [transformer.norm_out, *transformer.transformer_blocks] if on_cpu else []  # of masks made on the CPU
+    handles = [m.register_forward_pre_hook(move, with_kwargs=True) for m in [transformer, *readers]]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), meta_config.patch(meta_nonzero_assume_all_nonzero=True):  # a mask selects everything
             yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @pytest.mark.parametrize(("family", "release"), RELEASES, ids=[release.source for _, release in RELEASES])
@@ -241,8 +266,10 @@ def test_one_forward_at_the_published_size(family: Family, release: Release, mon
     arguments = family.inputs(release.config, 64, 64, batch=1, sigma=0.75, **references)
     calls: list[AttentionCall] = []
     stock = forwards.intervene
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # there is none on meta
+    monkeypatch.setattr(torch.Tensor, "repeat_interleave", repeated)
     monkeypatch.setattr(forwards, "intervene", lambda call, *rest: (calls.append(call), stock(call, *rest))[1])
-    with uvr_core.attach(transformer) as reg, on_meta(transformer), reg.generation():
+    with uvr_core.attach(transformer) as reg, on_meta(transformer, release.on_cpu), reg.generation():
         transformer(**arguments)
         read = reg._interceptor.intervention.run
         assert (len(reg.taps), reg.adapter.name) == (release.taps, family.adapter)

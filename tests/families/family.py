@@ -37,10 +37,12 @@ class Drawing:
         parts: the forwards of each step under guidance, each as the letters of its batch parts: "c" follows the
             prompt, "u" the negative prompt, "i" the references alone. Empty: the pipeline does not guide.
         config: where the transformer's differs from the family's.
+        truncated: the forwards of the last step under guidance, where guidance ends before it.
         grid: (H, W) of the output patches.
         references: numbers of references with which it draws.
         before: forwards before the first step of each prompt's reference; they are no denoising steps.
-        steps: of a run.
+        steps, batch: of a run: denoising steps, and prompts at most.
+        note: what tells it from another drawing of its pipeline.
         needs: class names of diffusers without which there is no such pipeline.
         guides_one: with guidance the stock pipeline fails for more than one prompt.
         unguided: whether guidance can be switched off.
@@ -51,10 +53,13 @@ class Drawing:
     call: Callable[[Any, Sequence[str], str | None, int], dict[str, Any]]
     parts: tuple[str, ...]
     config: Mapping[str, Any] = attrs.field(factory=dict)
+    truncated: tuple[str, ...] = ()
     grid: Size = (2, 3)
     references: tuple[int, ...] = (0,)
     before: int = 0
     steps: int = 2
+    batch: int = 2
+    note: str = ""
     needs: tuple[str, ...] = ()
     guides_one: bool = False
     unguided: bool = True
@@ -71,6 +76,7 @@ class Release:
         text: text tokens of the forward that `Family.inputs` makes, the adapter's padding aside.
         references: number of references of 64 x 64 patches.
         prepare: what must be done to the transformer so that it runs on the meta device.
+        on_cpu: arguments whose values the class reads; they stay off the meta device.
     """
 
     source: str
@@ -79,6 +85,7 @@ class Release:
     text: int = 5
     references: int = 0
     prepare: Callable[[Any], None] = lambda transformer: None
+    on_cpu: tuple[str, ...] = ()
 
 
 @attrs.frozen(eq=False)
@@ -110,14 +117,18 @@ class Family:
         """Whether the installed diffusers lacks the class."""
         return not hasattr(diffusers, self.model)
 
-    def transformer(self, drawing: Drawing, seed: int = 0) -> Any:
+    def transformer(self, drawing: Drawing | None = None, seed: int = 0) -> Any:
         """The class at the tiny configuration; weights random, those included that the class sets to zero.
 
         Gates of one element, which start at zero in several classes, are opened as well.
         """
         state = torch.random.get_rng_state()
         torch.manual_seed(seed)
-        model = getattr(diffusers, self.model)(**{**self.config, **drawing.config}).eval().requires_grad_(False)
+        model = (
+            getattr(diffusers, self.model)(**{**self.config, **(drawing.config if drawing else {})})
+            .eval()
+            .requires_grad_(False)
+        )
         for path, parameter in model.named_parameters():
             if ".experts." in path or not parameter.any():  # NucleusMoE leaves its experts without values
                 parameter.normal_(std=parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.5)
@@ -126,14 +137,14 @@ class Family:
 
     def example(self) -> Example:
         """For the conformance kit: the tiny model, in the first of its pipelines."""
-        drawing = self.drawings[0]
+        drawing = self.drawings[0] if self.drawings else None
         transformer = self.transformer(drawing)
-        pipe = drawing.build(transformer)
+        pipe = drawing and drawing.build(transformer)
 
         def generate(prompt: str, negative: str) -> object:
             return draw(pipe, drawing, (prompt,), negative, steps=1)
 
-        guided = {"pipeline": pipe, "generate": generate} if drawing.parts else {}
+        guided = {"pipeline": pipe, "generate": generate} if drawing and drawing.parts else {}
         options = {"sizes": self.sizes} if self.sizes else {}
         return Example(
             transformer,
@@ -154,12 +165,12 @@ def assembled(pipeline: str, **components: Any) -> Any:
     return pipe
 
 
-def vae(blocks: int = 2) -> Any:
-    """AutoencoderKL of 4 latent channels: a latent is 2 ** (blocks - 1) pixels on a side."""
+def vae(blocks: int = 2, channels: int = 4) -> Any:
+    """AutoencoderKL: a latent is 2 ** (blocks - 1) pixels on a side."""
     torch.manual_seed(0)
     return diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * blocks, up_block_types=("UpDecoderBlock2D",) * blocks,
-        block_out_channels=(4,) * blocks, layers_per_block=1, latent_channels=4, norm_num_groups=2,
+        block_out_channels=(4,) * blocks, layers_per_block=1, latent_channels=channels, norm_num_groups=2,
         mid_block_add_attention=False, scaling_factor=1.0, shift_factor=0.0,
     ).eval()  # fmt: skip
 
@@ -226,6 +237,11 @@ def image_ids(*sizes: Size, axes: int = 3, number: Callable[[int], int] = int) -
         ids = torch.stack([torch.full_like(rows, number(index)), rows, columns], -1).reshape(-1, 3).float()
         parts.append(torch.nn.functional.pad(ids, (0, axes - 3)))
     return torch.cat(parts)
+
+
+def last_patches(output: torch.Tensor, grid: Size) -> torch.Tensor:
+    """(B, N, C) of a model that returns all tokens, its output's last."""
+    return output[:, -grid[0] * grid[1] :]
 
 
 def count(*sizes: Size) -> int:

@@ -171,7 +171,7 @@ class Run:
                 "run samples of different noise levels in generations of their own"
             )
         self._refuse_inner()
-        if self.layout is not None and _pictures(layout) != _pictures(self.layout):
+        if self.layout is not None and not _same_pictures(layout, self.layout):
             raise UVRError(f"the token layout changed inside one generation: {self.layout} became {layout}")
         last = self.steps[-1] if self.steps else None
         if last is None or last.closed or (not self.scheduled and low != last.sigma):
@@ -186,7 +186,7 @@ class Run:
         step.forwards += 1
         step.follows_prompt |= any(part.follows_prompt for part in forward.parts)
         self.counted |= any(part.by_order for part in forward.parts)
-        self.forward, self.layout = forward, forward.layout
+        self.forward, self.layout = forward, self.layout or forward.layout
 
     def end_step(self) -> None:
         """The scheduler made a step."""
@@ -267,9 +267,10 @@ class Run:
                 )
 
 
-def _pictures(layout: Layout) -> tuple[object, ...]:
-    """What is the same in all forwards of a run; padding may go with the text."""
-    return layout.grid, layout.references
+def _same_pictures(layout: Layout, first: Layout) -> bool:
+    """Whether a forward of a run draws what its first did. Padding may go with the text, and a part of guidance may do
+    without the references."""
+    return layout.grid == first.grid and layout.references in (first.references, ())
 
 
 def _unclosed(path: str, step: int) -> TapNotFired:

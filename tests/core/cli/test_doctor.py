@@ -46,7 +46,7 @@ def test_a_check_that_fails_ends_with_1() -> None:
     [("SD3Transformer2DModl", "did you mean 'SD3Transformer2DModel'"),
      ("StableDiffusion3Pipeline", "no model class 'StableDiffusion3Pipeline'"),
      ("SanaTransformer2DModel", "no module was found in which text and picture attend to each other"),
-     ("ZImageTransformer2DModel", "forward requires x, cap_feats, which UVR cannot make up"),
+     ("AnyFlowTransformer3DModel", "forward requires r_timestep, which UVR cannot make up"),
      ("HunyuanDiT2DModel", "no small version of HunyuanDiT2DModel runs; by its source it reads the text in a cross-")],
 )  # fmt: skip
 def test_bad_input(name: str, message: str) -> None:
