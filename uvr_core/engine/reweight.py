@@ -62,7 +62,7 @@ def _weights(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, 3, Sk) float32, log factors of every key for each class of row; and (B, R) bool, where one is not neutral."""
     edited = listed.edited != RowClass.STOCK
-    keys = np.full((len(edited), spans.tokens), int(KeyClass.TEXT))
+    keys = np.full((len(edited), spans.tokens), int(KeyClass.TEXT))  # padding too: it carries what it read of the text
     keys[:, spans.reference] = KeyClass.REFERENCE
     keys[:, spans.output] = np.where(edited, int(KeyClass.LOCATED), int(KeyClass.SAFE))
     table = torch.tensor([attrs.astuple(line) for line in (KeyWeights(), core, ring)], dtype=torch.float32)

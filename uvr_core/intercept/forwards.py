@@ -173,7 +173,7 @@ def intervene(call: AttentionCall, intervention: Intervention, adapter: Adapter)
         (B, H, Sq, D), the output to go on with; None: the call's own.
     """
     forward = intervention.run.forward
-    if forward is None or not is_joint(call, adapter, forward.layout):
+    if forward is None or not is_joint(call, adapter, forward.layout, forward.text):
         return None
     tokens = call.key.shape[2] - forward.layout.image - forward.layout.padding
     if forward.text is not None and tokens != forward.text:

@@ -84,3 +84,14 @@ def test_queries_without_text_are_joint_where_the_adapter_says_so() -> None:
     call = attention(4, key=torch.zeros(4, 2, 7, 8), value=torch.zeros(4, 2, 7, 8))
     assert not is_joint(call, FLUX, LAYOUT)
     assert is_joint(call, attrs.evolve(FLUX, text_output=False), LAYOUT)
+
+
+def test_a_segment_as_long_as_the_output_is_not_joint() -> None:
+    """In Qwen-Image 2.1 every segment of text and every source attends in a call of its own, before the output."""
+    adapter = attrs.evolve(FLUX, text_output=False)
+    output, segment = (
+        attention(4, key=torch.zeros(4, 2, keys, 8), value=torch.zeros(4, 2, keys, 8)) for keys in (13, 9)
+    )
+    assert is_joint(segment, adapter, LAYOUT), "nothing tells, unless the adapter says how much text there is"
+    assert is_joint(output, adapter, LAYOUT, 9)
+    assert not is_joint(segment, adapter, LAYOUT, 9)

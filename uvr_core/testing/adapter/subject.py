@@ -48,7 +48,8 @@ class Subject:
         """The taps' joint calls, by the engine's rule."""
         taps = self.adapter.taps(example.model)
         calls = record(example, {only: taps[only]} if only else taps, arguments, size)
-        joint = [call for call in calls if is_joint(call, self.adapter, layout)]
+        text = None if self.adapter.text is None else self.adapter.text(example.bound(arguments))
+        joint = [call for call in calls if is_joint(call, self.adapter, layout, text)]
         if not joint:
             raise TapNotFired(f"no attention call holds the {layout.image} image tokens that the adapter reads")
         return joint
