@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map_only
 import uvr_core
 from uvr_core.intercept import forwards
 from uvr_core.intercept.calls import AttentionCall
+from uvr_core.protocols import CallInfo, FlowEdit, KeyWeights, Located, MaskOptions, Reweight, row_classes
 from uvr_core.testing import Status, check_adapter
 from uvr_core.testing.given import Edit, Given, regulated
 from uvr_core.tokens import Role, TokenSpans
@@ -78,6 +79,9 @@ CASES = [
     for references in drawing.references
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
+each_drawing = pytest.mark.parametrize(  # once, unguided where it can be, without references
+    "case", {id(case.drawing): case for case in CASES if not case.references}.values(), ids=str
+)
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=[family.model for family in FAMILIES])
 RELEASES = [(family, release) for family in FAMILIES for release in family.releases]
 
@@ -166,6 +170,30 @@ def test_exactly_the_edited_patches_move_in_the_conditional_part_alone(case: Cas
                 assert torch.equal(part > 1e-3 * part.max(), mask), f"forward {len(ran)}: {part}"
             else:
                 assert not part.any(), f"part {letter!r} moved: {part}"
+
+
+class Cut:
+    """A policy that cuts located rows off from all text, in every block."""
+
+    masks = MaskOptions(ring=0)
+
+    def edit(self, located: Located, call: CallInfo) -> FlowEdit:
+        return FlowEdit(row_classes(located), Reweight(core=KeyWeights(text=0.0)))
+
+
+@each_drawing
+def test_text_reaches_the_picture_in_joint_attention_and_where_the_adapter_says(case: Case) -> None:
+    """With every patch cut off from all text another prompt draws the same picture, unless there is another route."""
+    pipe, (height, width) = built(case.family, case.drawing), case.drawing.grid
+    everything = torch.ones(len(case.prompts), height * width, dtype=torch.bool)
+    drawn = []
+    for prompts in (("a cat", "a dog on the mat"), ("a sun", "a pig in the box")):  # of equal length
+        with watched(case) as ran, regulated(pipe, None, Given(everything), Cut()):
+            run(case, prompts[: len(case.prompts)], steps=1)
+        letters = case.parts[0]
+        drawn.append(ran[0].output.chunk(len(letters))[letters.index("c")])
+    change = float((drawn[0] - drawn[1]).abs().max() / drawn[0].abs().max())
+    assert (change > 1e-5) == bool(get("adapter", case.family.adapter).routes), f"{change:.2g} of the maximum"
 
 
 @each_case
