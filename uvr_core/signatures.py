@@ -52,7 +52,7 @@ def images_of(pipeline_class: type, args: tuple[Any, ...], kwargs: Mapping[str, 
     if prompts is None:  # pooled first: some models' embeddings begin with an axis of layers
         names = sorted(name for name in bound if name.startswith(("pooled_prompt_embeds", "prompt_embeds")))
         prompts = next((bound[name] for name in names if bound[name] is not None), None)
-    if prompts is None:
+    if prompts is None or not hasattr(prompts, "__len__"):
         return None
     count = bound.get("num_images_per_prompt")
     return (1 if isinstance(prompts, str) else len(prompts)) * (1 if count is None else int(count))
@@ -60,8 +60,11 @@ def images_of(pipeline_class: type, args: tuple[Any, ...], kwargs: Mapping[str, 
 
 def _bound(pipeline_class: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     """The arguments of a pipeline's call by name, defaults included; of a modular pipeline, what its blocks are given,
-    beneath it what a state handed on holds."""
-    bound = inspect.signature(pipeline_class.__call__).bind_partial(None, *args, **kwargs)
+    beneath it what a state handed on holds. None of a call that will fail: its own error is the one to show."""
+    try:
+        bound = inspect.signature(pipeline_class.__call__).bind_partial(None, *args, **kwargs)
+    except TypeError:
+        return {}
     bound.apply_defaults()
     state = getattr(bound.arguments.get("state"), "values", None)
     return {**(state if isinstance(state, dict) else {}), **bound.arguments, **bound.kwargs}

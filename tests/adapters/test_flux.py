@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from uvr_adapters import flux
+from uvr_core.errors import AdapterMismatch
 
 
 def arguments(*grids: tuple[int, int], dims: int = 2) -> dict[str, torch.Tensor]:
@@ -23,6 +24,31 @@ def arguments(*grids: tuple[int, int], dims: int = 2) -> dict[str, torch.Tensor]
 def test_layout(references: tuple[tuple[int, int], ...], dims: int) -> None:
     layout = flux.layout(arguments((4, 6), *references, dims=dims))
     assert (layout.output, layout.grid, layout.references) == (24, (4, 6), references)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_large_picture_in_either_dtype(dtype: torch.dtype) -> None:
+    given = arguments((128, 160))
+    assert flux.layout({**given, "img_ids": given["img_ids"].to(dtype)}).grid == (128, 160)
+
+
+RANDOM = torch.Generator().manual_seed(0)
+NO_GRIDS = {
+    "random": lambda ids: torch.randn(ids.shape, generator=RANDOM),
+    "columns first": lambda ids: ids[:, [0, 2, 1]],
+    "shuffled": lambda ids: ids[torch.randperm(len(ids), generator=RANDOM)],
+    "the picture last": lambda ids: torch.cat([ids[24:], ids[:24]]),
+    "a patch missing": lambda ids: ids[1:],
+    "between the numbers": lambda ids: ids + torch.tensor([0.5, 0.0, 0.0]),
+}
+
+
+@pytest.mark.parametrize("what", NO_GRIDS)
+def test_positions_that_are_no_grids_row_by_row_are_refused(what: str) -> None:
+    """The first of the grids is taken for the picture, its patches row by row: else others would be regulated."""
+    ids = NO_GRIDS[what](arguments((4, 6), (2, 5))["img_ids"])
+    with pytest.raises(AdapterMismatch, match="no grids, row by row"):
+        flux.layout({"img_ids": ids})
 
 
 def test_the_time_argument_is_sigma() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import attrs
 import pytest
 import torch
-from rig import Rig, Second, TextOnly
+from rig import Rig, Second, TextOnly, called
 
 import uvr_core
 from uvr_core import UVRError
@@ -100,6 +101,29 @@ def test_positions_that_are_no_grid() -> None:
     with rig.attach(to=rig.transformer) as reg, pytest.raises(uvr_core.AdapterMismatch, match="are no grids"):
         with reg.generation():
             rig.transformer(**{**seen[0], "img_ids": torch.arange(64.0)[:, None].expand(-1, 3) * 0 + torch.eye(64, 3)})
+
+
+def test_a_forward_that_was_only_looked_at_is_computed_again_after_detach() -> None:
+    """A checkpoint counts what the graph saves: what detectors are shown is no part of it."""
+
+    class Nowhere(Second):
+        def scores(self, *args: Any) -> torch.Tensor:
+            return torch.full_like(super().scores(*args), -1.0)
+
+    def gradient(attached: bool) -> torch.Tensor:
+        rig = Rig("flux-kontext")
+        arguments = called(rig)
+        tap = next(iter(find_adapter(rig.transformer).taps(rig.transformer)))
+        rig.bank = attrs.evolve(rig.bank, calibration=uvr_core.Calibration("second", tap, (1.0, 0.0), 0.0))
+        rig.transformer.requires_grad_(True).train()
+        rig.transformer.enable_gradient_checkpointing()
+        with rig.attach(to=rig.transformer, detector=Nowhere()) if attached else contextlib.nullcontext() as reg:
+            with reg.generation() if attached else contextlib.nullcontext():
+                output = rig.transformer(**arguments)[0]
+        output.sum().backward()
+        return rig.transformer.x_embedder.weight.grad
+
+    assert torch.equal(gradient(True), gradient(False))
 
 
 def test_gradients_flow_through_a_regulated_forward() -> None:

@@ -56,6 +56,7 @@ def test_seeds_are_found_however_the_generators_are_given() -> None:
     assert signatures.seeds_of(Pipeline, ("a",), {}) == (0,)
     assert signatures.seeds_of(Pipeline, ("a", one), {}) == (5,)
     assert signatures.seeds_of(Pipeline, (), {"prompt": "a", "generator": [two, one]}) == (6, 5)
+    assert signatures.seeds_of(Pipeline, (), {"generator": one, "colour": "red"}) == (0,), "the call itself will fail"
 
 
 def test_a_forwards_arguments_by_name() -> None:
@@ -77,6 +78,8 @@ def test_required_arguments_are_those_without_a_default() -> None:
     ("arguments", "images"),
     [
         ({"prompt": "a"}, 2),
+        ({"prompt": 5}, None),
+        ({"prompt": "a", "colour": "red"}, None),
         ({"prompt": ["a", "b"], "num_images_per_prompt": 3}, 6),
         ({"prompt": ["a", "b"], "num_images_per_prompt": None}, 2),
         ({"prompt_embeds": torch.zeros(3, 5, 8)}, 6),

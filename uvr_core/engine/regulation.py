@@ -114,12 +114,14 @@ class Regulation(Intervention):
     def _look_after(self, call: JointCall) -> None:
         """Verify and show a call as the edits left it."""
         if due := [state for state in self._verified if state.due(call.tap, call.forward.sigma)]:
-            tokens = watchable(features(call))
-            for state in due:
-                state.look(call, tokens)
+            with torch.no_grad():  # as in `_look`
+                tokens = watchable(features(call))
+                for state in due:
+                    state.look(call, tokens)
         if self._reader is not None and call.tap in self._read_taps and self._after:
             self._reader(call)
 
+    @torch.no_grad()  # what is only looked at is no part of the graph: a checkpoint counts what that saves
     def _look(self, due: Sequence[ConceptState], call: JointCall) -> None:
         """Score the call for the concepts that are due, and list anew what was located. One host sync."""
         tokens = watchable(features(call))
