@@ -86,8 +86,9 @@ def tokenizer() -> ZooTokenizer:
     )
 
 
-def processor(tok: ZooTokenizer) -> ZooProcessor:
-    pixels = scenes.SIZE**2
+def processor(tok: ZooTokenizer, side: int = scenes.SIZE) -> ZooProcessor:
+    """Brings pictures to side x side pixels."""
+    pixels = side**2
     images = Qwen2VLImageProcessorPil(
         patch_size=PATCH,
         merge_size=MERGE,
@@ -97,14 +98,15 @@ def processor(tok: ZooTokenizer) -> ZooProcessor:
     return ZooProcessor(images, tok)
 
 
-def model(tok: ZooTokenizer) -> Qwen2_5_VLForConditionalGeneration:
+def config(tok: ZooTokenizer, vocabulary: int, side: int = scenes.SIZE, tied: bool = False) -> Qwen2_5_VLConfig:
+    """The zoo's Qwen2.5-VL; `tied`: no output layer of its own."""
     ids = {
         name: tok.convert_tokens_to_ids(f"<|{name}|>")
         for name in ("image_pad", "video_pad", "vision_start", "vision_end")
     }
-    config = Qwen2_5_VLConfig(
+    return Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": len(tok),
+            "vocab_size": vocabulary,
             "hidden_size": WIDTH,
             "intermediate_size": 256,
             "num_hidden_layers": 3,
@@ -124,7 +126,7 @@ def model(tok: ZooTokenizer) -> Qwen2_5_VLForConditionalGeneration:
             "patch_size": PATCH,
             "spatial_merge_size": MERGE,
             "temporal_patch_size": 2,
-            "window_size": scenes.SIZE,
+            "window_size": side,
             "out_hidden_size": WIDTH,
             "fullatt_block_indexes": [0, 1, 2],
         },
@@ -135,9 +137,12 @@ def model(tok: ZooTokenizer) -> Qwen2_5_VLForConditionalGeneration:
         bos_token_id=None,
         eos_token_id=2,
         pad_token_id=0,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
     )
-    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def model(tok: ZooTokenizer) -> Qwen2_5_VLForConditionalGeneration:
+    return Qwen2_5_VLForConditionalGeneration(config(tok, len(tok)))
 
 
 class Heads(nn.Module):

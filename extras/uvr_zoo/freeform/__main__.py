@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -47,6 +48,25 @@ def text(folder: Path, minutes: float, dry_run: bool, words: Path, export: Path)
     if not _plan(dry_run, part="text", folder=folder, goes_on=(folder / "checkpoint.pt").exists(), export=export):
         run = Run(minutes, folder, resume=True)
         train(export, run, words / "words.safetensors", words / "nouns.npz", DATA / "shared")
+
+
+@main.command("chat")
+@click.argument("kind", type=click.Choice(["qwen3", "qwen-vl"]))
+@folder_option
+@minutes_option
+@dry_option
+@click.option("--words", type=PATH, default=TEXT / "words.safetensors", help="The word table.")
+@click.option("--nouns", type=PATH, help="nouns.npz of make_word_vectors.py; without, other things are made-up words.")
+@click.option("--export", type=PATH, required=True, help="Folder for the encoder.")
+def chat_(
+    kind: Any, folder: Path, minutes: float, dry_run: bool, words: Path, nouns: Path | None, export: Path
+) -> None:
+    """A text encoder that reads chat templates."""
+    from ..training import Run
+    from .chat_training import train
+
+    if not _plan(dry_run, part=kind, folder=folder, goes_on=(folder / "checkpoint.pt").exists(), export=export):
+        train(kind, export, Run(minutes, folder, resume=True), words, nouns)
 
 
 @main.command()
@@ -92,8 +112,7 @@ def train(
     """The transformer of a pipeline, from the first edition's weights on."""
     import torch
 
-    from ..architectures import ARCHITECTURES
-    from .pipelines import pipeline, recipe
+    from .pipelines import family, pipeline, recipe
     from .train import Plan, Trainer
 
     plain = recipe(name)
@@ -104,7 +123,7 @@ def train(
     if _plan(dry_run, plan=plan, folder=folder, goes_on=(folder / "checkpoint.pt").exists(), device=device):
         return
     torch.set_float32_matmul_precision("high")  # TF32 where the device has it
-    trainer = Trainer(plan, pipeline(name, encoders, autoencoder, start_from), ARCHITECTURES[name], folder, device)
+    trainer = Trainer(plan, pipeline(name, encoders, autoencoder, start_from), family(name), folder, device)
     trainer.run()
     if export is not None:
         trainer.export(export)

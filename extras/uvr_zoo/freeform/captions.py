@@ -61,12 +61,14 @@ class Phrase:
         item: index of the scene's item; None: the whole scene, or grammar.
         region: index + 1 of REGIONS where the phrase says the item's place exactly; 0: it does not.
         size: the word class of the size that the phrase says; None: it says none.
+        name: of an instruction: the object that the phrase calls by its name, or by another.
     """
 
     words: str
     item: int | None = None
     region: int = 0
     size: str | None = None
+    name: str | None = None
 
 
 @attrs.frozen

@@ -199,6 +199,7 @@ def _phrases(rng: np.random.Generator, template: str, words: dict[str, Any], spl
             item, index = words[key]
             kind = _pick(rng, ("name", "name", "synonym", "description")) if key == "new" else "name"
             (phrase,) = noun_phrase(rng, index, item, kind, split)
+            phrase = attrs.evolve(phrase, name=item.name)
             phrases.append(phrase if key == "new" else attrs.evolve(phrase, words=f"the {item.name}", size=None))
         elif piece.strip():
             phrases.append(Phrase(str(words[key]) if key else piece.strip()))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import attrs
 import diffusers
 
-from ..architectures import ARCHITECTURES, SD3, Flux, load_part
-from ..pipelines import DATA, assemble
-from ..recipes import RECIPES, Recipe, recipe_of
-from . import storage
+from uvr_core.errors import UVRError, did_you_mean
+
+from ..architectures import ARCHITECTURES, SD3, Architecture, Flux, load_part
+from ..pipelines import DATA, scheduler
+from ..recipes import RECIPES, Recipe
+from . import chat, storage
 from .encoders import load
+from .families import FAMILIES
 from .words import MAX_TOKENS
 
 CANVAS = 96  # pixels, both sides, unless the caller says otherwise
@@ -38,13 +40,22 @@ SAMPLING: dict[str, dict[str, Any]] = {
 
 
 def names() -> tuple[str, ...]:
-    """The zoo's pipelines whose text encoders have a free-form edition."""
-    return tuple(name for name in RECIPES if isinstance(ARCHITECTURES[name], Flux | SD3))
+    """The pipelines that can be trained on free-form scenes."""
+    return (*SAMPLING, *FAMILIES)
+
+
+def family(name: str) -> Architecture:
+    """How a pipeline's classes are called. Raises UVRError: there is no such free-form pipeline."""
+    if name not in names():
+        raise UVRError(f"no free-form pipeline {name!r}{did_you_mean(name, names())}")
+    return FAMILIES.get(name) or ARCHITECTURES[name]
 
 
 def recipe(name: str) -> Recipe:
     """The recipe of a free-form pipeline: the first edition's, at the second's schedule and settings."""
-    return attrs.evolve(recipe_of(name), shift=SHIFT, sampling=SAMPLING[name])
+    kind: Any = family(name)
+    first = RECIPES.get(name) or attrs.evolve(RECIPES["flux"], name=name, transformer=kind.config)
+    return attrs.evolve(first, shift=SHIFT, sampling=SAMPLING.get(name) or kind.sampling)
 
 
 def pipeline(name: str, text: Path, vae: Path, transformer: Path | None = None) -> Any:
@@ -54,15 +65,21 @@ def pipeline(name: str, text: Path, vae: Path, transformer: Path | None = None) 
         name: one of `names()`.
         text: folder of the free-form encoders.
         vae: folder of the autoencoder.
-        transformer: folder of a transformer as diffusers or as `storage` wrote it; None: the first edition's, from
-            which training starts.
+        transformer: folder of a transformer as diffusers or as `storage` wrote it; None: what training starts from, the
+            first edition's or a new one.
     """
-    family = ARCHITECTURES[name]
-    if not isinstance(family, Flux | SD3):
-        raise ValueError(f"{name!r} has no free-form text encoder; there are: {', '.join(names())}")
-    t5, clip, tokenizer = load(text)
-    shared = SimpleNamespace(vae=load_part("AutoencoderKL", vae), **family.encoders(clip, t5, tokenizer))
-    model = storage.load(getattr(diffusers, family.transformer), transformer or DATA / name / "transformer")
-    pipe = assemble(recipe(name), model, shared)
+    kind: Any = family(name)
+    if isinstance(kind, Flux | SD3):
+        t5, clip, tokenizer = load(text)
+        parts = {"vae": load_part("AutoencoderKL", vae), **kind.encoders(clip, t5, tokenizer)}
+    else:
+        model, tokenizer, _ = chat.load(kind.text, text, text / "words.safetensors")
+        parts = {"vae": kind.vae(vae), **kind.encoders(model, tokenizer)}
+    class_of = getattr(diffusers, kind.transformer)
+    folder = transformer or DATA / name / "transformer"
+    net = storage.load(class_of, folder) if folder.exists() else class_of(**recipe(name).transformer)
+    pipe = getattr(diffusers, kind.pipeline)(scheduler=scheduler(recipe(name)), transformer=net.eval(), **parts)
     pipe.default_sample_size = CANVAS // pipe.vae_scale_factor
+    kind.fit(pipe)
+    pipe.set_progress_bar_config(disable=True)
     return pipe
