@@ -51,14 +51,23 @@ class TokenSpans:
         )
 
     @classmethod
-    def of_call(cls, adapter: Adapter, layout: Layout, queries: int, keys: int) -> tuple[TokenSpans, TokenSpans] | None:
+    def of_call(
+        cls, adapter: Adapter, layout: Layout, queries: int, keys: int, known: int | None = None
+    ) -> tuple[TokenSpans, TokenSpans] | None:
         """The spans of queries and of keys of the joint call, which has text among its keys.
 
         Its queries are all tokens; or text and output, where references and padding come out of a cache; or the image,
         or the output alone, where the adapter says that text is not among them. None: it is no joint call.
+
+        Args:
+            adapter, layout: where tokens lie.
+            queries, keys: how many the call has.
+            known: text tokens that the forward was given, if that is known. Where text is not among the queries, a
+                segment of a prompt or a reference asks in a call of its own, and may be as long as the output: the
+                joint call then has all of the text's keys.
         """
         text, bare = keys - layout.image - layout.padding, Layout(layout.grid)
-        if text <= 0:
+        if text <= 0 or (known is not None and known != text and not adapter.text_output):
             return None
         if adapter.text_output:
             asking = {text + layout.output: bare, keys: layout}

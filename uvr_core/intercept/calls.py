@@ -9,7 +9,7 @@ import torch
 
 from ..adapter import Adapter, Layout
 from ..ops.attn_mask import as_4d
-from ..tokens import Role, TokenSpans
+from ..tokens import TokenSpans
 from .guidance import Part
 from .ledger import Forward
 
@@ -91,22 +91,19 @@ def with_heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     return tensor if repeat == 1 else tensor.repeat_interleave(repeat, 1)
 
 
-def is_joint(call: AttentionCall, adapter: Adapter, layout: Layout, text: int | None = None) -> bool:
-    """Whether a call is the joint one, and not an IP-Adapter's or one over the image or the text alone.
-
-    Args:
-        text: text tokens that the forward was given. Where text is not among the queries, a segment of a prompt or a
-            reference asks in a call of its own, and may be as long as the output: the joint call then has all keys.
-    """
-    spans = TokenSpans.of_call(adapter, layout, call.query.shape[2], call.key.shape[2])
-    if spans is None:
-        return False
-    return adapter.text_output or text is None or spans[1].count(Role.TEXT) == text
+def spans_of(call: AttentionCall, adapter: Adapter, forward: Forward) -> tuple[TokenSpans, TokenSpans] | None:
+    """The spans of queries and of keys, of a joint call of that forward; None: it is an IP-Adapter's, or one over the
+    image or the text alone. Told once for each number of queries and keys in a forward."""
+    queries, keys = call.query.shape[2], call.key.shape[2]
+    if (queries, keys) not in forward.spans:
+        spans = TokenSpans.of_call(adapter, forward.layout, queries, keys, forward.text)
+        forward.spans[queries, keys] = spans
+    return forward.spans[queries, keys]
 
 
 def joint_call(call: AttentionCall, adapter: Adapter, forward: Forward, part: Part) -> JointCall:
     """A joint call of the stock model, for the rows of one part: views, no copies."""
-    spans = TokenSpans.of_call(adapter, forward.layout, call.query.shape[2], call.key.shape[2])
+    spans = spans_of(call, adapter, forward)
     assert spans is not None
     queries, keys = spans
     mask = None

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..adapter import Adapter, Layout
 from ..errors import AdapterMismatch, TapNotFired, UnsupportedRuntime, UVRError
-from .calls import AttentionCall, is_joint, joint_call
+from .calls import AttentionCall, joint_call, spans_of
 from .current import Current
 from .guidance import parts_of
 from .hooks import Hook
@@ -173,7 +173,7 @@ def intervene(call: AttentionCall, intervention: Intervention, adapter: Adapter)
         (B, H, Sq, D), the output to go on with; None: the call's own.
     """
     forward = intervention.run.forward
-    if forward is None or not is_joint(call, adapter, forward.layout, forward.text):
+    if forward is None or spans_of(call, adapter, forward) is None:
         return None
     tokens = call.key.shape[2] - forward.layout.image - forward.layout.padding
     if forward.text is not None and tokens != forward.text:

@@ -12,6 +12,7 @@ import torch
 
 from ..adapter import Layout
 from ..errors import TapNotFired, UnsupportedRuntime, UVRError
+from ..tokens import TokenSpans
 from .guidance import Part, alike
 
 
@@ -28,6 +29,7 @@ class Forward:
         batch: rows of its latents, None if its arguments do not say.
         parts: the rows under each guidance condition; those that follow the prompt last.
         taps: how often each joint call ran.
+        spans: of the queries and keys of a joint call with so many of either; None where such a call is none.
         orders: the layout's order of so many tokens, on the model's device, as far as it was asked for.
     """
 
@@ -39,6 +41,7 @@ class Forward:
     parts: tuple[Part, ...]
     text: int | None = None
     taps: Counter[str] = attrs.field(factory=Counter)
+    spans: dict[tuple[int, int], tuple[TokenSpans, TokenSpans] | None] = attrs.field(factory=dict)
     orders: dict[int, torch.Tensor] = attrs.field(factory=dict)
 
 

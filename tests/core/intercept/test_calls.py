@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from uvr_core.adapter import Layout
-from uvr_core.intercept.calls import AttentionCall, is_joint, joint_call, with_heads
+from uvr_core.intercept.calls import AttentionCall, joint_call, spans_of, with_heads
 from uvr_core.intercept.guidance import Part
 from uvr_core.intercept.ledger import Forward
 from uvr_core.plugins import registry
@@ -71,19 +71,23 @@ def test_a_part_of_all_rows_takes_all() -> None:
     assert joint(attention(), Part("all", slice(0, 4))).query.shape[0] == 4
 
 
+def forward(text: int | None = None) -> Forward:
+    return Forward(0, 0, LAYOUT, 1.0, 4, (COND,), text)
+
+
 @pytest.mark.parametrize(
     ("tokens", "joint_of"),
     [(7, ("flux", "sd3")), (4, ()), (3, ())],  # with text; the image alone; less than the image
 )
 def test_which_call_is_the_joint_one(tokens: int, joint_of: tuple[str, ...]) -> None:
     call = attention(tokens)
-    assert tuple(a.name for a in (FLUX, SD3) if is_joint(call, a, LAYOUT)) == joint_of
+    assert tuple(a.name for a in (FLUX, SD3) if spans_of(call, a, forward())) == joint_of
 
 
 def test_queries_without_text_are_joint_where_the_adapter_says_so() -> None:
     call = attention(4, key=torch.zeros(4, 2, 7, 8), value=torch.zeros(4, 2, 7, 8))
-    assert not is_joint(call, FLUX, LAYOUT)
-    assert is_joint(call, attrs.evolve(FLUX, text_output=False), LAYOUT)
+    assert spans_of(call, FLUX, forward()) is None
+    assert spans_of(call, attrs.evolve(FLUX, text_output=False), forward())
 
 
 def test_a_segment_as_long_as_the_output_is_not_joint() -> None:
@@ -92,6 +96,9 @@ def test_a_segment_as_long_as_the_output_is_not_joint() -> None:
     output, segment = (
         attention(4, key=torch.zeros(4, 2, keys, 8), value=torch.zeros(4, 2, keys, 8)) for keys in (13, 9)
     )
-    assert is_joint(segment, adapter, LAYOUT), "nothing tells, unless the adapter says how much text there is"
-    assert is_joint(output, adapter, LAYOUT, 9)
-    assert not is_joint(segment, adapter, LAYOUT, 9)
+    assert spans_of(segment, adapter, forward()), "nothing tells, unless the adapter says how much text there is"
+    known = forward(9)
+    assert spans_of(output, adapter, known)
+    assert spans_of(segment, adapter, known) is None
+    assert len(known.spans) == 2
+    assert spans_of(output, adapter, known) is spans_of(output, adapter, known), "told once"

@@ -9,7 +9,8 @@ import attrs
 
 from ...adapter import Adapter, Layout
 from ...errors import TapNotFired
-from ...intercept.calls import AttentionCall, is_joint
+from ...intercept.calls import AttentionCall
+from ...tokens import TokenSpans
 from ..example import Example, Size
 from ..suite import expect
 from .record import record
@@ -48,8 +49,14 @@ class Subject:
         """The taps' joint calls, by the engine's rule."""
         taps = self.adapter.taps(example.model)
         calls = record(example, {only: taps[only]} if only else taps, arguments, size)
-        text = None if self.adapter.text is None else self.adapter.text(example.bound(arguments))
-        joint = [call for call in calls if is_joint(call, self.adapter, layout, text)]
+        joint = [call for call in calls if self._spans(example, arguments, layout, call) is not None]
         if not joint:
             raise TapNotFired(f"no attention call holds the {layout.image} image tokens that the adapter reads")
         return joint
+
+    def _spans(
+        self, example: Example, arguments: dict[str, Any], layout: Layout, call: AttentionCall
+    ) -> tuple[TokenSpans, TokenSpans] | None:
+        """Where the tokens of a joint call lie, by the engine's rule; None: it is none."""
+        text = None if self.adapter.text is None else self.adapter.text(example.bound(arguments))
+        return TokenSpans.of_call(self.adapter, layout, call.query.shape[2], call.key.shape[2], text)
