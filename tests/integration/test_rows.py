@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def tap_at(model: Tiny, path: str, observer: Callable[[AttentionCall], torch.Tensor | None]) -> Taps:
     module = model.pipe.transformer.get_submodule(path)
-    return Taps({path: module}, observer)
+    return Taps({path: module}, observer).seat()
 
 
 def moved_tokens(model: Tiny, row: Callable[[int], int]) -> list[list[int]]:

@@ -48,7 +48,8 @@ class Interceptor:
             entered=self.forwards.entered,
             left=self.forwards.left,
         )
-        try:
+        try:  # a signal may come at any line: what is to be undone is noted before it is done
+            self.taps.seat()
             self.forwards.register()
             self._part_names.wrap()
             if pipeline is not None:

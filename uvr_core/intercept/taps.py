@@ -94,7 +94,7 @@ class _Returned(threading.local):
 
 
 class Taps:
-    """Taps on a set of modules.
+    """Taps on a set of modules, once they are seated.
 
     Args:
         modules: {path: attention module}.
@@ -117,18 +117,25 @@ class Taps:
         self._handles: list[Any] = []
         self._around: dict[str, tuple[int, int]] = {}  # numbers of our two forward hooks
         self._returned = _Returned()
+
+    def seat(self) -> Taps:
+        """Put the taps on; returns them.
+
+        Raises:
+            UnsupportedRuntime: a processor that cannot be seen through, or a module that is tapped already. Nothing was
+                changed.
+        """
         try:
             for path, module in self.modules.items():
                 self._seat(path, module)
-                around = [
-                    module.register_forward_hook(Hook(self._first)),
-                    module.register_forward_hook(Hook(self._post(path)), always_call=True),
-                ]
-                self._around[path] = (around[0].id, around[1].id)
-                self._handles += [module.register_forward_pre_hook(Hook(self._pre(path))), *around]
+                self._handles.append(first := module.register_forward_hook(Hook(self._first)))
+                self._handles.append(last := module.register_forward_hook(Hook(self._post(path)), always_call=True))
+                self._around[path] = (first.id, last.id)
+                self._handles.append(module.register_forward_pre_hook(Hook(self._pre(path))))
         except BaseException:
             self.remove()
             raise
+        return self
 
     def remove(self) -> None:
         """Give every module its processor back. Idempotent. A processor put there by others meanwhile stays."""

@@ -98,7 +98,7 @@ class UniAdaVD:
         guidance = guidance_of(pipe, request.call, adapter)
         state = _State(self, pipe.transformer, guidance, tokens.text, adapter.image_at == "start", Steps(adapter))
         state.layout = adapter.layout
-        taps = Taps(adapter.taps(pipe.transformer), state.observe)
+        taps = Taps(adapter.taps(pipe.transformer), state.observe).seat()
         try:
             with watching(pipe.transformer, before=state.before):
                 return generate(request)

@@ -134,7 +134,7 @@ class ConceptAttention:
         words = (*words_of(request.subjects), *self.others)
         tokens = word_tokens(request, adapter, words)
         state = _state(self, request, adapter, tokens, words)
-        taps = Taps(adapter.taps(pipe.transformer), state.observe)
+        taps = Taps(adapter.taps(pipe.transformer), state.observe).seat()
         try:
             with watching(pipe.transformer, before=state.before, after=state.after):
                 return generate(request)

@@ -21,7 +21,7 @@ def run_with(
     size: Size,
 ) -> torch.Tensor:
     """One forward -> (B, N, C). `on_call` sees every attention call of the modules, and may return another output."""
-    taps = Taps(modules, on_call)
+    taps = Taps(modules, on_call).seat()
     try:
         return example.run(arguments, size)
     finally:
