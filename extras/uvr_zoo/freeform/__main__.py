@@ -18,7 +18,7 @@ from .pool import Mix
 from .wordings import Kind
 
 PATH = click.Path(path_type=Path)
-TEXT, VAE = DATA / "freeform" / "text", DATA / "shared" / "vae"
+TEXT = DATA / "freeform" / "text"
 folder_option = click.option("--folder", type=PATH, required=True, help="Checkpoint and log; what is there goes on.")
 minutes_option = click.option("--minutes", type=float, required=True, help="In all, what is spent already counts.")
 dry_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
@@ -89,7 +89,7 @@ def vae(folder: Path, minutes: float, dry_run: bool, export: Path) -> None:
 @minutes_option
 @dry_option
 @click.option("--text", "encoders", type=PATH, default=TEXT, help="Folder of the text encoders.")
-@click.option("--vae", "autoencoder", type=PATH, default=VAE, help="Folder of the autoencoder.")
+@click.option("--vae", "autoencoder", type=PATH, help="Folder of the autoencoder, instead of the shipped one.")
 @click.option("--start-from", type=PATH, help="Folder of a transformer, instead of the first edition's.")
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--fresh", type=click.IntRange(min=1), default=8, show_default=True, help="New pictures a step.")
@@ -103,7 +103,7 @@ def train(
     minutes: float,
     dry_run: bool,
     encoders: Path,
-    autoencoder: Path,
+    autoencoder: Path | None,
     start_from: Path | None,
     device: str,
     export: Path | None,
@@ -165,7 +165,7 @@ def words(encoders: Path, cut: float, texts: tuple[str, ...]) -> None:
 @main.command()
 @click.argument("name")
 @click.option("--text", "encoders", type=PATH, default=TEXT, help="Folder of the text encoders.")
-@click.option("--vae", "autoencoder", type=PATH, default=VAE, help="Folder of the autoencoder.")
+@click.option("--vae", "autoencoder", type=PATH, help="Folder of the autoencoder, instead of the shipped one.")
 @click.option("--transformer", type=PATH, required=True)
 @click.option("--second", type=PATH, help="Folder of the second judge, who counts then.")
 @click.option("--objects", "count", type=click.IntRange(1, 4), default=1, show_default=True)
@@ -176,7 +176,7 @@ def words(encoders: Path, cut: float, texts: tuple[str, ...]) -> None:
 def gate(
     name: str,
     encoders: Path,
-    autoencoder: Path,
+    autoencoder: Path | None,
     transformer: Path,
     second: Path | None,
     out: Path,

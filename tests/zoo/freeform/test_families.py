@@ -97,6 +97,6 @@ def test_a_step_trains(name: str, text: Path, tmp_path: Path) -> None:
 
 
 def test_names_are_told() -> None:
-    assert {"flux", "sd3", "flux-kontext", "z-image", "flux2"} == set(names())
+    assert {"flux", "sd3", "flux-kontext", "qwen-image", "qwen-image-edit", "z-image", "flux2"} == set(names())
     with pytest.raises(UVRError, match="did you mean 'flux2'"):
         family("flux2x")
