@@ -1,8 +1,9 @@
 """FLUX.3: all that UVR knows about it.
 
 Joint order: text, output, references, in the single-stream blocks; the blocks before them see one kind of token each.
-References come as an argument of their own, `image_cond_hidden_states`, with ids (t, row, column, l). The time argument
-is sigma = t / 1000. Only a modular pipeline drives it: attach to its transformer.
+References come as an argument of their own, `image_cond_hidden_states`. Ids are (t, row, column, l): rows and columns
+are scaled, and l tells the output (0) from the references (-1, -2 ..). The time argument is sigma = t / 1000. Only
+modular pipelines drive it; their guider says which forward follows the prompt.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from uvr_core.adapter import Adapter, Arguments, Layout
 
 
 def _grids(ids: torch.Tensor) -> list[tuple[int, int]]:
-    images = [ids[ids[:, 0] == number] for number in ids[:, 0].unique()]
-    return [tuple((part[:, 1:3].amax(0) - part[:, 1:3].amin(0) + 1).int().tolist()) for part in images]
+    ids = ids[0] if ids.ndim == 3 else ids
+    sizes = ids[:, 3].unique_consecutive(return_counts=True)[1].tolist()
+    return [(len(part[:, 1].unique()), len(part[:, 2].unique())) for part in ids.split(sizes)]
 
 
 def layout(arguments: Arguments) -> Layout:

@@ -17,19 +17,25 @@ CONFIG = {
 DEV: dict[str, Any] = {}
 
 
+def scaled(size: Size, picture: int) -> torch.Tensor:
+    """(N, 4) ids (0, half the row, half the column, which picture)."""
+    ids = image_ids(size, axes=4)
+    return torch.cat([ids[:, :1], ids[:, 1:3] / 2, ids[:, 3:] + picture], 1)
+
+
 def inputs(
     config: dict[str, Any], height: int, width: int, batch: int, sigma: float, references: tuple[Size, ...] = ()
 ) -> dict[str, Any]:
-    """As the modular pipeline: references in an argument of their own, with ids from 10 on."""
+    """As the modular pipeline: references in an argument of their own."""
     sources = {
         "image_cond_hidden_states": torch.randn(batch, count(*references), config.get("cond_in_channels", 128)),
-        "image_cond_ids": image_ids(*references, axes=4, number=lambda index: 10 * (index + 1)),
+        "image_cond_ids": torch.cat([scaled(size, -1 - index) for index, size in enumerate(references)]),
     } if references else {}  # fmt: skip
     return {
         "hidden_states": torch.randn(batch, height * width, config.get("in_channels", 128)),
         "encoder_hidden_states": torch.randn(batch, 5, config.get("joint_attention_dim", 20480)),
         "timestep": torch.full((batch,), sigma),
-        "img_ids": image_ids((height, width), axes=4),
+        "img_ids": scaled((height, width), 0),
         "txt_ids": torch.zeros(5, 4),
         **sources,
     }

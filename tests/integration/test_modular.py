@@ -10,10 +10,14 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from conformance import get
+from families import FAMILIES
+from families.family import Drawing, Family, padded, scheduler
 from tiny import tiny_zoo
+from torch.utils._pytree import tree_map_only
 
 import uvr_core
+from uvr_core.engine.lookup import find_adapter
+from uvr_core.testing.example import patches
 from uvr_core.testing.given import Edit, Given, regulated
 from uvr_plugins.policies import Refuse
 
@@ -50,20 +54,20 @@ def draw(pipe: Any, output: str | None = "images", **more: Any) -> Any:
     return pipe(**options | more, output=output)
 
 
-def unsafe(patches: int = 9) -> torch.Tensor:
-    """(2, 64): the second image alone."""
-    mask = torch.zeros(2, 64, dtype=torch.bool)
-    mask[1, :patches] = True
+def unsafe(count: int = 9, grid: tuple[int, int] = (8, 8)) -> torch.Tensor:
+    """(2, N): so many patches of the second image alone."""
+    mask = torch.zeros(2, grid[0] * grid[1], dtype=torch.bool)
+    mask[1, :count] = True
     return mask
 
 
 @contextmanager
-def watched(transformer: Any) -> Iterator[list[tuple[Any, torch.Tensor]]]:
+def watched(transformer: Any) -> Iterator[list[tuple[Any, Any]]]:
     """(arguments, output) of every forward."""
-    ran: list[tuple[Any, torch.Tensor]] = []
+    ran: list[tuple[Any, Any]] = []
 
     def keep(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        ran.append(((args, kwargs), output[0].clone()))
+        ran.append(((args, kwargs), tree_map_only(torch.Tensor, torch.clone, output[0])))
 
     handle = transformer.register_forward_hook(keep, with_kwargs=True)
     try:
@@ -72,18 +76,21 @@ def watched(transformer: Any) -> Iterator[list[tuple[Any, torch.Tensor]]]:
         handle.remove()
 
 
-def moved(pipe: Any) -> list[list[list[int]]]:
+def moved(pipe: Any, run: Callable[[Any], Any], grid: tuple[int, int]) -> list[list[list[int]]]:
     """Per forward of a regulated run and per sample: the patches that the edit moved, the stock model on the same input
-    beside it."""
-    last = list(get("adapter", "qwen-image").taps(pipe.transformer))[-1]
-    with watched(pipe.transformer) as ran, regulated(pipe, None, Given(unsafe()), Edit(noise=1.0, only=last)):
-        draw(pipe)
-    found = []
+    beside it. Nine patches of the second sample are located."""
+    adapter, transformer = find_adapter(pipe.transformer), pipe.transformer
+    last = list(adapter.taps(transformer))[-1]
+    with watched(transformer) as ran, regulated(pipe, None, Given(unsafe(9, grid)), Edit(noise=1.0, only=last)):
+        run(pipe)
+    moves = []
     for (args, kwargs), output in ran:
         with torch.no_grad():
-            change = (output - pipe.transformer(*args, **kwargs)[0]).abs().amax(-1)
-        found.append([row.nonzero().flatten().tolist() for row in change > 1e-3 * max(float(change.max()), 1e-9)])
-    return found
+            stock = transformer(*args, **kwargs)[0]
+        one, other = (patches(torch.stack(o) if isinstance(o, list) else o, grid) for o in (output, stock))
+        change = (one - other).abs().amax(-1)
+        moves.append([row.nonzero().flatten().tolist() for row in change > 1e-3 * max(float(change.max()), 1e-9)])
+    return moves
 
 
 @pytest.mark.parametrize("make", [flux, qwen])
@@ -120,7 +127,61 @@ EDITED = [[], list(range(9))]
 )
 def test_the_guider_says_which_forward_follows_the_prompt(guidance: dict[str, Any], forwards: str) -> None:
     """Whenever it starts and stops, and without names of `cache_context`."""
-    assert moved(qwen(**guidance)) == [EDITED if letter == "c" else [[], []] for letter in forwards]
+    assert moved(qwen(**guidance), draw, (8, 8)) == [EDITED if letter == "c" else [[], []] for letter in forwards]
+
+
+def denoising(blocks: str, adapter: str, **config: Any) -> tuple[Any, Family]:
+    """The denoising blocks alone around a tiny transformer of that family: text comes as embeddings."""
+    if not hasattr(diffusers, blocks):
+        pytest.skip(f"diffusers {diffusers.__version__} has no {blocks}")
+    family = next(family for family in FAMILIES if family.adapter == adapter)
+    stages = getattr(diffusers, blocks)()
+    for name in set(stages.sub_blocks) - {"denoise"}:
+        del stages.sub_blocks[name]
+    pipe = stages.init_pipeline()
+    parts = {"transformer": family.transformer(Drawing("", repr, dict, (), config)), "scheduler": scheduler()}
+    if "guider" in pipe.component_names:
+        parts["guider"] = diffusers.ClassifierFreeGuidance(guidance_scale=3.0, start=0.5)
+    pipe.update_components(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, family
+
+
+@pytest.mark.parametrize(
+    ("blocks", "adapter", "forwards", "references"),
+    [
+        ("Flux2AutoBlocks", "flux2", "cc", 0),
+        ("Flux2KleinBaseAutoBlocks", "flux2", "ccu", 0),
+        ("ZImageAutoBlocks", "z-image", "ccu", 0),
+        ("Flux3AutoBlocks", "flux3", "ccu", 0),
+        ("Flux3AutoBlocks", "flux3", "ccu", 2),
+        ("Flux3DistilledAutoBlocks", "flux3", "cc", 0),
+    ],
+)
+def test_the_other_modular_families(blocks: str, adapter: str, forwards: str, references: int) -> None:
+    """FLUX.3 has no other pipeline. Guidance, where there is any, starts in the second of two steps."""
+    pipe, family = denoising(blocks, adapter, **({"flow_map": True} if blocks == "Flux3DistilledAutoBlocks" else {}))
+    width = family.config.get("joint_attention_dim") or family.config["cap_feat_dim"]
+    embeds = {name: padded(prompts, width)[0] for name, prompts in (("", PROMPTS), ("negative_", ["a dog"] * 2))}
+    if adapter == "z-image":
+        embeds = {name: list(each) for name, each in embeds.items()}
+    options = {f"{name}prompt_embeds": each for name, each in embeds.items()}
+    options = {name: each for name, each in options.items() if name in pipe.blocks.input_names}
+
+    if references:
+        options["image_cond_latents"] = [torch.randn(2, 16, 2, 3 + number) for number in range(references)]
+
+    def run(pipe: Any) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return pipe(**options, height=64, width=96, num_inference_steps=2, generator=generator, output="latents")
+
+    stock = run(pipe)
+    with uvr_core.attach(pipe) as reg:
+        assert torch.equal(run(pipe), stock)
+        assert reg.adapter.name == adapter
+        assert reg.report.fired == len(forwards) * len(reg.taps)
+    assert moved(pipe, run, (4, 6)) == [EDITED if letter == "c" else [[], []] for letter in forwards]
+    assert torch.equal(run(pipe), stock)
 
 
 class Elsewhere(diffusers.ClassifierFreeGuidance):
@@ -130,7 +191,7 @@ class Elsewhere(diffusers.ClassifierFreeGuidance):
 def test_of_a_guider_of_others_every_forward_is_regulated() -> None:
     pipe = qwen()
     pipe.update_components(guider=Elsewhere(guidance_scale=3.0))
-    assert moved(pipe) == [EDITED] * (2 * STEPS)
+    assert moved(pipe, draw, (8, 8)) == [EDITED] * (2 * STEPS)
 
 
 def test_a_refused_image_is_replaced_where_images_alone_are_asked_for() -> None:
