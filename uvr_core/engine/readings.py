@@ -38,12 +38,12 @@ class Compared:
         rows: where they stand among the N output patches; None: all N are taken, on grids so small that none is left
             out.
         share: (B, 2, R), see `contrast_share`.
-        columns: what `indicator` gave, with references or without, by number of keys and dtype.
+        columns: what `indicator` gave, with references or without, by number of keys, padding and dtype.
     """
 
     rows: Rows | None
     share: torch.Tensor
-    columns: dict[tuple[bool, int, torch.dtype], torch.Tensor] = attrs.field(factory=dict, init=False)
+    columns: dict[tuple[bool, int, int, torch.dtype], torch.Tensor] = attrs.field(factory=dict, init=False)
 
     @classmethod
     def of(cls, core: Mask, ring: Mask, device: torch.device) -> Compared:
@@ -140,7 +140,7 @@ def contrast(call: JointCall, compared: Compared, *, references: bool = True) ->
     `references` False: of the text alone, R = 0.
     """
     spans = (call.keys.text, call.keys.reference) if references else (call.keys.text,)
-    which = (references, call.keys.tokens, call.query.dtype)
+    which = (references, call.keys.tokens, call.layout.padding, call.query.dtype)
     if which not in compared.columns:
         compared.columns[which] = indicator(spans, call.keys.tokens, call.query.shape[3], call.query)
     query, mask = _output_queries(call)

@@ -9,9 +9,10 @@ from driven import joint
 from scripted import GRID, PATCHES, WIDTH, Script, play, scored
 
 from uvr_core.adapter import Layout
-from uvr_core.engine.readings import Compared, contrast
+from uvr_core.engine.readings import Compared, contrast, features
 from uvr_core.intercept.calls import AttentionCall
 from uvr_core.ops.masks import ring_of
+from uvr_core.tokens import Role
 
 
 @pytest.mark.parametrize(("side", "error"), [(16, 1e-5), (64, 0.1)])
@@ -60,3 +61,32 @@ def test_two_references_are_averaged() -> None:
     _, (output,) = play(detector, Layout(GRID, ((2, 3), (2, 3))), steps=1)
     rows = output.transpose(1, 2).flatten(2)[:, 3 + PATCHES :]
     assert torch.allclose(detector.seen[0][:, 0, WIDTH:], (rows[:, 0] + rows[:, 6]) / 2)
+
+
+def test_padding_has_no_contrast() -> None:
+    """Though located patches look at it alone; two layouts of as many keys are told apart."""
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(1, 2, 3 + 2 + PATCHES, 16, generator=generator) for _ in range(2))
+    core = np.zeros((1, *GRID), bool)
+    core[0, 0, 0] = True
+    query[:, :, 5] = 4 * key[:, :, 3]
+    compared = Compared.of(core, core, key.device)
+
+    def of_text(padding: int) -> torch.Tensor:
+        call = AttentionCall("x", query, key, key, query, None, None)
+        return contrast(joint(call, Layout(GRID, padding=padding)), compared)[0]
+
+    whole, padded = of_text(0), of_text(2)
+    assert (whole.shape, padded.shape) == ((1, 5), (1, 3))
+    torch.testing.assert_close(whole[:, :3], padded)
+    assert whole[0].argmax() == 3
+
+
+def test_references_out_of_a_cache_have_no_features() -> None:
+    """Text and output ask, references are keys alone: a patch is scored without what faces it."""
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 2, 3 + PATCHES, 16, generator=generator)
+    key = torch.randn(1, 2, 3 + PATCHES + 6, 16, generator=generator)
+    call = joint(AttentionCall("x", query, key, key, query, None, None), Layout(GRID, ((2, 3),)))
+    assert call.keys.count(Role.REFERENCE) == 6
+    assert torch.equal(features(call), query[:, :, 3:].transpose(1, 2).flatten(2))

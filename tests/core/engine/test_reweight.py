@@ -7,14 +7,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calls import CORE, KEYS, LAYOUTS, PATCHES, STOCK, classes, flow, restricted, spans
-from driven import adapter_of, spied
+from calls import (
+    CORE,
+    GRID,
+    KEYS,
+    LAYOUTS,
+    PATCHES,
+    REFERENCE,
+    STOCK,
+    TEXT,
+    classes,
+    flow,
+    masks,
+    restricted,
+    rule,
+    spans,
+    text_call,
+)  # fmt: skip
+from driven import Driven, adapter_of, spied
 from runner import PROBE, Runner
 
 import uvr_core
 from uvr_core.adapter import Layout
 from uvr_core.engine.reweight import seen_keys
-from uvr_core.protocols import FlowEdit, KeyWeights, MaskOptions, Reweight, row_classes
+from uvr_core.protocols import CallInfo, FlowEdit, KeyWeights, Located, MaskOptions, Reweight, row_classes
 from uvr_core.tokens import TokenSpans
 from uvr_plugins.detectors import Oracle
 from uvr_plugins.policies import Block, Uvr
@@ -96,3 +112,32 @@ def test_what_flows_is_the_policys_table(policy: Any, image_at: str, output_firs
     rows = torch.zeros(3, KEYS, dtype=torch.bool)
     rows[:, output] = kind != STOCK
     assert torch.equal((edited != stock).any(-1).any(1), rows), "other rows must stay bitwise stock, these must change"
+
+
+@pytest.mark.parametrize("image_at", ["start", "end"])
+def test_padding_is_cut_with_the_text_and_is_no_text_token(image_at: str) -> None:
+    """It carries what it has read of the text: with the factor of the picture, a tenth of the text's influence was
+    left in Z-Image. Factors of single text tokens are not for it, and its own rows stay."""
+    filled, told = 2, []
+
+    class Telling(Block):
+        def edit(self, located: Located, call: CallInfo) -> FlowEdit | None:
+            told.append((call.text, call.text_contrast().shape[1]))
+            return super().edit(located, call)
+
+    call = text_call(5, TEXT + filled, image_at)
+    layout = Layout(GRID, ((1, REFERENCE),), padding=filled)
+    edited = Driven([rule(Telling(ring=0))], image_at).forward(call, 0.9, layout)
+    assert edited is not None
+    assert told == [(TEXT, TEXT)]
+    output = spans(image_at, True)[1]
+    if image_at == "end":
+        output = slice(output.start + filled, output.stop + filled)
+    core = torch.from_numpy(masks().reshape(3, PATCHES))
+    factor = torch.ones(3, call.query.shape[2], call.query.shape[2])
+    for sample in range(3):
+        rows = output.start + core[sample].nonzero().flatten()
+        factor[sample, rows] = 0.0
+        factor[sample, rows, output] = 1.0
+    expected = restricted(call.query, call.key, call.value, factor)
+    assert (edited.double() - expected).abs().max() < 5e-6
