@@ -73,6 +73,20 @@ def test_a_policy_that_writes_into_what_it_is_shown(target: str, inference: bool
         one_call(rig, inference, policy=Widening())
 
 
+@pytest.mark.parametrize("acts", [True, False])
+def test_the_posture_is_told_by_what_ran_and_not_by_the_policys_name(acts: bool) -> None:
+    policy = attrs.make_class("Named", [], bases=(TextOnly,))()
+    policy.name = "observe" if acts else "regulate"
+    policy.acts = acts
+    if not acts:
+        policy.edit = lambda located, call: None
+    rig = Rig("flux")
+    stock = rig.run()
+    with rig.attach(policy=policy) as reg:
+        assert torch.equal(rig.run(), stock) is not acts
+        assert reg.report.posture == ("regulate" if acts else "observe")
+
+
 @pytest.mark.parametrize("what", ["to_sparse", "meta"])
 def test_scores_that_are_no_numbers(what: str) -> None:
     class Strange(Second):

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchHeunDiscreteScheduler
+from diffusers import FlowMatchHeunDiscreteScheduler, FluxImg2ImgPipeline
 from diffusers.pipelines.flux import pipeline_flux
+from PIL import Image
 from rig import MASK, Rig, reference
 
 STOCK_SHIFT = pipeline_flux.calculate_shift
@@ -58,6 +59,17 @@ def test_a_second_order_scheduler_makes_two_steps_of_each() -> None:
 def test_repeated_sigmas_are_steps_of_their_own() -> None:
     _, report = drawn(Rig("flux"), 4, sigmas=[1.0, 0.6, 0.6, 0.3])
     assert report.steps == 4
+
+
+def test_image_to_image_runs_the_steps_that_its_strength_leaves() -> None:
+    rig = Rig("flux")
+    sources = {"image": [Image.new("RGB", (64, 64), "teal")] * 2, "strength": 0.5}
+    rig.pipe = FluxImg2ImgPipeline(**rig.pipe.components)
+    stock = rig.run(num_inference_steps=4, **sources)
+    images, report = drawn(rig, 4, **sources)
+    assert (report.steps, report.findings[1].steps_regulated) == (2, 2)
+    assert torch.equal(images[0], stock[0])
+    assert not torch.equal(images[1], stock[1])
 
 
 @pytest.mark.parametrize("told", [{}, {"_num_timesteps": 1}], ids=["", "number rewritten"])

@@ -128,6 +128,53 @@ def test_3_samples_of_different_noise_levels() -> None:
         rig.transformer(**{**arguments, "timestep": torch.tensor([0.3, 0.9])})
 
 
+class Given:
+    """Locates everything in the generations it is told to."""
+
+    name, threshold = "given", 0.0
+
+    def __init__(self, shows: Sequence[bool]):
+        self.shows = iter(shows)
+
+    def scores(self, features: torch.Tensor, sigma: float, bank: Any, probe: str) -> torch.Tensor:
+        return torch.full(features.shape[:2], 1.0 if next(self.shows) else -1.0)
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["same size", "another batch"])
+def test_one_step_generations_in_a_row_do_not_meet(count: int) -> None:
+    """The second is drawn with the first's masks no more, and may be of another size."""
+    rig, arguments = Rig("flux"), arguments_of(Rig("flux"))
+    second = arguments if count == 1 else larger(arguments)
+    with torch.no_grad():
+        stock = [rig.transformer(**given)[0] for given in (arguments, second)]
+        with rig.attach(to=rig.transformer, detector=Given([True, False]), policy="block") as reg:
+            outputs = []
+            for given in (arguments, second):
+                with reg.generation():
+                    outputs.append(rig.transformer(**given)[0])
+    assert not torch.equal(outputs[0], stock[0])
+    assert torch.equal(outputs[1], stock[1])
+
+
+def larger(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same forward with a third image."""
+    return rows(arguments, (0, 1, 1))
+
+
+@pytest.mark.parametrize("located", [True, False])
+def test_a_batch_that_grows_inside_a_generation(located: bool) -> None:
+    rig, arguments = Rig("flux"), arguments_of(Rig("flux"))
+    with rig.attach(to=rig.transformer, detector=Given([located] * 2)) as reg, torch.no_grad():
+
+        def generate() -> None:
+            with reg.generation():
+                rig.transformer(**arguments)
+                rig.transformer(**larger(arguments))
+
+        with pytest.raises(UVRError, match="3 samples follow the prompt, and 2 did"):
+            generate()
+
+
 def test_4_tokens_added_inside_the_forward() -> None:
     """Added after attach, so that the text at the root is shorter than in the attention."""
     rig = Rig("sd3")

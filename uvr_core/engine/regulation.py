@@ -103,6 +103,11 @@ class Regulation(Intervention):
                 for state in self._states:
                     state.start_from(self._earlier.cores[state.plan.name], call)
                 self._list_anew()
+        if len(call.query) != self._batch:
+            raise UVRError(
+                f"{len(call.query)} samples follow the prompt, and {self._batch} did when this generation began; draw "
+                "them in generations of their own, each inside `with reg.generation():`"
+            )
         if self._reader is not None and call.tap in self._read_taps and not self._after:
             self._reader(call)
         if due := [state for state in self._states if state.plan.due(call.tap, call.forward.sigma)]:
