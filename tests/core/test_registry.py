@@ -241,6 +241,15 @@ def test_options_make_the_object_and_change_no_other() -> None:
             registry.make("detector", name, strength=2.0)
 
 
+def test_a_constructor_that_ends_the_process_is_an_error() -> None:
+    class Ends(Mine):
+        def __init__(self) -> None:
+            raise SystemExit(3)
+
+    with pytest.raises(PluginError, match=r"detector 'a': its making ended with SystemExit\(3\)"):
+        by_hand("detector", {"a": Ends}).make("detector", "a")
+
+
 def test_a_judges_factory_is_called_once() -> None:
     def judge(images: Any) -> Any:
         return [{} for _ in images]

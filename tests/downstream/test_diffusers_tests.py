@@ -106,6 +106,7 @@ def script() -> ModuleType:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)  # three sessions of pytest, which a busy machine may take its time for
 def test_every_kind_of_outcome_is_told(tmp_path: Path) -> None:
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_some.py").write_text(CHECKOUT)
