@@ -109,12 +109,15 @@ def train(
     export: Path | None,
     **sizes: int,
 ) -> None:
-    """The transformer of a pipeline, from the first edition's weights on."""
+    """The transformer of a pipeline, from the first edition's weights on; or a student, from its teacher's."""
     import torch
 
+    from .distil import COURSES, Student
     from .pipelines import family, pipeline, recipe
     from .train import Plan, Trainer
 
+    course = COURSES.get(name)
+    name = course.teacher if course else name
     plain = recipe(name)
     mix = Mix(plain.objects, plain.styles, edits=plain.edits)
     plan = Plan(
@@ -123,7 +126,8 @@ def train(
     if _plan(dry_run, plan=plan, folder=folder, goes_on=(folder / "checkpoint.pt").exists(), device=device):
         return
     torch.set_float32_matmul_precision("high")  # TF32 where the device has it
-    trainer = Trainer(plan, pipeline(name, encoders, autoencoder, start_from), family(name), folder, device)
+    pipe, kind = pipeline(name, encoders, autoencoder, start_from), family(name)
+    trainer = Student(course, plan, pipe, kind, folder, device) if course else Trainer(plan, pipe, kind, folder, device)
     trainer.run()
     if export is not None:
         trainer.export(export)

@@ -95,15 +95,21 @@ class Plan:
 
 @attrs.frozen(eq=False)
 class Draw:
-    """One batch of latents and the condition that goes with them."""
+    """One batch of latents and the conditions that go with them."""
 
     x: torch.Tensor  # (B, N, 16)
     weight: torch.Tensor  # (B, N)
     sigma: torch.Tensor  # (B,)
     noise: torch.Tensor  # (B, N, 16)
-    condition: Condition  # the prompts', or the empty prompt's where it was dropped
+    prompt: Condition
+    empty: Condition  # the empty prompt's, of as many samples
     reference: torch.Tensor | None  # (B, N, 16)
     grid: Grid
+
+    def noisy(self, sigma: torch.Tensor) -> torch.Tensor:
+        """(B, N, 16): x_t = (1-sigma) x + sigma e at levels (B,)."""
+        level = sigma[:, None, None]
+        return (1 - level) * self.x + level * self.noise
 
 
 class Trainer:
@@ -172,25 +178,28 @@ class Trainer:
         sigma = torch.sigmoid(torch.randn(size, generator=g))
         sigma = torch.where(torch.rand(size, generator=g) < 0.25, torch.rand(size, generator=g), sigma)
         noise = torch.randn(rows["x"].shape, generator=g)
-        chance = torch.rand(2, size, generator=g).to(self.device)
-        no_text, no_pooled = chance[0] < plan.drop_text, chance[1] < plan.drop_pooled
-        condition = {}
-        for key in rows:
-            name = key.removeprefix("text.")
-            if name == key:
-                continue
-            empty = rows.get(f"empty.{name}", self.empty.get(name))
-            dropped = no_text | no_pooled if name == "pooled" else no_text
-            condition[name] = torch.where(dropped.view(-1, *[1] * (rows[key].ndim - 1)), empty, rows[key])
+        prompt = {key.removeprefix("text."): row for key, row in rows.items() if key.startswith("text.")}
+        empty = {
+            name: rows.get(f"empty.{name}", self.empty.get(name, row)).expand_as(row) for name, row in prompt.items()
+        }
         shifted = plan.shift * sigma / (1 + (plan.shift - 1) * sigma)
         x, weight, reference = rows["x"], rows["weight"], rows.get("reference")
-        return Draw(x, weight, shifted.to(self.device), noise.to(self.device), condition, reference, pool.grid)
+        return Draw(x, weight, shifted.to(self.device), noise.to(self.device), prompt, empty, reference, pool.grid)
+
+    def dropped(self, d: Draw) -> Condition:
+        """The prompts, and in some samples the empty prompt: the whole of it, or its pooled vector."""
+        chance = torch.rand(2, len(d.x), generator=self.generator).to(self.device)
+        no_text, no_pooled = chance[0] < self.plan.drop_text, chance[1] < self.plan.drop_pooled
+        condition = {}
+        for name, value in d.prompt.items():
+            which = no_text | no_pooled if name == "pooled" else no_text
+            condition[name] = torch.where(which.view(-1, *[1] * (value.ndim - 1)), d.empty[name], value)
+        return condition
 
     def loss(self, d: Draw) -> torch.Tensor:
-        """Rectified flow: x_t = (1-sigma) x + sigma e, target e - x; patches by their weight."""
-        level = d.sigma[:, None, None]
-        noisy, guidance = (1 - level) * d.x + level * d.noise, torch.ones_like(d.sigma)
-        velocity = self.family.predict(self.model, noisy, d.sigma, d.condition, d.reference, guidance, d.grid)
+        """Rectified flow: target e - x; patches by their weight."""
+        noisy, guidance = d.noisy(d.sigma), torch.ones_like(d.sigma)
+        velocity = self.family.predict(self.model, noisy, d.sigma, self.dropped(d), d.reference, guidance, d.grid)
         error = (velocity - (d.noise - d.x)).square().mean(-1)
         return (error * d.weight).sum() / d.weight.sum()
 
