@@ -18,6 +18,7 @@ import torch
 from conformance import built_in, get
 from families import FAMILIES
 from families.family import PROMPTS, Drawing, Family, Release, draw
+from packaging.version import Version
 from torch.fx.experimental import _config as meta_config
 from torch.utils._pytree import tree_map_only
 
@@ -34,10 +35,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 NEGATIVE = "a blue dog"  # as long as neither prompt
 
 
-def skip_unless_there(*names: str) -> None:
+def skip_unless_there(*names: str, since: str = "") -> None:
     missing = [name for name in names if not hasattr(diffusers, name)]
     if missing:
         pytest.skip(f"diffusers {diffusers.__version__} has no {', '.join(missing)}")
+    if since and Version(diffusers.__version__) < Version(since):
+        pytest.skip(f"{names[-1]}: needs diffusers {since}, this is {diffusers.__version__}")
 
 
 @attrs.frozen
@@ -89,7 +92,7 @@ RELEASES = [(family, release) for family in FAMILIES for release in family.relea
 @functools.cache
 def built(family: Family, drawing: Drawing) -> Any:
     """The pipeline; each test leaves it detached."""
-    skip_unless_there(family.model, drawing.pipeline, *drawing.needs)
+    skip_unless_there(*drawing.needs, family.model, drawing.pipeline, since=drawing.since)
     return drawing.build(family.transformer(drawing))
 
 
@@ -286,7 +289,7 @@ def on_meta(transformer: torch.nn.Module, on_cpu: tuple[str, ...]) -> Iterator[N
 @pytest.mark.parametrize(("family", "release"), RELEASES, ids=[release.source for _, release in RELEASES])
 def test_one_forward_at_the_published_size(family: Family, release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the meta device, at 64 x 64 patches (1024 x 1024 pixels): taps, grids, and nothing but text beside them."""
-    skip_unless_there(family.model)
+    skip_unless_there(family.model, since=release.since)
     with torch.device("meta"):
         transformer = getattr(diffusers, family.model)(**release.config).eval()
     release.prepare(transformer)

@@ -12,6 +12,7 @@ import torch
 from .family import Drawing, Family, Release, Size, assembled, count, image_ids, padded, picture, scheduler, wan_vae
 
 WIDTH, LAYERS = 12, 4
+SEVERAL_PROMPTS = "0.42"  # release at the latest in which FIBO Edit takes several prompts and several sources
 CONFIG = {
     "in_channels": 4, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2,
     "joint_attention_dim": WIDTH, "axes_dims_rope": (4, 6, 6), "text_encoder_dim": WIDTH,
@@ -64,8 +65,10 @@ FAMILIES = (
     Family(
         adapter="bria-fibo", model="BriaFiboTransformer2DModel", config=CONFIG, inputs=inputs, references=True,
         drawings=tuple(
-            Drawing(name, partial(build, name), call, ("uc",), grid=(2, 4), references=references)
-            for name, references in (("BriaFiboPipeline", (0,)), ("BriaFiboEditPipeline", (0, 1, 2)))
+            Drawing(name, partial(build, name), call, ("uc",), grid=(2, 4), references=references, since=since)
+            for name, references, since in (
+                ("BriaFiboPipeline", (0,), ""), ("BriaFiboEditPipeline", (0, 1, 2), SEVERAL_PROMPTS)
+            )
         ),
         releases=(
             Release("briaai/FIBO", FIBO, taps=46), Release("briaai/Fibo-Edit", FIBO, taps=46, references=1),

@@ -44,6 +44,7 @@ class Drawing:
         steps, batch: of a run: denoising steps, and prompts at most.
         note: what tells it from another drawing of its pipeline.
         needs: class names of diffusers without which there is no such pipeline.
+        since: release of diffusers before which the pipeline cannot be called so; "": none that is supported.
         guides_one: with guidance the stock pipeline fails for more than one prompt.
         unguided: whether guidance can be switched off.
     """
@@ -61,6 +62,7 @@ class Drawing:
     batch: int = 2
     note: str = ""
     needs: tuple[str, ...] = ()
+    since: str = ""
     guides_one: bool = False
     unguided: bool = True
 
@@ -76,6 +78,7 @@ class Release:
         text: text tokens of the forward that `Family.inputs` makes, the adapter's padding aside.
         references: number of references of 64 x 64 patches.
         prepare: what must be done to the transformer so that it runs on the meta device.
+        since: release of diffusers before which the class cannot be made so; "": none that is supported.
         on_cpu: arguments whose values the class reads; they stay off the meta device.
     """
 
@@ -85,6 +88,7 @@ class Release:
     text: int = 5
     references: int = 0
     prepare: Callable[[Any], None] = lambda transformer: None
+    since: str = ""
     on_cpu: tuple[str, ...] = ()
 
 

@@ -33,9 +33,12 @@ def build(transformer: Any) -> Any:
     pipe = assembled("OvisImagePipeline", transformer=transformer, scheduler=scheduler(use_dynamic_shifting=True))
 
     def encode_prompt(
-        prompt: Any, negative_prompt: Any, do_classifier_free_guidance: bool, **_: Any
+        prompt: Any, negative_prompt: Any = None, do_classifier_free_guidance: bool | None = None, **_: Any
     ) -> tuple[Any, ...]:
-        texts = [padded(text, WIDTH)[0] for text in (prompt, negative_prompt if do_classifier_free_guidance else [""])]
+        prompts = [prompt, negative_prompt if do_classifier_free_guidance else [""]]
+        if do_classifier_free_guidance is None:  # diffusers 0.38 asks for one text at a time
+            prompts = prompts[:1]
+        texts = [padded(text, WIDTH)[0] for text in prompts]
         return (*texts, *(torch.zeros(text.shape[1], 3) for text in texts))
 
     pipe.encode_prompt = encode_prompt

@@ -68,7 +68,7 @@ FAMILIES = (
         drawings=(drawing("PRXPipeline"), drawing("PRXPixelPipeline", **PIXEL)),
         releases=(
             Release("Photoroom/prx-1024-t2i-beta (the defaults of the class)", {}, taps=16),
-            Release("Photoroom/prxpixel-t2i", PRX_PIXEL, taps=24),
+            Release("Photoroom/prxpixel-t2i", PRX_PIXEL, taps=24, since="0.42"),
         ),
     ),
 )  # fmt: skip
