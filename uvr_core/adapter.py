@@ -81,7 +81,8 @@ def _guidance(instance: object, attribute: attrs.Attribute[Any], value: str) -> 
 def matching(model: torch.nn.Module, pattern: str) -> dict[str, torch.nn.Module]:
     """{path: module} of the modules whose whole path a pattern matches, `*` standing for one path element."""
     regex = re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))
-    return {path: module for path, module in model.named_modules() if regex.fullmatch(path)}
+    names = {name.replace("_orig_mod.", ""): module for name, module in model.named_modules()}  # of torch.compile
+    return {path: module for path, module in names.items() if regex.fullmatch(path)}
 
 
 @attrs.frozen

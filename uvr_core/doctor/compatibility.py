@@ -54,10 +54,9 @@ _DRAWING = ("flux", "sd3", "qwen-image")
 _ALL = (*_DRAWING, *_EDITING)
 _DISPATCHED = ("flux", "qwen-image", *_EDITING)  # through diffusers' dispatch_attention_fn
 _NAMED = ("flux", "qwen-image", "qwen-image-edit")  # the pipeline names its guidance passes
-_COMPILABLE = ("flux", "sd3", "qwen-image-edit")  # one of each class: what is refused does not depend on more
+_COMPILABLE = ("flux", "sd3", "qwen-image-edit")  # one of each class
 _MASKED = ("qwen-image", "qwen-image-edit")  # a padding mask in attention
 _BOTH = ("before", "after")
-_COMPILED = "attach to the uncompiled model and run it eagerly"
 _CACHE = "disable the cache: `transformer.disable_cache()`"
 _COPY = "detach, copy, attach to the copy; `state_dict()` and `save_pretrained()` work while attached"
 
@@ -117,12 +116,10 @@ MATRIX: dict[str, tuple[Situation, ...]] = {
         ),
     ),
     "compile": (  # torch.compile
-        _refused("torch.compile of the transformer", _COMPILABLE, "torch.compile", _COMPILED, _BOTH),
-        _refused("torch.compile of its blocks", _COMPILABLE, "torch.compile", _COMPILED, _BOTH),
-        _refused("torch.compile of a function around it", _COMPILABLE, "torch.compile", "run it eagerly", _BOTH),
-        _refused(
-            "torch.compile of a function around the pipeline", ("flux",), "torch.compile", "run it eagerly", ("after",),
-        ),
+        _exact("torch.compile of the transformer", _COMPILABLE, "fullgraph=True, as many graphs as stock", _BOTH),
+        _exact("torch.compile of its blocks", _COMPILABLE, "fullgraph=True, as many graphs as stock", _BOTH),
+        _exact("torch.compile of a function around the transformer", ("flux",), "not with fullgraph=True"),
+        _exact("torch.compile of a function around the pipeline", ("flux",), "the pipeline itself runs eagerly"),
         # training
         _exact("gradient checkpointing, inference", _ALL, orders=_BOTH),
         _refused(

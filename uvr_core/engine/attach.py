@@ -11,7 +11,7 @@ from torch import nn
 from ..adapter import Adapter
 from ..concepts import resolve
 from ..errors import AdapterMismatch, ConceptMismatch, UVRError, did_you_mean
-from ..intercept.runtime import refuse_compiled
+from ..intercept.runtime import uncompiled
 from ..protocols import Detector, Policy
 from .lookup import find_adapter, instrument, make_plan
 from .plan import ConceptPlan
@@ -65,8 +65,8 @@ def attach(
         AdapterNotFound, AdapterMismatch, ConceptMismatch, UnsupportedRuntime, PluginError: nothing was changed. A
             threshold for a concept that is not given is a ConceptMismatch.
     """
-    transformer = _transformer_of(model)
-    refuse_compiled(transformer.modules())
+    transformer = uncompiled(_transformer_of(model))
+    model = transformer if isinstance(model, nn.Module) else model
     adapter = find_adapter(transformer, adapter)
     banks = resolve(concepts, concept_folder)
     policies = _policies(policy, escalate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import inspect
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,13 +20,15 @@ from .hooks import Hook
 from .intervention import Begin, Intervention
 from .ledger import Forward, Run
 from .order import in_order, put_back
-from .runtime import refuse_forward, refuse_split_batch, skipping
+from .runtime import OUTSIDE, refuse_forward, refuse_split_batch, skipping
+from .traced import Observer, observing
 
 
 class _Single(threading.local):
-    """Ends the run of the single forward that this thread is in."""
+    """Of this thread's forward: what ends its run, if it is a single one, and who saw compiled calls before."""
 
     token: contextvars.Token[Intervention | None] | None = None
+    before: Observer | None = None
 
 
 class Forwards:
@@ -51,9 +53,10 @@ class Forwards:
         self._begin, self._single = begin, _Single()
         self._handles: list[Any] = []
 
-    def register(self) -> None:
-        """Put the hooks on."""
-        before, after = Hook(torch.compiler.disable(self._before)), Hook(self._after)
+    def register(self, seat: Callable[[], None]) -> None:
+        """Put the hooks on; `seat` puts ours in the place of processors that are not, before each forward."""
+        self._seat = seat
+        before, after = Hook(self._before), Hook(self._after)
         self._handles.append(self._transformer.register_forward_pre_hook(before, with_kwargs=True))
         self._handles.append(self._transformer.register_forward_hook(after, with_kwargs=True, always_call=True))
 
@@ -65,6 +68,7 @@ class Forwards:
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         refuse_forward(module, self.taps)
+        self._seat()
         bound, layout, sigma, text = self._read(module, args, kwargs)
         if self._single.token is not None:  # left by a forward that Ctrl-C broke off: torch runs no hook after that
             self._current.reset(self._single.token)
@@ -81,6 +85,7 @@ class Forwards:
         run, latents = intervention.run, bound.get(self._adapter.latents)
         if layout is None or sigma is None:
             run.set_aside(latents, self._name)
+            self._show_compiled()
             return
         run.refuse_drawn_aside(latents)
         step, number, level = run.next_forward(sigma, layout)
@@ -91,6 +96,7 @@ class Forwards:
             raise UnsupportedRuntime(f"{error}. On the model: {', '.join(names)}" if names else str(error)) from None
         forward = Forward(step, number, layout, level, None if latents is None else len(latents), parts, text)
         run.open(forward)
+        self._show_compiled()
         intervention.on_forward(forward)
 
     @property
@@ -102,6 +108,12 @@ class Forwards:
             return name
         conditional: bool | None = getattr(guider, "is_conditional", None)
         return None if conditional is None else "cond" if conditional else "uncond"
+
+    def _show_compiled(self) -> None:
+        """Let this thread's compiled attention be seen until the forward ends."""
+        if (before := observing.get()) != self.observe_compiled:
+            self._single.before = before
+        observing.set(self.observe_compiled)
 
     def _read(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -123,6 +135,7 @@ class Forwards:
 
     def _after(self, module: nn.Module, args: object, kwargs: Mapping[str, Any], output: object) -> None:
         intervention = self._current.get()
+        observing.set(self._single.before)
         token, self._single.token = self._single.token, None
         if token is not None:
             self._current.reset(token)
@@ -146,10 +159,7 @@ class Forwards:
         if intervention is not None and intervention.run.passing:
             return
         if intervention is None or intervention.run.forward is None:
-            raise UnsupportedRuntime(
-                f"{path}: the attention of a regulated transformer ran outside a call of the transformer; call the "
-                "transformer and not its forward or its blocks, train without gradient checkpointing, or detach UVR"
-            )
+            raise UnsupportedRuntime(OUTSIDE.format(path))
         intervention.run.enter(path)
 
     def left(self, path: str) -> None:
@@ -164,6 +174,21 @@ class Forwards:
             return None
         refuse_split_batch(call.path, len(call.query), forward.batch)
         return intervene(call, intervention, self._adapter) if intervention.run.inside(call.path) else None
+
+    def observe_compiled(self, call: AttentionCall) -> torch.Tensor | None:
+        """The same of a call in compiled code, which does not say where it is.
+
+        A forward's joint calls come in the order of the taps, and the ledger counts them.
+        """
+        intervention = self._current.get()
+        if intervention is not None and intervention.run.passing:
+            return None
+        if intervention is None or (forward := intervention.run.forward) is None:
+            raise UnsupportedRuntime(OUTSIDE.format("compiled attention"))
+        number = min(forward.taps.total(), len(self.taps) - 1)
+        call.path = self.taps[number]
+        refuse_split_batch(call.path, len(call.query), forward.batch)
+        return intervene(call, intervention, self._adapter)
 
 
 def intervene(call: AttentionCall, intervention: Intervention, adapter: Adapter) -> torch.Tensor | None:

@@ -50,7 +50,7 @@ class Interceptor:
         )
         try:  # a signal may come at any line: what is to be undone is noted before it is done
             self.taps.seat()
-            self.forwards.register()
+            self.forwards.register(self.taps.reseat)
             self._part_names.wrap()
             if pipeline is not None:
                 self._call = PipelineCall(pipeline, transformer, self.forwards.taps, current, begin)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import UnsupportedRuntime
@@ -19,6 +20,7 @@ from .hooks import uncopyable
 from .intervention import Again, Begin, Intervention
 from .ledger import Run
 from .replay import Replay
+from .runtime import uncompiled
 
 _CALLBACKS = ("callback_on_step_end", "callback")
 
@@ -129,6 +131,7 @@ class PipelineCall:
         """Change the instance's class."""
         stock, call = type(self._pipeline), self
 
+        @torch.compiler.disable  # type: ignore[untyped-decorator,unused-ignore]
         @functools.wraps(stock.__call__)
         def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
             with call._alone():
@@ -201,10 +204,9 @@ class PipelineCall:
 
     def _one(self, stock: Any, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention) -> Any:
         pipeline = self._pipeline
-        if pipeline.transformer is not self._transformer:
+        if uncompiled(pipeline.transformer) is not self._transformer:
             raise UnsupportedRuntime(
-                "the pipeline's transformer was replaced after attach (by another one, or by torch.compile of it); "
-                "detach and attach again, to an uncompiled one"
+                "the pipeline's transformer was replaced after attach by another one; detach and attach again"
             )
         token = self._current.set(intervention)
         try:

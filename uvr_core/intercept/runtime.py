@@ -18,6 +18,10 @@ _BACKENDS = frozenset({
     "sage_blackwell_hub", "sage_varlen", "_sage_qk_int8_pv_fp8_cuda", "_sage_qk_int8_pv_fp8_cuda_sm90",
     "_sage_qk_int8_pv_fp16_cuda", "_sage_qk_int8_pv_fp16_triton",
 })  # fmt: skip
+OUTSIDE = (
+    "{}: the attention of a regulated transformer ran outside a call of the transformer; call the transformer and not "
+    "its forward or its blocks, train without gradient checkpointing, or detach UVR"
+)
 # Hooks of diffusers that change neither what is computed nor how often.
 _HARMLESS_HOOKS = frozenset({"hooks", "group_offloading", "layerwise_casting"})
 
@@ -26,14 +30,13 @@ def refuse_forward(transformer: nn.Module, taps: Sequence[str]) -> None:
     """Before each forward: what is on now that no count of taps would tell.
 
     Raises:
-        UnsupportedRuntime: torch.jit.trace, torch.compile, layer skipping, or a split over devices.
+        UnsupportedRuntime: torch.jit.trace, layer skipping, or a split over devices.
     """
     if torch.jit.is_tracing():  # type: ignore[no-untyped-call,attr-defined,unused-ignore]
         raise UnsupportedRuntime(
             f"{type(transformer).__name__} is traced by torch.jit: the trace would hold no regulation; detach UVR first"
         )
     along = list(_along(transformer, taps))
-    refuse_compiled(along)
     _refuse_skipping(along)
     if (parallel := getattr(transformer, "_parallel_config", None)) is not None:
         raise UnsupportedRuntime(
@@ -56,23 +59,9 @@ def _along(transformer: nn.Module, taps: Sequence[str]) -> Iterator[nn.Module]:
             parent = here
 
 
-def refuse_compiled(modules: Iterable[nn.Module]) -> None:
-    """Raise UnsupportedRuntime if one of the modules is compiled."""
-    for module in modules:
-        compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-        if compiled or hasattr(module.forward, "_torchdynamo_orig_callable"):
-            raise UnsupportedRuntime(
-                f"{type(getattr(module, '_orig_mod', module)).__name__} is compiled; UVR does not regulate through "
-                "torch.compile: attach to the uncompiled model and run it eagerly, or detach UVR"
-            )
-
-
-def refuse_tracing(path: str) -> None:
-    """Raise UnsupportedRuntime: a tapped module runs under torch.compile."""
-    raise UnsupportedRuntime(
-        f"{path} is called in a function under torch.compile; UVR does not regulate through torch.compile: run it "
-        "eagerly, or detach UVR"
-    )
+def uncompiled(module: Any) -> Any:
+    """The module that `torch.compile(module)` has wrapped, or the module itself."""
+    return getattr(module, "_orig_mod", module)
 
 
 def _refuse_skipping(modules: Iterable[nn.Module]) -> None:
@@ -96,9 +85,13 @@ def skipping(transformer: nn.Module, kwargs: Mapping[str, Any]) -> list[str]:
 
 
 def refuse_attention(
-    path: str, dropout_p: float, is_causal: bool, parallel: object = None, backend: object = None
+    path: str | None, dropout_p: float, is_causal: bool, parallel: object = None, backend: object = None
 ) -> None:
-    """Raise UnsupportedRuntime for an attention call that is no MM-DiT inference call on a known backend."""
+    """Raise UnsupportedRuntime for an attention call that is no MM-DiT inference call on a known backend.
+
+    `path` None: of a module that is not known here, as under torch.compile.
+    """
+    path = path or "attention"
     if parallel is not None:
         raise UnsupportedRuntime(
             f"{path}: context parallel attention splits the token axis; run it on one device, or detach UVR"
