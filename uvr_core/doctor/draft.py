@@ -22,7 +22,8 @@ def layout(arguments: Arguments) -> Layout:
     return Layout(grids[0], tuple(grids[1:]))""",
     "shapes": """\
 def layout(arguments: Arguments) -> Layout:
-    (_, height, width), *references = arguments["img_shapes"][0]  # (frames, rows, columns), the output first
+    shapes = arguments["img_shapes"][0]  # (frames, rows, columns), or a list of them, the output first
+    (_, height, width), *references = shapes if isinstance(shapes[0], (list, tuple)) else [shapes]
     return Layout((height, width), tuple((rows, columns) for _, rows, columns in references))""",
     "positions": """\
 def layout(arguments: Arguments) -> Layout:

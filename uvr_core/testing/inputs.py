@@ -41,6 +41,8 @@ class TinyInputs:
         scale: the time argument at noise level 1, or at 0 if `clean`.
         clean: whether the time argument is turned round, 0 at noise level 1.
         text: number of text tokens.
+        passes: optional arguments that its pipelines give it.
+        flat: whether sizes of pictures come one per sample, and not in a list per sample.
     """
 
     model: nn.Module
@@ -48,6 +50,8 @@ class TinyInputs:
     scale: float = 1.0
     clean: bool = False
     text: int = TEXT
+    passes: frozenset[str] = frozenset()
+    flat: bool = False
 
     @property
     def names(self) -> dict[str, bool]:
@@ -77,7 +81,12 @@ class TinyInputs:
     @property
     def ragged(self) -> bool:
         """Whether prompts of one batch may differ in length: something tells the model how long each is."""
-        return any(name in self.names for name in (*_MASKS, _LENGTHS))
+        return bool(self._masks) or _LENGTHS in self.names
+
+    @property
+    def _masks(self) -> list[str]:
+        """The masks over the text that it gives."""
+        return [name for name in _MASKS if self.names.get(name) or (name in self.names and name in self.passes)]
 
     def __call__(
         self,
@@ -95,10 +104,7 @@ class TinyInputs:
         """
         if text:
             longest = attrs.evolve(self, text=max(text))(height, width, batch, sigma, references)
-            mask = torch.ones(batch, max(text), dtype=torch.bool)
-            told = {name: mask for name in _MASKS if name in self.names}
-            lengths = {_LENGTHS: mask.sum(1)} if _LENGTHS in self.names else {}
-            return shortened({**longest, **told, **lengths}, text)
+            return shortened(longest, text)
         grids = ((height, width), *references)
         tokens = sum(h * w for h, w in grids)
         arguments: dict[str, Any] = {}
@@ -130,13 +136,13 @@ class TinyInputs:
         if name == self.time:
             return torch.full((batch,), self.scale * (1 - sigma if self.clean else sigma))
         if name == "img_ids":
-            return _ids(grids, axes)
+            return _of_samples(_ids(grids, axes), batch)
         if name == "txt_ids":
-            return torch.zeros(self.text, axes)
+            return _of_samples(torch.zeros(self.text, axes), batch)
         if name == "position_ids":
             return torch.cat([torch.zeros(self.text, axes), _ids(grids, axes)])
         if name == "img_shapes":
-            return [[(1, h, w) for h, w in grids]] * batch
+            return [(1, height, width) if self.flat else [(1, h, w) for h, w in grids]] * batch
         if name in _POOLED and (size := config.get("pooled_projection_dim")):
             return torch.randn(batch, size)
         if name == "guidance" and config.get("guidance_embeds"):
@@ -147,7 +153,7 @@ class TinyInputs:
             return torch.randint(config["prior_vq_quantizer_codebook_size"], (batch, tokens))
         if name == "prior_token_drop":
             return torch.zeros(batch, tokens, dtype=torch.bool)
-        if name in _MASKS and required:
+        if name in self._masks:
             return torch.ones(batch, self.text, dtype=torch.bool)
         if name in _PIXELS and required:
             return torch.tensor([[8.0 * height, 8.0 * width]] * batch)
@@ -185,6 +191,11 @@ def shortened(arguments: Mapping[str, Any], text: Sequence[int]) -> dict[str, An
 def rotary_axes(config: Mapping[str, Any]) -> int:
     """Number of rotary axes, which is that of the position ids' columns."""
     return len(next((v for k, v in config.items() if re.match("axes_dim|rope_axes", k) and v), (0, 0, 0)))
+
+
+def _of_samples(ids: torch.Tensor, batch: int) -> torch.Tensor:
+    """(tokens, axes), or (B, tokens, axes) of four axes, as FLUX.2 and its kin have them."""
+    return ids.expand(batch, -1, -1) if ids.shape[1] > 3 else ids
 
 
 def _ids(grids: Sequence[Size], axes: int) -> torch.Tensor:

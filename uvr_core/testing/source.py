@@ -20,12 +20,16 @@ class Pipelines:
         guidance: as Adapter.guidance, of the plain one; of the others if that has none. "" if there is no pipeline.
         others: what other pipelines do, if they guide otherwise.
         clean: whether the plain one turns the time argument round (1 = clean).
+        passes: arguments that the plain one gives its transformer by name.
+        flat: whether the plain one gives one size of a picture per sample, and no list of them.
     """
 
     names: tuple[str, ...] = ()
     guidance: str = ""
     others: tuple[str, ...] = ()
     clean: bool = False
+    passes: frozenset[str] = frozenset()
+    flat: bool = False
 
 
 @functools.cache
@@ -46,7 +50,15 @@ def pipelines_of(model: str) -> Pipelines:
         return Pipelines()
     ways = [way for way in dict.fromkeys(_guidance(text) for _, text in drivers) if way != "single"]
     clean = bool(re.search(r"timesteps? = .*(1000 - \w*t|\b1 - \w*t)", drivers[0][1]))
-    return Pipelines(tuple(name for name, _ in drivers), ways[0] if ways else "single", tuple(ways[1:]), clean)
+    calls = re.findall(r"self\.transformer\((.*?)\n *\)", drivers[0][1], re.DOTALL)
+    return Pipelines(
+        tuple(name for name, _ in drivers),
+        ways[0] if ways else "single",
+        tuple(ways[1:]),
+        clean,
+        passes=frozenset(name for call in calls for name in re.findall(r"(\w+)=", call)),
+        flat=bool(re.search(r"img_shapes = \[\s*\(", drivers[0][1])),
+    )
 
 
 def _guidance(source: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -111,25 +112,26 @@ def small_model(cls: type[nn.Module], config: Mapping[str, Any] | None = None) -
         UVRError: none was found; says what each attempt met.
     """
     met: dict[str, list[int]] = {}
-    for head_dim in HEAD_DIMS:
+    pipelines = pipelines_of(cls.__name__)
+    passed = (pipelines.passes, frozenset[str]()) if pipelines.passes else (pipelines.passes,)
+    for head_dim, passes in itertools.product(HEAD_DIMS, passed):  # a mask over more than the text does not fit
         try:
             small = shrink(cls, config, head_dim)
-            inputs = TinyInputs(_build(cls, small), small)
+            inputs = TinyInputs(_build(cls, small), small, passes=passes, flat=pipelines.flat)
             size = (2, 3)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 output = Example(inputs.model, inputs).run(inputs(*size, batch=2), size)
             if output.shape[:2] != (2, 6) or not bool(torch.isfinite(output).all()):
                 raise ValueError(f"an output of shape {tuple(output.shape)} for 2 samples of 6 patches")
-            clean = pipelines_of(cls.__name__).clean
-            thousand = not clean and 0 < time_scale(inputs) < 30
-            return attrs.evolve(inputs, scale=1000.0 if thousand else 1.0, clean=clean)
+            thousand = not pipelines.clean and 0 < time_scale(inputs) < 30
+            return attrs.evolve(inputs, scale=1000.0 if thousand else 1.0, clean=pipelines.clean)
         except UVRError:
             raise
         except Exception as error:  # whatever the class makes of made-up arguments
             first = (str(error).splitlines() or [""])[0]
             met.setdefault(f"{type(error).__name__}: {first}", []).append(head_dim)
-    tried = "; ".join(f"{what} (heads of {', '.join(map(str, sizes))})" for what, sizes in met.items())
+    tried = "; ".join(f"{what} (heads of {', '.join(map(str, dict.fromkeys(sizes)))})" for what, sizes in met.items())
     raise UVRError(f"no small version of {cls.__name__} runs; {by_hand(cls)}. Met: {tried}")
 
 
@@ -151,6 +153,8 @@ def tiny_example(cls: str | type[nn.Module], config: Mapping[str, Any] | None = 
 
 
 def _takes_references(inputs: TinyInputs) -> bool:
+    if inputs.flat:
+        return False
     try:
         Example(inputs.model, inputs).run(inputs(2, 3, references=((3, 2), (2, 2))), (2, 3))
     except Exception:  # whatever the class makes of more image tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import attrs
+import diffusers
 import pytest
 import torch
 
@@ -49,3 +50,27 @@ def test_time_turned_round_and_in_thousandths() -> None:
     more = attrs.evolve(inputs, text=9)(2, 3)
     assert more["encoder_hidden_states"].shape[1] == 9
     assert more["hidden_states"].shape[-2:] == torch.Size([2 * inputs.patch, 3 * inputs.patch])
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "shape"),
+    [
+        ("PRXTransformer2DModel", "attention_mask", (2, 5)),  # optional, and passed by the pipeline
+        ("Flux2Transformer2DModel", "img_ids", (2, 6, 4)),  # per sample
+        ("FluxTransformer2DModel", "img_ids", (6, 3)),
+    ],
+)
+def test_arguments_are_shaped_as_the_pipeline_shapes_them(name: str, argument: str, shape: tuple[int, ...]) -> None:
+    if not hasattr(diffusers, name):
+        pytest.skip(f"diffusers {diffusers.__version__} has no {name}")
+    assert small_model(model_class(name))(2, 3, batch=2)[argument].shape == shape
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [("QwenImageTransformer2DModel", [[(1, 2, 3)]] * 2), ("NucleusMoEImageTransformer2DModel", [(1, 2, 3)] * 2)],
+)
+def test_sizes_come_in_a_list_per_sample_or_one_per_sample(name: str, shapes: object) -> None:
+    if not hasattr(diffusers, name):
+        pytest.skip(f"diffusers {diffusers.__version__} has no {name}")
+    assert small_model(model_class(name))(2, 3, batch=2)["img_shapes"] == shapes
