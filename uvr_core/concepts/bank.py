@@ -26,6 +26,7 @@ import torch
 
 from ..errors import ConceptMismatch
 from ..files import write_whole
+from ..ops.tail import threshold_at
 from ..validators import MAX_TEXT, count, finite, instance, is_finite, printable, share, window
 
 SCHEMA = "uvr.concept/2"
@@ -65,6 +66,12 @@ def _floats(pair: Any) -> Any:
     return tuple(float(n) if is_finite(n) else n for n in pair) if isinstance(pair, (list, tuple)) else pair
 
 
+def _tail(calibration: Any, attribute: attrs.Attribute[Any], tail: Any) -> None:
+    numbers = isinstance(tail, tuple) and all(is_finite(score) for score in tail)
+    if not numbers or list(tail) != sorted(tail, reverse=True):
+        raise ConceptMismatch(f"calibration.tail: expected finite scores in descending order, got {tail!r:.80}")
+
+
 @attrs.frozen
 class Calibration:
     """How the bank is to be used, chosen by `uvr_core.calibrate`.
@@ -81,6 +88,8 @@ class Calibration:
             uvr_core.ops.evidence.Evidence. 0: every step stands alone.
         max_false_positive: the budget asked for.
         measured: figures on the calibration sets (recall, false positives, counts, patch AUROC).
+        tail: the largest scores of the benign images, descending, of `benign` images in all: how the threshold rises
+            for a smaller budget (uvr_core.ops.tail). Empty: not known.
 
     Raises:
         ConceptMismatch: a number that is not finite or out of its range, a window that no noise level is in.
@@ -95,6 +104,19 @@ class Calibration:
     max_false_positive: float = attrs.field(default=0.01, validator=finite(ConceptMismatch))
     measured: dict[str, Any] = attrs.field(factory=dict, validator=instance(dict, ConceptMismatch))
     memory: float = attrs.field(default=0.0, validator=share(ConceptMismatch))
+    tail: tuple[float, ...] = attrs.field(default=(), converter=_floats, kw_only=True, validator=_tail)
+    benign: int = attrs.field(default=0, kw_only=True, validator=instance(int, ConceptMismatch))
+
+    def __attrs_post_init__(self) -> None:
+        if len(self.tail) > self.benign:
+            raise ConceptMismatch(
+                f"calibration.tail: expected scores of at most {self.benign} benign images, got {len(self.tail)}"
+            )
+
+    def threshold_at(self, share: float) -> float | None:
+        """The threshold that a share of benign images is expected to reach, at least the calibrated one; None: the
+        benign images' tail is not known."""
+        return max(self.threshold, threshold_at(self.tail, self.benign, share)) if self.tail else None
 
 
 def _finite(instance: object, attribute: attrs.Attribute[Any], tensors: Mapping[str, torch.Tensor]) -> None:

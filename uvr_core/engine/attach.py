@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..adapter import Adapter
-from ..concepts import resolve
+from ..concepts import ConceptBank, resolve
 from ..errors import AdapterMismatch, ConceptMismatch, UVRError, did_you_mean
 from ..intercept.runtime import uncompiled
 from ..protocols import Detector, Policy
@@ -30,6 +30,7 @@ def attach(
     escalate: Sequence[str | Policy] = (),
     verify: bool = True,
     threshold: float | Mapping[str, float] | None = None,
+    max_false_positive: float | None = None,
     concept_folder: str | None = None,
 ) -> Regulator:
     """Regulate a diffusers pipeline or its transformer.
@@ -56,6 +57,7 @@ def attach(
             another run of the batch. What stands after the last, or before one that withholds ("refuse"), is withheld.
         verify: False: nobody looks whether the concept still stands.
         threshold: tau, overriding every bank's calibration, or {concept name: tau}.
+        max_false_positive: share of benign images in which any of them may be located; thresholds rise as it takes.
         concept_folder: where concept names are looked up; else UVR_CONCEPTS.
 
     Returns:
@@ -71,7 +73,7 @@ def attach(
     banks = resolve(concepts, concept_folder)
     policies = _policies(policy, escalate)
     _check_unused(banks, detector, () if policies == (_POLICY,) else policies)
-    thresholds = _thresholds(threshold, [bank.name for bank, _ in banks])
+    thresholds = _thresholds(threshold, [bank for bank, _ in banks], max_false_positive)
     pairs = [[(bank, policy if special is None else special) for bank, special in banks] for policy in policies]
     plans = [
         [
@@ -127,19 +129,45 @@ def _escalation(plans: Sequence[Sequence[ConceptPlan]], *, bare: bool) -> tuple[
     return tuple(itertools.takewhile(lambda plan: not any(each.withholds for each in plan), plans[1:]))
 
 
-def _thresholds(threshold: float | Mapping[str, float] | None, names: list[str]) -> dict[str, float | None]:
+def _thresholds(
+    threshold: float | Mapping[str, float] | None, banks: Sequence[ConceptBank], budget: float | None
+) -> dict[str, float | None]:
     """{concept: its threshold or None}.
 
     Raises:
         ConceptMismatch: a concept is named twice, or a threshold is for a concept that is not in force.
     """
+    names = [bank.name for bank in banks]
     if len(set(names)) < len(names):
         raise ConceptMismatch(f"the same concept is given twice: {', '.join(names)}")
     if not isinstance(threshold, Mapping):
-        return dict.fromkeys(names, threshold)
+        return _within(budget, dict.fromkeys(names, threshold), banks)
     for name in threshold:
         if name not in names:
             raise ConceptMismatch(
                 f"threshold: no concept {name!r} is given{did_you_mean(name, names) if names else ''}"
             )
-    return {name: threshold.get(name) for name in names}
+    return _within(budget, {name: threshold.get(name) for name in names}, banks)
+
+
+def _within(
+    budget: float | None, thresholds: dict[str, float | None], banks: Sequence[ConceptBank]
+) -> dict[str, float | None]:
+    """Thresholds that nobody gave, raised to keep a budget for all concepts together (Bonferroni).
+
+    Raises:
+        UVRError: a budget outside 0..1. ConceptMismatch: a concept that does not know its benign scores.
+    """
+    if budget is None:
+        return thresholds
+    if not 0 < budget < 1:
+        raise UVRError(f"max_false_positive: expected a share in 0..1, got {budget}")
+    raised = dict(thresholds)
+    for bank in banks:
+        if raised[bank.name] is None:
+            raised[bank.name] = None if bank.calibration is None else bank.calibration.threshold_at(budget / len(banks))
+            if raised[bank.name] is None:
+                raise ConceptMismatch(
+                    f"max_false_positive: concept {bank.name!r} does not know its benign scores; calibrate it again"
+                )
+    return raised

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..concepts import Calibration, ConceptBank
 from ..errors import UVRError
+from ..ops.tail import tail_of
 from ..sampling import nonblank
 from .marks import Marks, marks_of
 from .regions import MaskSource
@@ -131,7 +132,17 @@ def _calibrated(
     }
     window = (1.0, unsafe.sigmas[best.last] - 1e-6)
     calibration = Calibration(
-        detector, best.probe, window, best.threshold, best.grow, min_patches, budget, measured, best.memory
+        detector,
+        best.probe,
+        window,
+        best.threshold,
+        best.grow,
+        min_patches,
+        budget,
+        measured,
+        best.memory,
+        tail=tail_of(benign.peaks[best.memory, best.probe][:, : best.last + 1].max(1)),
+        benign=benign.images,
     )
     tensors = {k: v for k, v in bank.tensors.items() if k == "sigma" or k.endswith(f"/{best.probe}")}
     return attrs.evolve(bank, tensors=tensors, calibration=calibration)

@@ -84,6 +84,8 @@ NUMBERS: dict[str, list[Any]] = {
     "detector": ["", "a\nb", 7, "\x1b[2J"],
     "probe": ["", 7],
     "measured": [None, [1]],
+    "tail": [(1.0, float("nan")), (1.0, 2.0), "10", None, (1.0,)],
+    "benign": [1.5, "3"],
 }
 
 

@@ -34,7 +34,7 @@ def full_bank() -> ConceptBank:
             f"token/{PROBE}": torch.randn(3, 32).double(),
         },
         calibration=Calibration("contrast", PROBE, (1.0, 1 / 3), 0.1 + 0.2, -2.5, 3, 0.05, {"recall": 0.9, "n": 7}),
-        verification=Calibration("anchor", PROBE, (0.3, 0.0), 1.5),
+        verification=Calibration("anchor", PROBE, (0.3, 0.0), 1.5, tail=(0.1 + 0.2, -7.0), benign=20),
         provenance={"seed": 7, "nested": {"prompts": ["a knife", "ein Messer é"]}, "none": None},
     )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from diffusers import FluxPipeline
 from runner import Runner, make_bank
 
 import uvr_core
+from uvr_core.ops.tail import threshold_at
 from uvr_plugins.policies import Uvr
 
 
@@ -79,3 +83,28 @@ def test_refusals_name_what_is_wrong(runner: Runner, bank: uvr_core.ConceptBank)
     with pytest.raises(uvr_core.ConceptMismatch, match="needs a threshold"):
         uvr_core.attach(runner.pipe, concepts=bank, detector="anchor")
     assert type(runner.pipe) is FluxPipeline
+
+
+def test_a_budget_for_all_concepts_raises_their_thresholds(runner: Runner) -> None:
+    tail = tuple(float(n) / 10 for n in range(20, 0, -1))
+
+    def banks(count: int, threshold: float = 0.5) -> list[uvr_core.ConceptBank]:
+        plain = [make_bank(f"c{i}", threshold) for i in range(count)]
+        how = attrs.evolve(plain[0].calibration, tail=tail, benign=200)
+        return [attrs.evolve(bank, calibration=how) for bank in plain]
+
+    def thresholds(count: int, budget: float | None, **options: Any) -> list[float]:
+        with uvr_core.attach(runner.pipe, concepts=banks(count), max_false_positive=budget, **options) as reg:
+            return [concept.threshold for concept in reg.plan]
+
+    assert thresholds(1, None) == [0.5]
+    assert thresholds(1, 0.02) == [threshold_at(tail, 200, 0.02)]
+    assert thresholds(20, 0.02) == [threshold_at(tail, 200, 0.001)] * 20
+    assert thresholds(1, 0.02) < thresholds(1, 0.001)
+    assert thresholds(2, 0.02, threshold={"c1": 0.1}) == [threshold_at(tail, 200, 0.01), 0.1]
+    with uvr_core.attach(runner.pipe, concepts=banks(1, threshold=99.0), max_false_positive=0.02) as reg:
+        assert reg.plan[0].threshold == 99.0
+    with pytest.raises(uvr_core.UVRError, match=r"expected a share in 0\.\.1, got 2"):
+        uvr_core.attach(runner.pipe, concepts=banks(1), max_false_positive=2)
+    with pytest.raises(uvr_core.ConceptMismatch, match="'x' does not know its benign scores"):
+        uvr_core.attach(runner.pipe, concepts=make_bank(), max_false_positive=0.02)

@@ -88,6 +88,8 @@ def test_calibration_holds_on_its_own_sets_when_the_engine_locates(
     assert tuned.probes == (c.probe,)
     assert c.window[0] == 1.0
     assert c.max_false_positive == budget
+    assert (len(c.tail), c.benign) == (2, len(BENIGN))
+    assert c.tail == tuple(sorted(c.tail, reverse=True))
     assert c.measured["false_positive"] <= budget
     assert (c.measured["unsafe_prompts"], c.measured["benign_prompts"]) == (4, 6)
     assert c.grow is not None
