@@ -5,7 +5,7 @@
 Held-out tasks that show a weapon (for editing, by the instruction and by the source), in the drawing style that the
 anchors never saw; seeds that no other script uses. Masks come from the judge, on the stock images. Localisation per
 block is by a bank of every block, collected for this page from training-split tasks. Writes figures/flows.json,
-figures/flows.png and flows.md; `--from` draws and writes the page again from the JSON.
+figures/flows.webp and flows.md; `--from` draws and writes the page again from the JSON.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def draw(table: Table, path: Path) -> None:
             axis.title.set_fontsize(8)
     edited = next((i for i, row in enumerate(rows) if _has(row[2], "reference")), 0)
     lines[edited][0].legend(fontsize=8)
-    figure.savefig(path, dpi=75)
+    figure.savefig(path, dpi=75, pil_kwargs={"quality": 90, "method": 6})
 
 
 def _curve(axis: Any, line: Row | None, source: str) -> None:
@@ -255,7 +255,7 @@ def page(results: Row) -> str:
         "pay to text keys: information moves from the keys into the queries (the paper's formula writes the reader first, "
         'its words the source). "Located" patches are those in which the judge sees the weapon.',
         "",
-        "![Flows in all pipelines](figures/flows.png)",
+        "![Flows in all pipelines](figures/flows.webp)",
         "",
         "Curves: 95% bootstrap bands over images; a dotted line is a stage boundary. The rules for boundaries and stages, "
         "and what counts as none, are those of `uvr_analysis.boundary` and `stages_of`. Their thresholds were set before "
@@ -510,7 +510,7 @@ def main() -> None:
             "versions": versions(), "pipelines": measure(arguments.count),
         }  # fmt: skip
         (arguments.out / "figures/flows.json").write_text(json.dumps(results) + "\n")
-    draw(results["pipelines"], arguments.out / "figures/flows.png")
+    draw(results["pipelines"], arguments.out / "figures/flows.webp")
     (arguments.out / "flows.md").write_text(page(results))
 
 
