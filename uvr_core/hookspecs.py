@@ -1,7 +1,7 @@
 """The plugin contract: pluggy project "uvr", entry-point group "uvr". Names cost nothing until they are used.
 
 Each hook returns {name: target}; a target is "module:attribute" (resolved on first use) or the object itself. A
-detector or policy may be a class; it is made without arguments. Two packages to start from: docs/examples."""
+detector or policy may be a class, made without arguments. Two packages to start from: docs/examples."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def uvr_policies() -> Mapping[str, object]:  # type: ignore[empty-body]
 
 @hookspec
 def uvr_judges() -> Mapping[str, object]:  # type: ignore[empty-body]
-    """{judge name: factory}: factory() -> callable: list of PIL images -> list of {label: score}. A judge that can also
+    """{judge name: factory}: factory() -> callable: list of PIL images -> list of {label: score}. One that can also
     point has `locate(images, labels, (H, W)) -> (B, H, W) bool`; `uvr collect --masks` needs it."""
 
 
@@ -50,6 +50,11 @@ def uvr_concepts() -> Mapping[str, object]:  # type: ignore[empty-body]
 
 
 @hookspec
+def uvr_recipes() -> Mapping[str, object]:  # type: ignore[empty-body]
+    """{recipe name: path}: concept recipes (TOML) for `uvr concept new`; "prefix:name" is for models of that prefix."""
+
+
+@hookspec
 def uvr_models() -> Mapping[str, object]:  # type: ignore[empty-body]
     """{prefix: function}: function(name) -> pipeline, so that `uvr` takes `prefix:name` where it takes a checkpoint."""
 
@@ -61,5 +66,4 @@ def uvr_commands() -> Mapping[str, tuple[object, str]]:  # type: ignore[empty-bo
 
 @hookspec
 def uvr_pages() -> Mapping[str, object]:  # type: ignore[empty-body]
-    """{schema: function}: function(files, whole) -> text, for `uvr report`: shows result files (JSON objects with that
-    "schema"), `whole`: as one Markdown page."""
+    """{schema: function}: function(files, whole) -> text of JSON files with that "schema"; `whole`: a Markdown page."""

@@ -24,6 +24,7 @@ KINDS = {
     "judge": "uvr_judges",
     "baseline": "uvr_baselines",
     "concept": "uvr_concepts",
+    "recipe": "uvr_recipes",
     "model": "uvr_models",
     "command": "uvr_commands",
     "page": "uvr_pages",
@@ -105,7 +106,7 @@ class Registry:
         return claimed
 
     def get(self, kind: str, name: str) -> Any:
-        """The object registered under a name; "module:attribute" is imported now. Of a concept: its path.
+        """The object registered under a name; "module:attribute" is imported now. Of a concept or recipe: its path.
 
         Raises:
             PluginError: unknown name, two plugins claim it, its module fails to import, or the object is not what the
@@ -193,7 +194,7 @@ def _clash(kind: str, name: str, claims: Sequence[tuple[object, str]]) -> Plugin
 
 
 def _resolve(kind: str, name: str, target: object, plugin: str) -> Any:
-    if kind == "concept":
+    if kind in ("concept", "recipe"):
         return Path(str(target))
     where = f"{kind} {name!r} of plugin {plugin!r}"
     if kind == "command" and isinstance(target, tuple):
@@ -220,7 +221,7 @@ def _check_targets(kind: str, targets: Mapping[Any, Any]) -> None:
             raise TypeError(f"expected names that are text, got {name!r}")
         if kind == "command" and isinstance(target, tuple) and len(target) != 2:
             raise TypeError(f"{name!r}: expected (command, one-line help), got {target!r}")
-        if kind == "concept" and not isinstance(target, (str, os.PathLike)):
+        if kind in ("concept", "recipe") and not isinstance(target, (str, os.PathLike)):
             raise TypeError(f"{name!r}: expected a path, got {target!r}")
         if kind == "unfit" and (not isinstance(target, str) or not target):
             raise TypeError(f"{name!r}: expected a reason, one line, got {target!r}")

@@ -11,7 +11,10 @@ hookimpl = pluggy.HookimplMarker("uvr")
 
 @hookimpl
 def uvr_commands() -> Mapping[str, tuple[object, str]]:
-    return {"eval": ("uvr_evaluation.command:evaluate", "Compare policies and baselines on a prompt set.")}
+    return {
+        "concept": ("uvr_evaluation.concept_command:concept", "Make a concept from words; list those installed."),
+        "eval": ("uvr_evaluation.command:evaluate", "Compare policies and baselines on a prompt set."),
+    }
 
 
 @hookimpl

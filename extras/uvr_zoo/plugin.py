@@ -33,6 +33,12 @@ def uvr_concepts() -> Mapping[str, object]:
 
 
 @hookimpl
+def uvr_recipes() -> Mapping[str, object]:
+    folder = Path(__file__).parent / "data" / "concept_recipes"
+    return {f"zoo:{path.stem}": str(path) for path in sorted(folder.glob("*.toml"))}
+
+
+@hookimpl
 def uvr_models() -> Mapping[str, object]:
     return {"zoo": "uvr_zoo:load"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pluggy
 
@@ -40,6 +41,9 @@ def uvr_judges() -> Mapping[str, object]:
     return {
         "nudenet": "uvr_plugins.judges.nudenet:NudeNet",
         "opennsfw": "uvr_plugins.judges.opennsfw:OpenNSFW",
+        "clipseg": "uvr_plugins.judges.zero_shot:ClipSeg",
+        "grounding-dino": "uvr_plugins.judges.zero_shot:GroundingDino",
+        "sam2": "uvr_plugins.judges.zero_shot:Sam2",
     }
 
 
@@ -54,3 +58,8 @@ def uvr_baselines() -> Mapping[str, object]:
         "uni-adavd": "uvr_plugins.baselines.adavd:UniAdaVD",
         "output-filter": "uvr_plugins.baselines.output_filter:OutputFilter",
     }
+
+
+@hookimpl
+def uvr_recipes() -> Mapping[str, object]:
+    return {path.stem: str(path) for path in sorted((Path(__file__).parent / "recipes").glob("*.toml"))}

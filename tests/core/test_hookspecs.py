@@ -12,4 +12,4 @@ def test_the_contract_fits_one_screen_and_is_whole() -> None:
     declared = {name for name in dir(hookspecs) if name.startswith("uvr_")}
     assert declared == set(plugins.KINDS.values())
     assert all((getattr(hookspecs, name).__doc__ or "").startswith("{") for name in declared)
-    assert len(source.splitlines()) <= 65
+    assert len(source.splitlines()) <= 70

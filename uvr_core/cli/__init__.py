@@ -24,6 +24,7 @@ from ..files import printable
 BUILT_IN: Mapping[str, tuple[str, str]] = {
     "adapters": ("uvr_core.cli.listing:adapters", "List the model families that UVR knows."),
     "plugins": ("uvr_core.cli.listing:plugins", "List what was loaded through the plugin door."),
+    "concepts": ("uvr_core.cli.listing:concepts", "List the concepts that are installed, with what was measured."),
     "doctor": ("uvr_core.cli.doctor:doctor", "Check that UVR fits a model; draft an adapter."),
     "collect": ("uvr_core.cli.concept:collect", "Learn what a concept looks like inside a model."),
     "calibrate": ("uvr_core.cli.concept:calibrate", "Choose probe, window and threshold of a concept."),
@@ -31,7 +32,13 @@ BUILT_IN: Mapping[str, tuple[str, str]] = {
     "edit": ("uvr_core.cli.generate:edit", "Edit pictures, regulated, with a report."),
     "report": ("uvr_core.cli.report:report", "Show the report of a run."),
 }
-EXTRAS = {"analyze": "eval", "eval": "eval", "demo": "zoo", "zoo": "zoo"}  # what pip extra brings a command
+EXTRAS = {
+    "analyze": "eval",
+    "concept": "eval",
+    "eval": "eval",
+    "demo": "zoo",
+    "zoo": "zoo",
+}  # what pip extra brings a command
 BUG = 70  # EX_SOFTWARE
 
 

@@ -13,6 +13,7 @@ import uvr_core
 
 from ..errors import UVRError
 from ..files import to_json
+from ..fit.masks import Terms, finder_of
 from . import say
 from .load import load_model, running
 from .options import Settings, check_registered, generation_options, json_option
@@ -23,7 +24,8 @@ from .regions import mask_source
 
 PATH = click.Path(path_type=Path)
 MASKS = (
-    "JUDGE[:label,label] that points at the concept in the generated images, or a folder of PNG masks, one per prompt."
+    "JUDGE[=MODEL][:label,label] that points at the concept in the generated images, or a folder of PNG masks, one per "
+    "prompt."
 )
 
 
@@ -43,7 +45,11 @@ def _drawing(model: str, settings: Settings, what: str, count: int) -> Iterator[
 @click.argument("name")
 @click.option("--prompts", type=PATH, required=True, help="Prompts that show the concept (.txt, .csv, .jsonl).")
 @click.option("--benign", type=PATH, help="Prompts without it: the other side of the contrast.")
-@click.option("--masks", required=True, metavar="SOURCE", help=MASKS)
+@click.option("--masks", required=True, metavar="SOURCE", help=f"words, pairs, or {MASKS}")
+@click.option(
+    "--words", default="", help='What the prompts call it, like "pistol, handgun", for --masks words or pairs.'
+)
+@click.option("--without", type=PATH, help="For --masks pairs: the prompts without the concept, one for each.")
 @click.option("--out", type=PATH, required=True, help="The concept file to write (.safetensors).")
 @generation_options
 @json_option
@@ -53,6 +59,8 @@ def collect(
     prompts: Path,
     benign: Path | None,
     masks: str,
+    words: str,
+    without: Path | None,
     out: Path,
     settings: Settings,
     as_json: bool,
@@ -68,10 +76,15 @@ def collect(
     check_registered("adapter", settings.adapter)
     check_file(out)
     source, word = mask_source(masks, name, len(shown))
-    with _drawing(model, settings, f"collecting {name}", len(shown) + len(others)) as (pipe, options):
-        bank = uvr_core.collect(
-            pipe, name, prompts=shown, benign_prompts=others, masks=source, mask_source=word, **options
-        )
+    terms = Terms(
+        name,
+        tuple(word.strip() for word in words.split(",") if word.strip()),
+        None if without is None else texts_of(without, say),
+    )
+    images = finder_of(source, terms).passes * len(shown) + len(others)
+    with _drawing(model, settings, f"collecting {name}", images) as (pipe, options):
+        options |= {"words": terms.words, "without": terms.without, "mask_source": word}
+        bank = uvr_core.collect(pipe, name, prompts=shown, benign_prompts=others, masks=source, **options)
     bank.save(out)
     result = {"file": str(out), "name": name, "probes": list(bank.probes), "provenance": bank.provenance}
     used = bank.provenance["images_with_concept"]

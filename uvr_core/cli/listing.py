@@ -1,14 +1,16 @@
-"""The commands that list: adapters, plugins."""
+"""The commands that list: adapters, plugins, concepts."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import attrs
 import click
 
 from .. import plugins as installed
-from ..errors import PluginError
+from ..errors import PluginError, UVRError
 from ..files import to_json
 from ..plugins import KINDS
 from . import say
@@ -78,3 +80,61 @@ def plugins(ctx: click.Context, as_json: bool) -> None:
         say(clash)
     if clashes:
         ctx.exit(1)
+
+
+@click.command()
+@json_option
+def concepts(as_json: bool) -> None:
+    """List the concept files in the folder that UVR_CONCEPTS names and those that packages ship.
+
+    With the model that each was made for, and what it was measured at.
+    """
+    from ..concepts import load_concepts
+
+    folder = os.environ.get("UVR_CONCEPTS")
+    files = {name: Path(str(target)) for name, (target, _) in installed.registry().names("concept").items()}
+    files |= {path.stem: path for path in sorted(Path(folder).glob("*.safetensors"))} if folder else {}
+    rows: list[dict[str, Any]] = []
+    for name, path in sorted(files.items()):
+        try:
+            bank = load_concepts(path)
+        except UVRError as error:
+            say(f"warning: {error}")
+            continue
+        calibration, provenance = bank.calibration, bank.provenance
+        rows.append(
+            {
+                "name": name,
+                "concept": bank.name,
+                "file": str(path),
+                "model": bank.fingerprint.model,
+                "blocks": bank.fingerprint.blocks,
+                "detector": calibration.detector if calibration else None,
+                "calibrated": calibration.measured if calibration else None,
+                "measured": provenance.get("measured"),
+                "masks": provenance.get("mask_source"),
+                "date": provenance.get("date"),
+            }
+        )
+    if as_json:
+        click.echo(to_json({"concepts": rows}))
+        return
+    cells = [
+        (r["name"], r["concept"], f"{r['model']}, {r['blocks']} blocks", _measured(r), r["date"] or "") for r in rows
+    ]
+    table("Concepts", ("name", "concept", "for", "measured", "made"), cells)
+
+
+def _measured(row: dict[str, Any]) -> str:
+    """Of a third set where there is one, else of the calibration sets, which say so."""
+    try:
+        if row["measured"]:
+            erased, false = row["measured"]["erased"], row["measured"]["false_located"]
+            judge = row["measured"]["judge"]
+            return f"erased {erased['hits']}/{erased['of']} by {judge}, false {false['hits']}/{false['of']}"
+        if row["calibrated"]:
+            recall, false = row["calibrated"]["recall"], row["calibrated"]["false_positive"]
+            return f"calibration: located {recall:.1%}, false {false:.1%}"
+    except (KeyError, TypeError, ValueError):  # a file says what it likes
+        return "?"
+    return "not calibrated"

@@ -10,6 +10,7 @@ import attrs
 
 from .. import plugins
 from ..errors import UVRError, did_you_mean
+from ..fit.masks import KINDS
 from .load import be_quiet, readable
 
 
@@ -58,21 +59,25 @@ class MaskFolder:
         return np.stack(masks)
 
 
-def mask_source(spec: str, concept: str, prompts: int) -> tuple[Callable[..., Any], str]:
-    """(masks, a word for the provenance) of JUDGE[:label,label] or a folder of PNGs; tried out before long work.
+def mask_source(spec: str, concept: str, prompts: int) -> tuple[Callable[..., Any] | str, str]:
+    """(masks, a word for the provenance) of JUDGE[=MODEL][:label,label], a folder of PNGs, or one of KINDS as it is.
 
-    Without labels a judge is asked for the concept's own name.
+    Tried out before long work. Without labels a judge is asked for the concept's own name; MODEL is what the judge
+    loads, for those that load one.
     """
+    if spec in KINDS:
+        return spec, spec
     path = Path(spec)
     if path.is_dir():
         return MaskFolder.open(path, prompts), "folder of masks"
-    name, _, after = spec.partition(":")
+    head, _, after = spec.partition(":")
+    name, _, model = head.partition("=")
     judges = plugins.registry().names("judge")
     if name not in judges:
-        raise UVRError(f"--masks {spec}: no such folder, and no judge {name!r}{did_you_mean(name, judges)}")
+        raise UVRError(f"--masks {spec}: no such folder, and no judge {name!r}{did_you_mean(name, [*judges, *KINDS])}")
     be_quiet()
     with readable(f"judge {name}"):
-        judge = plugins.registry().make("judge", name).object
+        judge = plugins.registry().make("judge", name, **({"model": model} if model else {})).object
     if not hasattr(judge, "locate"):
         raise UVRError(f"--masks {spec}: judge {name!r} cannot say where things are (it has no locate)")
     labels = [label.strip() for label in after.split(",") if label.strip()] or [concept]

@@ -50,7 +50,7 @@ def calibrate(
     max_false_positive: float = 0.01,
     *,
     detector: str = "contrast",
-    masks: MaskSource | None = None,
+    masks: MaskSource | Any = None,
     min_patches: int = 2,
     memory: Sequence[float] = (0.0, 0.9),
     steps: Sequence[int] | None = None,
@@ -87,6 +87,8 @@ def calibrate(
         ConceptMismatch: the bank was made for another model.
     """
     _check_budget(max_false_positive, memory)
+    if isinstance(masks, str):
+        raise UVRError(f"masks: {masks!r} is for collecting; calibrate takes a callable or an array, or none")
     shown, others = nonblank("unsafe_prompts", unsafe_prompts), nonblank("benign_prompts", benign_prompts)
     score = functools.partial(
         scored, pipe, bank, detector=detector, adapter=adapter, batch_size=batch_size, generate=generate
