@@ -20,6 +20,7 @@ from uvr_core.fit.recipe import Recipe, find_recipe, read_recipe
 from uvr_core.signatures import takes
 
 PATH = click.Path(path_type=Path)
+ZERO_SHOT = ("clipseg", "grounding-dino")  # judges whose labels are what they are told
 
 
 @click.group()
@@ -67,8 +68,8 @@ def new(
     with stages() as show:
         show(f"loading {model}", 0, 0)
         pipe = loading.load_model(model, settings)
-        own = {key: value for key, value in plan.call(type(pipe).__name__).items() if takes(pipe, key)}
-        call = {**own, **settings.call(pipe)}
+        advised = {key: value for key, value in plan.call(type(pipe).__name__).items() if takes(pipe, key)}
+        call = {**advised, **settings.call(pipe)}
         making = Making(
             recipe=attrs.evolve(plan, seed=plan.seed + settings.seed),
             out=out or Path(plan.name),
@@ -124,9 +125,6 @@ def _judge(name: str, recipe: Recipe) -> tuple[str, Any]:
         say(f"note: judge {name} cannot be asked here ({error}); what is erased is not counted. Name another: --judge")
         return "nobody", nobody
     return name, made_judge
-
-
-ZERO_SHOT = ("clipseg", "grounding-dino", "sam2")
 
 
 def text(result: dict[str, Any]) -> str:
