@@ -12,6 +12,8 @@ import pytest
 import torch
 from families import FAMILIES
 from families.family import Drawing, Family, padded, scheduler
+from PIL import Image
+from rig import Rig, Second, TextOnly
 from tiny import tiny_zoo
 from torch.utils._pytree import tree_map_only
 
@@ -186,6 +188,21 @@ def test_the_other_modular_families(blocks: str, adapter: str, forwards: str, re
 
 class Elsewhere(diffusers.ClassifierFreeGuidance):
     """A guider that is not diffusers' own."""
+
+
+@pytest.mark.parametrize(("strength", "steps"), [(0.5, 2), (1.0, 4)])
+def test_image_to_image_runs_the_steps_that_its_strength_leaves(strength: float, steps: int) -> None:
+    pipe = flux()
+    sources = [Image.new("RGB", (64, 64), colour) for colour in ("teal", "tomato")]
+    more = {"image": sources, "strength": strength, "num_inference_steps": 4}
+    stock = draw(pipe, **more)
+    with uvr_core.attach(pipe, concepts=Rig("flux").bank, detector=Second(), policy=TextOnly()) as reg:
+        images = draw(pipe, **more)
+        assert reg.report.steps == steps
+        assert [f.steps_regulated for f in reg.report.findings] == [0, steps]
+    assert np.array_equal(images[0], stock[0])
+    assert not np.array_equal(images[1], stock[1])
+    assert np.array_equal(draw(pipe, **more), stock)
 
 
 def test_of_a_guider_of_others_every_forward_is_regulated() -> None:
