@@ -103,7 +103,7 @@ class Rig:
             if self.regulated:
                 report = reg.report
                 assert report.posture == "regulate"
-                assert report.fired == report.steps * report.passes * report.taps
+                assert report.fired + report.reused == report.steps * report.passes * report.taps
                 assert [f.located for f in report.findings] == [False, True]
                 assert report.findings[1].steps_regulated == report.steps
         return images

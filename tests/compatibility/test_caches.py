@@ -11,7 +11,7 @@ import diffusers.hooks
 import pytest
 import torch
 from rig import PATCHES, STEPS, Rig, called
-from situations import Attempt, Topic, plain
+from situations import Attempt, Pair, Topic, plain
 
 topic = Topic("caches")
 test_regulated_exactly = topic.regulated_exactly()
@@ -39,8 +39,23 @@ def cache(name: str, config: Callable[[Rig], Any], apply: str, **options: Any) -
     topic.neither_order(name, lambda rig: hook(apply)(rig.transformer, config(rig)), **options)
 
 
-for each in ("FirstBlockCache", "FirstBlockCache or TaylorSeer without a cache context"):
-    cache(each, lambda rig: diffusers.FirstBlockCacheConfig(threshold=100.0), "apply_first_block_cache")
+def first_block_cache(rig: Rig) -> None:
+    """It reuses in every step but the first, if it may."""
+    hook("apply_first_block_cache")(rig.transformer, diffusers.FirstBlockCacheConfig(threshold=100.0))
+
+
+@topic.case("FirstBlockCache, before attach")
+def first_block_cache_before(rig: Rig) -> Iterator[Pair]:
+    """Of a fresh pipeline: diffusers does not tell a cache its context that is switched on after a first run."""
+    yield Rig(rig.name).regulated_run(before=first_block_cache), plain(rig)
+
+
+@topic.case("FirstBlockCache, after attach")
+def first_block_cache_after(rig: Rig) -> Iterator[Pair]:
+    yield Rig(rig.name).regulated_run(after=first_block_cache), plain(rig)
+
+
+topic.neither_order("FirstBlockCache or TaylorSeer without a cache context", first_block_cache)
 cache(
     "PyramidAttentionBroadcast",
     lambda rig: diffusers.PyramidAttentionBroadcastConfig(

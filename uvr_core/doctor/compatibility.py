@@ -128,7 +128,10 @@ MATRIX: dict[str, tuple[Situation, ...]] = {
         ),
     ),
     "caches": (  # caches, and guidance that skips or adds attention
-        _refused("FirstBlockCache", _NAMED, "first_block_cache", _CACHE, _BOTH),
+        _exact(
+            "FirstBlockCache", _NAMED,
+            "reuses what was computed under today's masks; while a concept is looked for, nothing", _BOTH,
+        ),
         _refused("PyramidAttentionBroadcast", _ALL, "pyramid_attention_broadcast", _CACHE, _BOTH),
         _refused("FasterCache, attention", _ALL, "faster_cache", _CACHE, _BOTH),
         _refused("FasterCache, unconditional half", _SD3, "FasterCache", _CACHE, _BOTH),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,14 +13,14 @@ from ..errors import UnsafeContent, UVRError
 from ..intercept.calls import JointCall
 from ..intercept.intervention import Again, Intervention
 from ..intercept.ledger import Forward, Run
-from ..protocols import CallInfo, FlowEdit, Located, row_classes
-from ..tokens import Role
+from ..protocols import row_classes
 from .apply import Edits
+from .asked import asked, shown
 from .finite import Finite
 from .listed import Lister
 from .locate import ConceptState
 from .plan import ConceptPlan
-from .readings import Directions, Reader, contrast, direction, features
+from .readings import Directions, Reader, features
 from .redraw import Earlier
 from .report import Posture, Report, summarise
 from .unchanged import unchanged, watchable
@@ -73,6 +72,8 @@ class Regulation(Intervention):
         self._finite, self._lister = Finite(plan), Lister()
         self._directions: dict[str, Directions] = {concept.name: {} for concept in plan}
         self._states: list[ConceptState] = []
+        self._acted: dict[str, dict[str, bool]] = {}
+        self._acts: dict[str, bool] = {}  # in the last call
         self._refusals: dict[int, Refusal] = {}
         self._noise: list[torch.Generator] = []
         self._batch = 0
@@ -90,6 +91,14 @@ class Regulation(Intervention):
         looks: tuple[ConceptPlan | Verified, ...] = (*self.plan, *self._verified)
         due = any(look.due(tap, forward.sigma) for look in looks)
         return not due and all(state.located is None for state in self._states)
+
+    def reusable(self, forward: Forward) -> bool:
+        """Not while anything is looked for, or a policy holds back that could act in blocks that are skipped."""
+        looking = any(concept.due(concept.probe, forward.sigma) for concept in self.plan)
+        looking |= any(state.due(state.calibration.probe, forward.sigma) for state in self._verified)
+        if self.sees_uncond or self._reader is not None or looking:
+            return False
+        return all(self._acts.values())
 
     def on_call(self, call: JointCall) -> torch.Tensor | None:
         """Locate and restrict in one call; returns its new output, None where it stands or was written into."""
@@ -137,6 +146,7 @@ class Regulation(Intervention):
 
     def _list_anew(self) -> None:
         """The masks are others than they were."""
+        self.run.version += 1
         self._lister.forget()
         for state in self._states:
             if state.located is not None:
@@ -146,22 +156,32 @@ class Regulation(Intervention):
         if all(state.located is None for state in self._states):
             return None
         edits = Edits(call, call.tap not in self._shown, self._uncond, self._generators, self._finite, self._lister)
+        acts: dict[str, bool] = {}
         for state in self._states:
             if state.located is None or state.compared is None or state.refused is state.located:
                 continue
             located = attrs.evolve(state.located, sigma=call.forward.sigma, step=call.forward.step)
             try:
                 directions = self._directions[state.plan.name]
-                with unchanged(f"policy {state.plan.policy_name!r}", _shown(located, state.plan, directions)):
-                    edit = _asked(state, located, call, directions)
+                with unchanged(f"policy {state.plan.policy_name!r}", shown(located, state.plan, directions)):
+                    edit = asked(state, located, call, directions)
             except UnsafeContent as error:
                 if not self._withhold(error, state.plan):
                     raise
                 state.refused, edit = state.located, None
+            acts[state.plan.name] = edit is not None or not state.plan.acts
             changed = None if edit is None else edits.carry_out(edit)
             if changed is not None:
                 state.note_change(call.forward.step, changed)
+        self._note_acts(call, acts)
         return None if edits.output is call.output else edits.output  # None also where it was written into
+
+    def _note_acts(self, call: JointCall, acts: dict[str, bool]) -> None:
+        """Which concepts' policies edit a call. Where that changes in the first one of a forward, of which a cache
+        decides by, nothing computed before is as it would be now."""
+        if call.forward.taps.total() == 1 and self._acted.get(call.tap, acts) != acts:
+            self.run.version += 1
+        self._acts = self._acted[call.tap] = acts
 
     def _withhold(self, error: UnsafeContent, plan: ConceptPlan) -> bool:
         """Note which images a policy refuses; whether the others can still be returned without them."""
@@ -299,48 +319,3 @@ class Regulation(Intervention):
         posture = posture or ("regulate" if acts else "observe")
         report = summarise(self.run, self._states, self._refusals, posture, self._scores_at_end, self._adapter.routes)
         return report if self._earlier is None else self._earlier.told(report)
-
-
-def _shown(located: Located, plan: ConceptPlan, directions: Directions) -> list[torch.Tensor]:
-    """The tensors that a policy can reach."""
-    masks = (located.core, located.ring, located.from_source, row_classes(located))
-    vectors = [vector for vector, _ in directions.values()]
-    return [*(mask for mask in masks if mask is not None), *vectors, *plan.bank.tensors.values()]
-
-
-def _asked(state: ConceptState, located: Located, call: JointCall, directions: Directions) -> FlowEdit | None:
-    """The policy's edit of a call, or None.
-
-    Raises:
-        UVRError: what it gives is no edit of this call; names the policy.
-    """
-    info, plan = _info(call, state, directions), state.plan
-    try:
-        edit: object = plan.policy.edit(located, info)
-        if edit is None:
-            return None
-        if not isinstance(edit, FlowEdit):
-            raise UVRError(f"returned {type(edit).__name__}; expected a FlowEdit or None")
-        batch, heads, _, size = call.output.shape
-        edit.check_shapes(
-            batch=batch, patches=call.layout.output, text=info.text, reference=info.reference, width=heads * size
-        )
-    except UVRError as error:
-        if type(error) is not UVRError:  # a refusal, or a bank that does not fit
-            raise
-        raise UVRError(f"policy {plan.policy_name!r}: {error}") from error
-    return edit
-
-
-def _info(call: JointCall, state: ConceptState, directions: Directions) -> CallInfo:
-    """What a policy may ask of the call; contrasts are computed when asked for, once."""
-    assert state.compared is not None
-    of_keys = functools.cache(functools.partial(contrast, call, state.compared))
-    return CallInfo(
-        call.tap,
-        call.keys.count(Role.TEXT),
-        call.keys.count(Role.REFERENCE),
-        lambda: of_keys()[0],
-        lambda: of_keys()[1],
-        functools.partial(direction, call, state.plan.bank, directions),
-    )

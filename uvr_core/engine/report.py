@@ -82,7 +82,8 @@ class Report:
             change nothing), "incomplete" (a bare transformer's generation still in progress), "refused" (the
             generation was stopped because no image of it may be returned).
         steps: scheduler steps seen; passes: transformer passes per step (2 with true guidance).
-        taps: joint attention blocks; fired: verified tap firings, steps * passes * taps in a whole run.
+        taps: joint attention blocks; fired: verified tap firings, reused: those that a step cache served from earlier
+            ones, edited alike; together steps * passes * taps in a whole run.
         findings: one per image and concept.
         routes: ways by which text reaches the picture beside the joint attention, as the adapter declares them; what
             goes there is not regulated.
@@ -99,6 +100,7 @@ class Report:
     routes: tuple[TextRoute, ...] = ()
     aside: int = 0
     draws: int = 1
+    reused: int = 0
 
     def located(self, sample: int, concept: str | None = None) -> bool:
         """Whether the concept (None: any) was located in that image."""
@@ -128,7 +130,7 @@ class Report:
     def __str__(self) -> str:
         lines = [
             f"posture {self.posture}: {self.steps} steps x {self.passes} passes, {self.fired} tap firings verified "
-            f"({self.taps} taps)"
+            f"({self.taps} taps)" + (f", {self.reused} served from a step cache" if self.reused else "")
         ]
         if self.aside:
             lines.append(f"  {self.aside} forwards before the first step drew nothing and passed as they are")
@@ -196,4 +198,4 @@ def summarise(
             )
     passes = max(run.passes, default=0)
     steps, taps = len(run.steps), len(run.taps)
-    return Report(posture, steps, passes, taps, run.fired, tuple(findings), routes, run.aside)
+    return Report(posture, steps, passes, taps, run.fired, tuple(findings), routes, run.aside, reused=run.reused)

@@ -53,9 +53,9 @@ class Forwards:
         self._begin, self._single = begin, _Single()
         self._handles: list[Any] = []
 
-    def register(self, seat: Callable[[], None]) -> None:
-        """Put the hooks on; `seat` puts ours in the place of processors that are not, before each forward."""
-        self._seat = seat
+    def register(self, prepare: Callable[[], None]) -> None:
+        """Put the hooks on; `prepare` is called before each forward."""
+        self._prepare = prepare
         before, after = Hook(self._before), Hook(self._after)
         self._handles.append(self._transformer.register_forward_pre_hook(before, with_kwargs=True))
         self._handles.append(self._transformer.register_forward_hook(after, with_kwargs=True, always_call=True))
@@ -68,7 +68,7 @@ class Forwards:
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         refuse_forward(module, self.taps)
-        self._seat()
+        self._prepare()
         bound, layout, sigma, text = self._read(module, args, kwargs)
         if self._single.token is not None:  # left by a forward that Ctrl-C broke off: torch runs no hook after that
             self._current.reset(self._single.token)
@@ -208,13 +208,15 @@ def intervene(call: AttentionCall, intervention: Intervention, adapter: Adapter)
             "picture lies; take it off, or detach UVR"
         )
     forward.taps[call.path] += 1
+    output: torch.Tensor | None = None
     if forward.layout.order is None:
-        return _edited(call, intervention, adapter, forward)
-    if intervention.idle(call.path):
-        return None
-    ordered = in_order(call, forward)  # a copy, and so is what is written into it
-    edited = _edited(ordered, intervention, adapter, forward)
-    return put_back(ordered.output if edited is None else edited, call, forward)
+        output = _edited(call, intervention, adapter, forward)
+    elif not intervention.idle(call.path):
+        ordered = in_order(call, forward)  # a copy, and so is what is written into it
+        edited = _edited(ordered, intervention, adapter, forward)
+        output = put_back(ordered.output if edited is None else edited, call, forward)
+    intervention.run.note_computed(call.path)
+    return output
 
 
 def _edited(call: AttentionCall, intervention: Intervention, adapter: Adapter, forward: Forward) -> torch.Tensor | None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..adapter import Adapter
 from ..errors import UnsupportedRuntime
+from .caches import Caches
 from .current import Current
 from .forwards import Forwards
 from .intervention import Begin, Intervention
@@ -41,6 +42,7 @@ class Interceptor:
         self._current, self._begin = current, begin
         self.forwards = Forwards(transformer, adapter, current, pipeline, begin if single else None)
         self._part_names = PartNames(transformer, current)
+        self._caches = Caches(transformer, self.forwards.taps, current)
         self._call = None
         self.taps = Taps(
             adapter.taps(transformer),
@@ -50,7 +52,7 @@ class Interceptor:
         )
         try:  # a signal may come at any line: what is to be undone is noted before it is done
             self.taps.seat()
-            self.forwards.register(self.taps.reseat)
+            self.forwards.register(self._prepare)
             self._part_names.wrap()
             if pipeline is not None:
                 self._call = PipelineCall(pipeline, transformer, self.forwards.taps, current, begin)
@@ -58,6 +60,11 @@ class Interceptor:
         except BaseException:
             self.remove()
             raise
+
+    def _prepare(self) -> None:
+        """Before each forward: what was put in our place, or switched on, since the last one."""
+        self.taps.reseat()
+        self._caches.wrap()
 
     @property
     def intervention(self) -> Intervention | None:
@@ -97,5 +104,6 @@ class Interceptor:
         if self._call is not None:
             self._call.remove()
         self._part_names.remove()
+        self._caches.remove()
         self.forwards.remove()
         self.taps.remove()

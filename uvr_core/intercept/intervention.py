@@ -44,6 +44,10 @@ class Intervention:
         tokens would have to be put in order first."""
         return False
 
+    def reusable(self, forward: Forward) -> bool:
+        """Whether a step cache may serve the rest of a forward from joint calls that were edited as these would be."""
+        return False
+
     def on_call(self, call: JointCall) -> torch.Tensor | None:
         """A joint call has run.
 

@@ -29,6 +29,7 @@ class Forward:
         batch: rows of its latents, None if its arguments do not say.
         parts: the rows under each guidance condition; those that follow the prompt last.
         taps: how often each joint call ran.
+        reuses: a step cache serves the joint calls that did not run.
         spans: of the queries and keys of a joint call with so many of either; None where such a call is none.
         orders: the layout's order of so many tokens, on the model's device, as far as it was asked for.
     """
@@ -41,6 +42,7 @@ class Forward:
     parts: tuple[Part, ...]
     text: int | None = None
     taps: Counter[str] = attrs.field(factory=Counter)
+    reuses: bool = False
     spans: dict[tuple[int, int], tuple[TokenSpans, TokenSpans] | None] = attrs.field(factory=dict)
     orders: dict[int, torch.Tensor] = attrs.field(factory=dict)
 
@@ -74,7 +76,8 @@ class Run:
         scheduled: a scheduler ends the steps; else a new noise level begins one.
         steps: what happened so far.
         forward: the forward that is open.
-        fired: joint calls that were verified.
+        fired: joint calls that were verified; reused: those that a step cache served from earlier ones.
+        version: grows whenever joint calls would be edited otherwise than before: masks, policies that begin or end.
         aside: forwards before the first step that draw nothing, as the adapter says; they passed as they are.
         broken: a forward raised.
         counted: whether steps must be alike in their number of forwards: some of them were told apart by order.
@@ -90,6 +93,9 @@ class Run:
     forward: Forward | None = attrs.field(default=None, init=False)
     layout: Layout | None = attrs.field(default=None, init=False)
     fired: int = attrs.field(default=0, init=False)
+    reused: int = attrs.field(default=0, init=False)
+    version: int = attrs.field(default=0, init=False)
+    _computed: dict[tuple[str, tuple[str, ...]], int] = attrs.field(factory=dict, init=False)  # as of which version
     aside: int = attrs.field(default=0, init=False)
     broken: bool = attrs.field(default=False, init=False)
     counted: bool = attrs.field(default=False, init=False)
@@ -208,15 +214,30 @@ class Run:
         assert forward is not None
         if unclosed is not None:
             raise _unclosed(unclosed, forward.step)
+        reused = 0
         for number, path in enumerate(self.taps):
-            if forward.taps[path] != 1:
+            if forward.reuses and not forward.taps[path] and self._is_computed(path, forward):
+                reused += 1
+            elif forward.taps[path] != 1:
                 verb = "did not fire" if forward.taps[path] == 0 else f"fired {forward.taps[path]} times"
                 raise TapNotFired(
                     f"tap {number + 1} of {len(self.taps)} ({path}) {verb} at step {forward.step}; a cache or a "
                     "layer-skipping feature is on: disable it, or detach UVR"
                 )
-        self.fired += len(self.taps)
+        self.fired, self.reused = self.fired + len(self.taps) - reused, self.reused + reused
         return forward
+
+    def note_computed(self, path: str) -> None:
+        """A joint call of the open forward ran, and was edited as is right now."""
+        if self.forward is not None:
+            self._computed[path, _names(self.forward)] = self.version
+
+    def computed_rest(self, forward: Forward) -> bool:
+        """Whether every joint call that has not run in a forward ran in an earlier one, edited as would be now."""
+        return all(forward.taps[path] or self._is_computed(path, forward) for path in self.taps)
+
+    def _is_computed(self, path: str, forward: Forward) -> bool:
+        return self._computed.get((path, _names(forward))) == self.version
 
     def abort(self) -> None:
         """The open forward raised: forget it, and remember that this generation broke off."""
@@ -252,7 +273,7 @@ class Run:
                 f"the scheduler ran {ended} steps but {carried} carried a verified forward of the transformer; "
                 "the images are withheld"
             )
-        if self.interrupted or self.fired != sum(self.passes) * len(self.taps):
+        if self.interrupted or self.fired + self.reused != sum(self.passes) * len(self.taps):
             raise TapNotFired(
                 f"{self.fired} attention calls were verified, {sum(self.passes)} forwards of {len(self.taps)} "
                 "taps were begun (a hook of UVR was removed?); the images are withheld"
@@ -274,6 +295,11 @@ def _same_pictures(layout: Layout, first: Layout) -> bool:
     """Whether a forward of a run draws what its first did. Padding may go with the text, and a part of guidance may do
     without the references."""
     return layout.grid == first.grid and layout.references in (first.references, ())
+
+
+def _names(forward: Forward) -> tuple[str, ...]:
+    """Of the guidance parts: what one computed is not another's."""
+    return tuple(part.name for part in forward.parts)
 
 
 def _unclosed(path: str, step: int) -> TapNotFired:

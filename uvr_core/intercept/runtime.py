@@ -36,8 +36,7 @@ def refuse_forward(transformer: nn.Module, taps: Sequence[str]) -> None:
         raise UnsupportedRuntime(
             f"{type(transformer).__name__} is traced by torch.jit: the trace would hold no regulation; detach UVR first"
         )
-    along = list(_along(transformer, taps))
-    _refuse_skipping(along)
+    _refuse_skipping(along(transformer, taps))
     if (parallel := getattr(transformer, "_parallel_config", None)) is not None:
         raise UnsupportedRuntime(
             f"{type(parallel).__name__}: context parallel splits the tokens and tensor parallel the heads that UVR "
@@ -45,7 +44,7 @@ def refuse_forward(transformer: nn.Module, taps: Sequence[str]) -> None:
         )
 
 
-def _along(transformer: nn.Module, taps: Sequence[str]) -> Iterator[nn.Module]:
+def along(transformer: nn.Module, taps: Sequence[str]) -> Iterator[nn.Module]:
     """The transformer and every module on the way to a tap, as they are now."""
     yield transformer
     seen: dict[str, nn.Module] = {"": transformer}
