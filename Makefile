@@ -16,7 +16,7 @@ BIN   := .venv/bin
 STAMP := .venv/.stamp
 # The oldest releases that UVR supports, as downstream/oldest.txt has them, and the tests that could tell.
 OLDEST       := .venv-oldest
-OLDEST_TESTS := $(addprefix tests/,core/engine core/intercept integration compatibility zoo/test_zoo.py)
+OLDEST_TESTS := $(addprefix tests/,adapters core/engine core/intercept integration compatibility zoo/test_zoo.py)
 .DEFAULT_GOAL := help
 # torchao prints on import, so it stays out of the environment whose output the tests read.
 INT8 := .venv/int8

@@ -2,10 +2,9 @@
 
 Joint order: text, output, references; blocks as FLUX.1's. `img_ids` is (I, 4) or (B, I, 4): column 0 tells the output
 (0) from references (10, 20 ..), columns 1 and 2 are row and column of the patch. The time argument is sigma = t / 1000.
-FLUX.2's guidance is distilled; klein runs two passes, named "cond" and "uncond".
-
-Klein-KV puts the references before the output. In the first step they attend to themselves, in a call of their own;
-later their keys come out of a cache, which knows their number alone: a row of so many patches.
+FLUX.2's guidance is distilled; klein runs two passes, named "cond" and "uncond". Klein-KV puts references before the
+output. At first they attend to themselves, in a call of their own; later their keys come out of a cache, which knows
+their number alone: a row of so many patches.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import diffusers
 import pytest
 import torch
 from conformance import built_in, get
+from documents import models
 from families import FAMILIES
 from families.family import PROMPTS, Drawing, Family, Release, draw
 from packaging.version import Version
@@ -256,6 +257,8 @@ def test_the_contract(family: Family) -> None:
     unasked = {"published-size"} if batched else {"published-size", "guidance-parts"}
     skipped = {o.name for o in report.outcomes if o.status is not Status.PASSED}
     assert skipped - {"ragged"} == unasked  # where nothing tells the lengths of prompts
+    page = models()
+    assert page.shown()[family.adapter] == page.kit(report), "docs/models.md: PYTHONPATH=tests python tools/models.py"
 
 
 def repeated(

@@ -61,7 +61,8 @@ def call(pipe: Any, prompts: Sequence[str], negative: str | None, references: in
 
 FAMILIES = (
     Family(
-        adapter="bria-fibo2", model="BriaFibo2Transformer2DModel", config=CONFIG, inputs=inputs, references=True,
+        adapter="bria-fibo2", model="BriaFibo2Transformer2DModel", since="0.42", config=CONFIG, inputs=inputs,
+        references=True,
         drawings=(Drawing("BriaFibo2Pipeline", build, call, ("c", "u"), references=(0, 1, 2)),),
         releases=(Release("briaai/FIBO-2 (the defaults of the class)", {}, taps=44, text=256, references=1),),
     ),

@@ -98,12 +98,13 @@ class Family:
 
     Attributes:
         adapter: its registered name; model: class name of the transformer.
+        since: the diffusers release that first has it, of those that UVR supports (downstream/oldest.txt).
         config: a tiny configuration of at least two joint blocks.
         inputs: (config, height, width, batch, sigma, references) -> arguments of one forward, see Example.inputs.
         drawings: pipelines; the first is the one on which the kit checks guidance.
         releases: published configurations.
         references: whether `inputs` takes references.
-        guidance, patches, sizes, reference_sizes: see Example; None: the default.
+        patches, sizes, ragged: see Example; None: the default.
     """
 
     adapter: str
@@ -113,8 +114,10 @@ class Family:
     drawings: tuple[Drawing, ...]
     releases: tuple[Release, ...] = ()
     references: bool = False
+    since: str = "0.38"
     patches: Callable[[torch.Tensor, Size], torch.Tensor] = patches
     sizes: tuple[Size, ...] | None = None
+    ragged: bool = False
 
     @property
     def missing(self) -> bool:
@@ -154,6 +157,7 @@ class Family:
             transformer,
             functools.partial(self.inputs, self.config),
             references=self.references,
+            ragged=self.ragged,
             patches=self.patches,
             **guided,
             **options,
@@ -203,7 +207,8 @@ def draw(
         "output_type": "latent",
         "generator": [torch.Generator().manual_seed(40 + i) for i in range(len(prompts))],
     }
-    return pipe(**options | drawing.call(pipe, prompts, negative, references)).images
+    drawn = pipe(**options | drawing.call(pipe, prompts, negative, references))
+    return getattr(drawn, "images", drawn)  # ErnieImagePipeline of diffusers 0.38 returns latents bare
 
 
 def embedding(prompt: str, width: int) -> torch.Tensor:

@@ -82,8 +82,15 @@ def call(pipe: Any, prompts: Sequence[str], negative: str | None, references: in
 def drawing(name: str, guides: bool, **config: Any) -> Drawing:
     references = (1,) if "Kontext" in name else (0,)
     parts = ("c", "u") if guides else ()
+    since = "0.39" if name in ("Img2Img", "Inpaint") else ""  # until then negative embeddings did not turn guidance on
     return Drawing(
-        f"Flux{name}Pipeline", partial(build, f"Flux{name}Pipeline"), call, parts, config, references=references
+        f"Flux{name}Pipeline",
+        partial(build, f"Flux{name}Pipeline"),
+        call,
+        parts,
+        config,
+        references=references,
+        since=since,
     )
 
 

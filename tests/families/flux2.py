@@ -82,8 +82,8 @@ FAMILIES = (
         ),
         releases=(
             Release("black-forest-labs/FLUX.2-dev", DEV, taps=56, references=1),
-            Release("black-forest-labs/FLUX.2-klein-4B", KLEIN_4B, taps=25, references=1),
-            Release("black-forest-labs/FLUX.2-klein-9B", KLEIN_9B, taps=32),
+            Release("black-forest-labs/FLUX.2-klein-4B (as far as known)", KLEIN_4B, taps=25, references=1),
+            Release("black-forest-labs/FLUX.2-klein-9B (as far as known)", KLEIN_9B, taps=32),
         ),
     ),
 )  # fmt: skip

@@ -43,7 +43,8 @@ def inputs(
 
 FAMILIES = (
     Family(
-        adapter="flux3", model="Flux3Transformer2DModel", config=CONFIG, inputs=inputs, references=True, drawings=(),
-        releases=(Release("black-forest-labs/FLUX.3", DEV, taps=28, references=1),),
+        adapter="flux3", model="Flux3Transformer2DModel", since="0.42", config=CONFIG, inputs=inputs,
+        references=True, drawings=(),
+        releases=(Release("black-forest-labs/FLUX.3 (the defaults of the class)", DEV, taps=28, references=1),),
     ),
 )  # fmt: skip

@@ -61,6 +61,6 @@ FAMILIES = (
     Family(
         adapter="glm-image", model="GlmImageTransformer2DModel", config=CONFIG, inputs=inputs,
         drawings=(Drawing("GlmImagePipeline", build, call, ("c", "u"), grid=(4, 6), references=(0, 2), before=1),),
-        releases=(Release("zai-org/GLM-Image", GLM, taps=30),),
+        releases=(Release("zai-org/GLM-Image (the defaults of the class)", GLM, taps=30),),
     ),
 )  # fmt: skip

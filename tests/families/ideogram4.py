@@ -65,8 +65,9 @@ def call(pipe: Any, prompts: Sequence[str], negative: str | None, references: in
 
 FAMILIES = (
     Family(
-        adapter="ideogram4", model="Ideogram4Transformer2DModel", config=CONFIG, inputs=inputs, patches=last_patches,
+        adapter="ideogram4", model="Ideogram4Transformer2DModel", since="0.39", config=CONFIG, inputs=inputs,
+        patches=last_patches,
         drawings=(Drawing("Ideogram4Pipeline", build, call, ()),),
-        releases=(Release("ideogram-ai/ideogram-4", IDEOGRAM, taps=34),),
+        releases=(Release("ideogram-ai/ideogram-4 (the defaults of the class)", IDEOGRAM, taps=34),),
     ),
 )  # fmt: skip

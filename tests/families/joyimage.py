@@ -83,7 +83,8 @@ def family(kind: str, inputs: Any, patches: Any, parts: tuple[str, ...], referen
     pipeline, model = f"JoyImage{kind}Pipeline", f"JoyImage{kind}Transformer3DModel"
     release = "jdopensource/JoyAI-Image-Edit" + ("-Plus" if kind == "EditPlus" else "") + " (the defaults of the class)"
     return Family(
-        adapter="joyimage-edit" + ("-plus" if kind == "EditPlus" else ""), model=model, config=CONFIG, inputs=inputs,
+        adapter="joyimage-edit" + ("-plus" if kind == "EditPlus" else ""), model=model,
+        since="0.40" if kind == "EditPlus" else "0.39", config=CONFIG, inputs=inputs,
         references=kind == "EditPlus", patches=patches,
         drawings=(Drawing(pipeline, partial(build, pipeline), call, parts, references=references),),
         releases=(Release(release, {}, taps=20, references=1 if kind == "EditPlus" else 0),),

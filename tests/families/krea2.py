@@ -55,8 +55,8 @@ def call(pipe: Any, prompts: Sequence[str], negative: str | None, references: in
 
 FAMILIES = (
     Family(
-        adapter="krea2", model="Krea2Transformer2DModel", config=CONFIG, inputs=inputs,
+        adapter="krea2", model="Krea2Transformer2DModel", since="0.39", config=CONFIG, inputs=inputs,
         drawings=(Drawing("Krea2Pipeline", build, call, ("c", "u")),),
-        releases=(Release("krea/Krea-2", KREA, taps=28),),
+        releases=(Release("krea/Krea-2 (the defaults of the class)", KREA, taps=28),),
     ),
 )  # fmt: skip

@@ -70,6 +70,8 @@ FAMILIES = (
                 references=(1,), batch=1,
             ),
         ),
-        releases=(Release("meituan-longcat/LongCat-Image-Edit", LONGCAT, taps=57, references=1),),
+        releases=(
+            Release("meituan-longcat/LongCat-Image-Edit (the defaults of the class)", LONGCAT, taps=57, references=1),
+        ),
     ),
 )  # fmt: skip

@@ -98,8 +98,8 @@ def drawing(cached: bool) -> Drawing:
 
 FAMILIES = (
     Family(
-        adapter="qwen-image-2.1", model="QwenImage21Transformer2DModel", config=CONFIG, inputs=inputs,
+        adapter="qwen-image-2.1", model="QwenImage21Transformer2DModel", since="0.41", config=CONFIG, inputs=inputs,
         patches=last_patches, sizes=((2, 4), (4, 2), (2, 6)), drawings=(drawing(True), drawing(False)),
-        releases=(Release("Qwen/Qwen-Image-2.1", QWEN, taps=32, on_cpu=("img_mask",)),),
+        releases=(Release("Qwen/Qwen-Image-2.1 (the defaults of the class)", QWEN, taps=32, on_cpu=("img_mask",)),),
     ),
 )  # fmt: skip

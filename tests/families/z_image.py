@@ -19,13 +19,15 @@ CONFIG = {
 TURBO: dict[str, Any] = {}
 
 
-def inputs(config: dict[str, Any], height: int, width: int, batch: int, sigma: float) -> dict[str, Any]:
+def inputs(
+    config: dict[str, Any], height: int, width: int, batch: int, sigma: float, text: tuple[int, ...] = ()
+) -> dict[str, Any]:
     """As ZImagePipeline: a latent and a caption per sample; time 1 - t / 1000."""
     channels, features = config.get("in_channels", 16), config.get("cap_feat_dim", 2560)
     return {
         "x": [torch.randn(channels, 1, 2 * height, 2 * width) for _ in range(batch)],
         "t": torch.full((batch,), 1 - sigma),
-        "cap_feats": [torch.randn(5, features) for _ in range(batch)],
+        "cap_feats": [torch.randn(tokens, features) for tokens in text or [5] * batch],
     }
 
 
@@ -76,11 +78,12 @@ def call_omni(pipe: Any, prompts: Sequence[str], negative: str | None, reference
 
 FAMILIES = (
     Family(
-        adapter="z-image", model="ZImageTransformer2DModel", config=CONFIG, inputs=inputs,
+        adapter="z-image", model="ZImageTransformer2DModel", config=CONFIG, inputs=inputs, ragged=True,
         drawings=(
             drawing(""), drawing("", 0.1), drawing("Img2Img"), drawing("Inpaint"),
             Drawing(
-                "ZImageOmniPipeline", build_omni, call_omni, ("cu",), {"siglip_feat_dim": SIGLIP}, references=(0, 2)
+                "ZImageOmniPipeline", build_omni, call_omni, ("cu",), {"siglip_feat_dim": SIGLIP}, references=(0, 2),
+                since="0.39",
             ),
         ),
         releases=(Release("Tongyi-MAI/Z-Image-Turbo", TURBO, taps=30, text=32),),

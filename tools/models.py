@@ -1,0 +1,124 @@
+"""docs/models.md: the model classes that UVR knows, the pipelines around them, and how far that is shown.
+
+    PYTHONPATH=tests python tools/models.py
+
+What is declared comes from the built-in adapters, what is shown from tests/families, tests/published.py and the zoo.
+The conformance kit runs on each; `tests/docs/test_models.py` holds everything else against the page, and
+`tests/adapters/test_families.py` the kit's result.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from conformance import built_in, get
+from families import FAMILIES
+from published import PUBLISHED
+from tiny import example
+
+from uvr_core.adapter import Adapter
+from uvr_core.testing import Conformance, Status, check_adapter
+from uvr_zoo.architectures import ARCHITECTURES
+from uvr_zoo.recipes import RECIPES
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
+HEAD = """\
+# Models
+
+Written by `tools/models.py`; `tests/docs/test_models.py` says when it is out of date. A pipeline of another class on
+one of these transformers is regulated in every row and forward that has no name. To add a class:
+[port a model](port-a-model.md).
+
+- **pipelines**: each drew two prompts of unequal length from tiny random weights in its own `__call__`, with guidance
+  and without, with references where it takes them; in every forward exactly the edited patches moved, in the
+  conditional rows alone, and detached it drew bitwise what it drew before. In italics: listed by its source, not run.
+- **beside**: text that reaches the picture beside the joint attention. It is not regulated, and each report names it.
+- **kit**: checks of `uvr_core.testing.check_adapter` passed, of those that apply.
+- **at 1024 x 1024**: published configurations, run on the meta device without weights: taps, grid and tokens add up.
+- **trained**: pipelines of the zoo, in which erasing is measured. The others are shown on random weights alone.
+- **diffusers**: the first release with the class, of those that UVR supports.
+
+"""
+COLUMNS = ("class, adapter", "pipelines", "guidance", "beside", "kit", "at 1024 x 1024", "trained", "diffusers")
+GUIDANCE = {"two_pass": "two passes", "single": "distilled or a model of its own"}
+
+
+def zoo(model: str) -> list[str]:
+    """Trained zoo pipelines of a transformer class."""
+    return [name for name in RECIPES if ARCHITECTURES[name].transformer == model]
+
+
+def pipelines(adapter: Adapter) -> str:
+    """The listed pipelines; in italics those that no test runs."""
+    run = {drawing.pipeline for family in FAMILIES if family.adapter == adapter.name for drawing in family.drawings}
+    run |= {ARCHITECTURES[name].pipeline for name in zoo(adapter.model)}
+    names = [
+        name.removesuffix("Pipeline") if name in run else f"*{name.removesuffix('Pipeline')}*"
+        for name in adapter.pipelines
+    ]
+    return ", ".join(names) or "none: attach to the transformer"
+
+
+def guidance(adapter: Adapter) -> str:
+    kind, _, letters = adapter.guidance.partition(":")
+    parts = {"c": "conditional", "u": "unconditional", "i": "references alone"}
+    return GUIDANCE.get(kind) or "one batch: " + ", ".join(parts[letter] for letter in letters)
+
+
+def sizes(adapter: Adapter) -> str:
+    sources = [release.source for family in FAMILIES if family.adapter == adapter.name for release in family.releases]
+    sources += [published.source for published in PUBLISHED if published.adapter == adapter.name]
+    return ", ".join(re.sub(r"^[\w.-]+/", "", source) for source in sources)
+
+
+def kit(report: Conformance) -> str:
+    """Passed checks of those that apply."""
+    applied = [outcome for outcome in report.outcomes if outcome.status is not Status.SKIPPED]
+    return f"{sum(outcome.status is Status.PASSED for outcome in applied)} of {len(applied)}"
+
+
+def kits() -> dict[str, str]:
+    """{adapter: the kit's result on a tiny model of its class}."""
+    made = {family.adapter: family.example for family in FAMILIES}
+    names = {get("adapter", name).model: name for name in built_in("adapter")}
+    made |= {
+        names[ARCHITECTURES[zoo].transformer]: functools.partial(example, zoo)
+        for zoo in RECIPES
+        if names[ARCHITECTURES[zoo].transformer] not in made
+    }
+    return {name: kit(check_adapter(get("adapter", name), make)) for name, make in made.items()}
+
+
+def shown() -> dict[str, str]:
+    """{adapter: the kit's result} of the page as it is."""
+    return dict(re.findall(r"^\| `\w+` ([\w.-]+) \|(?:[^|]*\|){3} (\d+ of \d+) \|", PAGE.read_text(), re.MULTILINE))
+
+
+def row(adapter: Adapter, result: str) -> tuple[str, ...]:
+    since = next((family.since for family in FAMILIES if family.adapter == adapter.name), "0.38")
+    beside = ", ".join(route.name for route in adapter.routes)
+    return (
+        f"`{adapter.model}` {adapter.name}",
+        pipelines(adapter),
+        guidance(adapter),
+        beside,
+        result,
+        sizes(adapter),
+        ", ".join(zoo(adapter.model)),
+        since,
+    )
+
+
+def page(results: Mapping[str, str]) -> str:
+    """The page's text."""
+    adapters: list[Any] = sorted((get("adapter", name) for name in built_in("adapter")), key=lambda a: a.model.lower())
+    rows = [COLUMNS, ("---",) * len(COLUMNS), *(row(adapter, results.get(adapter.name, "?")) for adapter in adapters)]
+    return HEAD + "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(kits()))
