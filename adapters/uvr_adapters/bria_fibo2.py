@@ -33,7 +33,7 @@ def layout(arguments: Arguments) -> Layout:
     def order(tokens: int) -> torch.Tensor:
         return torch.arange(tokens).roll(-plain.image).expand(len(counts), -1)
 
-    return plain if (counts == counts[0]).all() else Layout(grid, tuple(references), order=order)
+    return plain if counts.min() == counts.max() else Layout(grid, plain.references, order=order)
 
 
 CROSS = "five blocks of the released model read the prompt beside the gist, each through a gate of one number"

@@ -1,10 +1,9 @@
 """OmniGen, pictures and edits: all that UVR knows about it.
 
 The model's order: text, among it the references where the prompt names them, a time token, output; causal over text,
-the output sees all. The adapter's: text, time token, output, references; rows of the negative prompt have none, and
-text stands in their place. The model takes latents (B, C, H, W), which it cuts into patches itself, and the scheduler's
-time with inverted sigmas, 0 = noise. Guidance always runs, in one batch: [conditional, unconditional], with references
-a third part, [references alone]. Prompts of one batch must have references of the same sizes.
+the output sees all. The adapter's: text, time token, output, references; for the negative prompt, which has none, text
+stands there. The model cuts latents (B, C, H, W) into patches itself, and takes time with inverted sigmas, 0 = noise.
+Guidance always runs, in one batch: [conditional, unconditional], with references a third part, [references alone].
 """
 
 from __future__ import annotations
@@ -18,24 +17,19 @@ from . import sd3
 
 
 def layout(arguments: Arguments) -> Layout:
-    spans, batch = arguments["input_image_sizes"], len(arguments["hidden_states"])  # {row: [[start, stop] ..]}
-    if not spans:
-        return Layout(sd3.layout(arguments).grid, padding=1)
-    patch, first = arguments["self"].config.patch_size, next(iter(spans.values()))
-    sizes = [latents.shape[-2:] for latents in arguments["input_img_latents"]]
-    if 3 * len(spans) != 2 * batch or sizes != sizes[: len(first)] * len(spans):
+    patch, spans = arguments["self"].config.patch_size, arguments["input_image_sizes"]  # {row: [(start, stop) ..]}
+    batch, each = len(arguments["hidden_states"]), len(next(iter(spans.values()), ()))
+    sizes = [tuple(side // patch for side in latents.shape[-2:]) for latents in arguments["input_img_latents"]]
+    if spans and (3 * len(spans) != 2 * batch or sizes != sizes[:each] * len(spans)):
         raise AdapterMismatch("omnigen: the prompts of one batch have different references; draw them one by one")
-    plain = Layout(
-        sd3.layout(arguments).grid, tuple((rows // patch, columns // patch) for rows, columns in sizes[: len(first)]), 1
-    )
-    many = plain.image - plain.output
+    plain = Layout(sd3.layout(arguments).grid, tuple(sizes[:each]), padding=1)
 
     def order(tokens: int) -> torch.Tensor:
-        each = torch.arange(tokens)
-        rows = [torch.cat([each[start:stop] for start, stop in spans.get(row, [[0, many]])]) for row in range(batch)]
-        return torch.stack([torch.cat([each[~torch.isin(each, row)], row]) for row in rows])
+        every, nowhere = torch.arange(tokens), [(0, plain.image - plain.output)]
+        rows = [torch.cat([every[slice(*span)] for span in spans.get(row, nowhere)]) for row in range(batch)]
+        return torch.stack([torch.cat([every[~torch.isin(every, row)], row]) for row in rows])
 
-    return Layout(plain.grid, plain.references, 1, order)
+    return Layout(plain.grid, plain.references, 1, order) if spans else plain
 
 
 def sigma(arguments: Arguments) -> torch.Tensor:
