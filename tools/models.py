@@ -20,6 +20,7 @@ from families import FAMILIES
 from published import PUBLISHED
 from tiny import example
 
+from uvr_core import plugins
 from uvr_core.adapter import Adapter
 from uvr_core.testing import Conformance, Status, check_adapter
 from uvr_zoo.architectures import ARCHITECTURES
@@ -42,6 +43,13 @@ one of these transformers is regulated in every row and forward that has no name
 - **trained**: pipelines of the zoo, in which erasing is measured. The others are shown on random weights alone.
 - **diffusers**: the first release with the class, of those that UVR supports.
 
+Modular pipelines are attached to as any, and their guider says which forward follows the prompt
+(`tests/integration/test_modular.py`: FLUX.1, FLUX.2 and klein, FLUX.3, Qwen-Image, Z-Image).
+
+"""
+UNFIT = """
+## Refused, and why
+
 """
 COLUMNS = ("class, adapter", "pipelines", "guidance", "beside", "kit", "at 1024 x 1024", "trained", "diffusers")
 GUIDANCE = {"two_pass": "two passes", "single": "distilled or a model of its own"}
@@ -60,7 +68,7 @@ def pipelines(adapter: Adapter) -> str:
         name.removesuffix("Pipeline") if name in run else f"*{name.removesuffix('Pipeline')}*"
         for name in adapter.pipelines
     ]
-    return ", ".join(names) or "none: attach to the transformer"
+    return ", ".join(names) or "modular alone"
 
 
 def guidance(adapter: Adapter) -> str:
@@ -117,7 +125,9 @@ def page(results: Mapping[str, str]) -> str:
     """The page's text."""
     adapters: list[Any] = sorted((get("adapter", name) for name in built_in("adapter")), key=lambda a: a.model.lower())
     rows = [COLUMNS, ("---",) * len(COLUMNS), *(row(adapter, results.get(adapter.name, "?")) for adapter in adapters)]
-    return HEAD + "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+    table = "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+    reasons = sorted(plugins.registry().names("unfit").items())
+    return HEAD + table + UNFIT + "".join(f"- `{model}`: {reason}.\n" for model, (reason, _) in reasons)
 
 
 if __name__ == "__main__":

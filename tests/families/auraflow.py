@@ -52,7 +52,7 @@ FAMILIES = (
     Family(
         adapter="auraflow", model="AuraFlowTransformer2DModel", config=CONFIG, inputs=inputs,
         drawings=(Drawing("AuraFlowPipeline", build, call, ("uc",)),),
-        # fal/AuraFlow: the defaults of the class; eight registers join the text
-        releases=(Release("fal/AuraFlow", {}, taps=36, text=13),),
+        # eight registers join the text
+        releases=(Release("fal/AuraFlow (the defaults of the class)", {}, taps=36, text=13),),
     ),
 )  # fmt: skip

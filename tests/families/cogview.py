@@ -17,7 +17,7 @@ CONFIG = {
     "text_embed_dim": WIDTH, "time_embed_dim": 16, "condition_dim": 4, "pos_embed_max_size": 16, "sample_size": 16,
 }  # fmt: skip
 CONFIG4 = CONFIG | {"rope_axes_dim": (16, 16)}
-# THUDM/CogView4-6B, transformer/config.json; CogView3-Plus-3B has the defaults of its class
+# THUDM/CogView4-6B, transformer/config.json
 COGVIEW4_6B = {"num_layers": 28, "attention_head_dim": 128, "num_attention_heads": 32}
 
 
@@ -70,7 +70,7 @@ FAMILIES = (
     Family(
         adapter="cogview3plus", model="CogView3PlusTransformer2DModel", config=CONFIG, inputs=inputs,
         drawings=(drawing("CogView3PlusPipeline", "uc"),),
-        releases=(Release("THUDM/CogView3-Plus-3B", {}, taps=30),),
+        releases=(Release("THUDM/CogView3-Plus-3B (the defaults of the class)", {}, taps=30),),
     ),
     Family(
         adapter="cogview4", model="CogView4Transformer2DModel", config=CONFIG4, inputs=inputs,

@@ -52,6 +52,8 @@ FAMILIES = (
     Family(
         adapter="nucleus-image", model="NucleusMoEImageTransformer2DModel", config=CONFIG, inputs=inputs,
         drawings=(Drawing("NucleusMoEImagePipeline", build, call, ("c", "u")),),
-        releases=(Release("NucleusAI/NucleusMoE-Image", WITHOUT_EXPERTS, taps=24),),
+        releases=(
+            Release("NucleusAI/NucleusMoE-Image (the defaults of the class, no experts)", WITHOUT_EXPERTS, taps=24),
+        ),
     ),
 )  # fmt: skip

@@ -104,6 +104,10 @@ FAMILIES = (
             Drawing("OmniGenPipeline", build, call, ("cu",), unguided=False),
             Drawing("OmniGenPipeline", build, call, ("cui",), references=(1, 2), unguided=False),
         ),
-        releases=(Release("Shitao/OmniGen-v1-diffusers", OMNIGEN_V1, taps=32, prepare=without_angles),),
+        releases=(
+            Release(
+                "Shitao/OmniGen-v1-diffusers (the defaults of the class)", OMNIGEN_V1, taps=32, prepare=without_angles
+            ),
+        ),
     ),
 )  # fmt: skip
