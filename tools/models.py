@@ -91,14 +91,12 @@ def kit(report: Conformance) -> str:
 
 def kits() -> dict[str, str]:
     """{adapter: the kit's result on a tiny model of its class}."""
-    made = {family.adapter: family.example for family in FAMILIES}
-    names = {get("adapter", name).model: name for name in built_in("adapter")}
-    made |= {
-        names[ARCHITECTURES[zoo].transformer]: functools.partial(example, zoo)
-        for zoo in RECIPES
-        if names[ARCHITECTURES[zoo].transformer] not in made
-    }
-    return {name: kit(check_adapter(get("adapter", name), make)) for name, make in made.items()}
+    adapters = {name: get("adapter", name) for name in built_in("adapter")}
+    examples: dict[str, Any] = {family.adapter: family.example for family in FAMILIES}
+    for name, adapter in adapters.items():
+        if name not in examples:
+            examples[name] = functools.partial(example, zoo(adapter.model)[0])
+    return {name: kit(check_adapter(adapters[name], make)) for name, make in examples.items()}
 
 
 def shown() -> dict[str, str]:

@@ -104,7 +104,7 @@ class Family:
         drawings: pipelines; the first is the one on which the kit checks guidance.
         releases: published configurations.
         references: whether `inputs` takes references.
-        patches, sizes, ragged: see Example; None: the default.
+        patches, sizes, ragged, reference_sizes: see Example; None: the default.
     """
 
     adapter: str
@@ -118,11 +118,7 @@ class Family:
     patches: Callable[[torch.Tensor, Size], torch.Tensor] = patches
     sizes: tuple[Size, ...] | None = None
     ragged: bool = False
-
-    @property
-    def missing(self) -> bool:
-        """Whether the installed diffusers lacks the class."""
-        return not hasattr(diffusers, self.model)
+    reference_sizes: tuple[Size, ...] | None = None
 
     def transformer(self, drawing: Drawing | None = None, seed: int = 0) -> Any:
         """The class at the tiny configuration; weights random, those included that the class sets to zero.
@@ -152,7 +148,8 @@ class Family:
             return draw(pipe, drawing, (prompt,), negative, steps=1)
 
         guided = {"pipeline": pipe, "generate": generate} if drawing and drawing.parts else {}
-        options = {"sizes": self.sizes} if self.sizes else {}
+        options: dict[str, Any] = {"sizes": self.sizes} if self.sizes else {}
+        options |= {"reference_sizes": self.reference_sizes} if self.reference_sizes else {}
         return Example(
             transformer,
             functools.partial(self.inputs, self.config),

@@ -8,7 +8,7 @@ from typing import Any
 import diffusers
 import torch
 
-from .family import Drawing, Family, Release, assembled, last_patches, padded, picture, scheduler
+from .family import Drawing, Family, Release, Size, assembled, count, last_patches, padded, picture, scheduler
 
 WIDTH = 12
 CONFIG = {
@@ -19,14 +19,18 @@ CONFIG = {
 QWEN: dict[str, Any] = {}
 
 
-def inputs(config: dict[str, Any], height: int, width: int, batch: int, sigma: float) -> dict[str, Any]:
-    """As QwenImage21Pipeline: a slot of `img_mask` stands for 2 x 2 patches."""
+def inputs(
+    config: dict[str, Any], height: int, width: int, batch: int, sigma: float, references: tuple[Size, ...] = ()
+) -> dict[str, Any]:
+    """As QwenImage21Pipeline: sources stand after the first two words; a slot of `img_mask` is 2 x 2 patches."""
+    sizes = [*references, (height, width)]
+    slots = [False] * 2 + [True] * (count(*references) // 4) + [False] * 3 + [True] * (height * width // 4)
     return {
-        "hidden_states": torch.randn(batch, height * width, config.get("in_channels", 64)),
-        "encoder_hidden_states": torch.randn(batch, 5, config.get("context_in_dim", 4096)),
+        "hidden_states": torch.randn(batch, count(*sizes), config.get("in_channels", 64)),
+        "encoder_hidden_states": torch.randn(batch, 5 + count(*references) // 4, config.get("context_in_dim", 4096)),
         "timestep": torch.full((batch,), sigma),
-        "img_shapes": [[(1, height, width)]] * batch,
-        "img_mask": torch.tensor([False] * 5 + [True] * (height * width // 4)).expand(batch, -1),
+        "img_shapes": [[(1, *size) for size in sizes]] * batch,
+        "img_mask": torch.tensor(slots).expand(batch, -1),
     }
 
 
@@ -99,6 +103,7 @@ def drawing(cached: bool) -> Drawing:
 FAMILIES = (
     Family(
         adapter="qwen-image-2.1", model="QwenImage21Transformer2DModel", since="0.41", config=CONFIG, inputs=inputs,
+        references=True, reference_sizes=((2, 4), (2, 2)),
         patches=last_patches, sizes=((2, 4), (4, 2), (2, 6)), drawings=(drawing(True), drawing(False)),
         releases=(Release("Qwen/Qwen-Image-2.1 (the defaults of the class)", QWEN, taps=32, on_cpu=("img_mask",)),),
     ),
