@@ -17,9 +17,12 @@ from ..vision_text import processor, template_of
 from ..vocabulary import OBJECTS, STYLES
 from .chat import GRID, MAX_TOKENS, Chat, Kind, save, tokenizer
 from .edits import Edit, sample_edit
-from .parsing import BACKGROUNDS, Nouns, Text, draw_text, targets
+from .parsing import BACKGROUNDS, OTHER, Nouns, Text, draw_text, targets
+from .reading import NOTHING, with_article
 from .render import object_patches, render
 from .scenes import CANVAS, Scene
+from .wordings import Kind as Wording
+from .wordings import wordings
 from .words import read
 
 _TEXT = 48  # tokens of a caption
@@ -139,6 +142,32 @@ def _ends(target: dict[str, torch.Tensor], inside: torch.Tensor) -> torch.Tensor
     return ~same | last
 
 
+@torch.no_grad()
+def measure(model: Chat, tok: ZooTokenizer) -> dict[str, list[int]]:
+    """Held-out wordings of every object: at how many the last word tells the object, of how many; and `nothing`: how
+    many texts that name nothing of the zoo's are read so."""
+    kinds: tuple[Wording, ...] = ("name", "synonym", "description")
+    texts = {kind: [(with_article(text, kind), name) for name in OBJECTS for text in wordings(name, kind, "heldout")]
+             for kind in kinds}  # fmt: skip
+    figures = {kind: [0, len(pairs)] for kind, pairs in texts.items()}
+    for kind, pairs in texts.items():
+        for (_, name), told in zip(pairs, _told(model, tok, [text for text, _ in pairs]), strict=True):
+            figures[kind][0] += told == OBJECTS.index(name) + 1
+    figures["nothing"] = [sum(told in (0, OTHER) for told in _told(model, tok, list(NOTHING))), len(NOTHING)]
+    return figures
+
+
+def _told(model: Chat, tok: ZooTokenizer, texts: list[str]) -> list[int]:
+    """What the last word of each text tells: a class of `object`."""
+    told = []
+    for text in texts:
+        whole, tail = _wrapped(tok, model.kind, [text], False)
+        inputs = tok(whole, return_tensors="pt")
+        logits = model.told(model.hidden(**inputs)[0, -tail - 1])["object"]
+        told.append(int(logits.argmax()))
+    return told
+
+
 def train(kind: Kind, out: Path, run: Run, table: Path, nouns: Path | None, size: int = 48, lr: float = 2e-3) -> None:
     """Train on captions, and for "qwen-vl" two times in three on instructions with their pictures; `chat.save`.
 
@@ -158,3 +187,4 @@ def train(kind: Kind, out: Path, run: Run, table: Path, nouns: Path | None, size
 
     fit(f"chat-{kind}", model, step_loss, run, lr=lr)
     save(model, out)
+    run.log(heldout=measure(model.eval(), tok))

@@ -112,7 +112,7 @@ def measure(reader: Reader, frames: tuple[str, ...] = FRAMES) -> dict[str, dict[
     for kind in kinds:
         counts = {"right": 0, "best": 0, "of": 0}
         for name in OBJECTS:
-            texts = [_with_article(text, kind) for text in wordings(name, kind, "heldout")]
+            texts = [with_article(text, kind) for text in wordings(name, kind, "heldout")]
             texts = [frame.format(text) for text in texts for frame in frames]
             ids, chances = reader.chances(texts)
             likely = (chances["object"][..., 1:OTHER] * (ids >= len(SPECIALS))[..., None]).amax(1).argmax(1)
@@ -125,5 +125,6 @@ def measure(reader: Reader, frames: tuple[str, ...] = FRAMES) -> dict[str, dict[
     return figures
 
 
-def _with_article(text: str, kind: Kind) -> str:
+def with_article(text: str, kind: Kind) -> str:
+    """A wording as captions have it: "a dagger"; descriptions bring their own."""
     return text if kind == "description" else f"{'an' if text[0] in 'aeiou' else 'a'} {text}"

@@ -11,7 +11,9 @@ import torch
 from uvr_zoo.freeform import chat, chat_training
 from uvr_zoo.freeform.edits import sample_edit
 from uvr_zoo.freeform.parsing import draw_text
+from uvr_zoo.freeform.reading import NOTHING
 from uvr_zoo.freeform.scenes import CANVAS
+from uvr_zoo.freeform.wordings import wordings
 from uvr_zoo.freeform.words import read
 from uvr_zoo.pipelines import DATA
 from uvr_zoo.vision_text import processor
@@ -97,3 +99,16 @@ def test_words_that_the_table_lacks_are_read_in_pieces_and_chats_have_their_toke
     text = tok.apply_chat_template([{"role": "user", "content": "a cat"}], tokenize=False, add_generation_prompt=True)
     assert text == "<|im_start|>user\na cat<|im_end|>\n<|im_start|>assistant\n"
     assert tok.convert_ids_to_tokens(tok(text)["input_ids"])[0] == "<|im_start|>"
+
+
+def test_held_out_wordings_are_counted(tok: Any, table: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    model = chat.Chat("qwen3", table, tok).eval()
+    with torch.no_grad():
+        model.phrase.weight.zero_()
+        model.phrase.bias.zero_()
+        model.phrase.bias[OBJECTS.index("knife") + 1] = 1.0  # it says "knife" of everything
+    figures = chat_training.measure(model, tok)
+    for kind in ("name", "synonym", "description"):
+        assert figures[kind] == [len(wordings("knife", kind, "heldout")), figures[kind][1]]
+    assert figures["nothing"] == [0, len(NOTHING)]
