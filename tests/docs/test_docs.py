@@ -33,7 +33,7 @@ from uvr_core.errors import AdapterMismatch, ConformanceError
 from uvr_core.testing import Example, check_adapter
 
 ROOT = Path(__file__).parents[2]
-GUIDES = ("port-a-model", "write-a-policy", "write-a-detector", "write-a-baseline")
+GUIDES = ("port-a-model", "runtime", "write-a-policy", "write-a-detector", "write-a-baseline")
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 ANY, FRACTION, COUNT = re.escape("..."), r"\d+\.\d+", r"\d+(?= of \d)"

@@ -110,7 +110,7 @@ class ConceptState:
         return new
 
     def _add(self, scores: npt.NDArray[np.float32], step: int) -> bool:
-        """Add this step's scores to the masks; whether anything was located."""
+        """Add this step's scores to the masks; whether these grew."""
         plan = self.plan
         if np.isnan(scores).any() or (np.isposinf(scores).any() and not plan.exact):
             raise UVRError(
@@ -132,8 +132,8 @@ class ConceptState:
                 continue
             if self.first_step[sample] is None:
                 self.first_step[sample] = step
+            changed |= bool((core & ~self.core[sample]).any())
             self.core[sample] |= core
-            changed = True
         return changed
 
     def _core_of(self, scores: npt.NDArray[np.float32], located_before: bool) -> npt.NDArray[np.bool_]:
