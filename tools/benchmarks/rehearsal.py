@@ -24,7 +24,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from measure import environment
+from measure import environment, peak_bytes
 from PIL import Image
 
 import uvr_core
@@ -33,6 +33,8 @@ from uvr_evaluation import evaluate
 from uvr_zoo.architectures import ARCHITECTURES
 from uvr_zoo.pipelines import assemble, parts
 from uvr_zoo.recipes import RECIPES
+
+__all__ = ["options", "peak_bytes", "pipeline", "prompts", "rehearse"]
 
 MODELS = ("flux", "flux-kontext", "qwen-image")
 CONCEPT = "weapon"

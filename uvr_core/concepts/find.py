@@ -10,6 +10,7 @@ from .. import plugins
 from ..errors import ConceptMismatch, did_you_mean
 from .bank import ConceptBank
 from .file import is_file, load_concepts
+from .hub import HubFile
 
 
 def resolve(concepts: object, folder: str | os.PathLike[str] | None = None) -> list[tuple[ConceptBank, object | None]]:
@@ -17,7 +18,7 @@ def resolve(concepts: object, folder: str | os.PathLike[str] | None = None) -> l
 
     A string that is no file and has no folder in it is a name: in `folder`, else in the folder that the UVR_CONCEPTS
     variable names, else among the concepts that installed packages ship. A name never leads out of the folder; a
-    symbolic link that someone put there may.
+    symbolic link that someone put there may. `owner/repo:file.safetensors@revision` is a file of the Hub.
 
     Raises:
         ConceptMismatch: nothing of that name, or load_concepts refuses the file.
@@ -43,6 +44,8 @@ def _find(item: object, folder: str | os.PathLike[str] | None) -> Path:
     if not isinstance(item, (str, os.PathLike)):
         raise ConceptMismatch(f"concepts: expected a path, a name or a ConceptBank, got {item!r}")
     path = Path(item)
+    if not is_file(path) and (place := HubFile.parse(os.fspath(item))):
+        return place.fetch()
     if is_file(path) or path.suffix == ".safetensors" or len(path.parts) > 1:
         return path
     root = folder or os.environ.get("UVR_CONCEPTS")
