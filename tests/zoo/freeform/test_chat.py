@@ -112,3 +112,11 @@ def test_held_out_wordings_are_counted(tok: Any, table: torch.Tensor) -> None:
     for kind in ("name", "synonym", "description"):
         assert figures[kind] == [len(wordings("knife", kind, "heldout")), figures[kind][1]]
     assert figures["nothing"] == [0, len(NOTHING)]
+
+
+def test_the_shipped_encoder_reads_words_that_no_caption_showed() -> None:
+    _, tok, model = chat.load("qwen3", WORDS.parent, WORDS)
+    figures = chat_training.measure(model, tok)
+    assert figures["name"][0] == figures["name"][1]
+    assert figures["synonym"][0] >= 0.7 * figures["synonym"][1]
+    assert figures["nothing"][0] >= 0.9 * figures["nothing"][1]
