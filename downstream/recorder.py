@@ -24,7 +24,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-from stand_ins import pictures_alone
+from stand_ins import pictures_alone, small_pictures
 
 import uvr_core
 from uvr_core import plugins
@@ -140,6 +140,7 @@ def subclasses(kind: type) -> Iterator[type]:
 def pytest_collection_finish() -> None:
     """Every pipeline class that the tests have imported, and every transformer that an adapter names."""
     pictures_alone()
+    small_pictures()
     for kind in {*subclasses(DiffusionPipeline)}:
         if "__call__" in vars(kind):
             wrap(kind)

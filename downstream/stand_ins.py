@@ -6,6 +6,7 @@ nothing has to be replaced.
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 from transformers import (
@@ -57,6 +58,17 @@ def pictures_alone() -> None:
     """Qwen's processor without its video half, which needs torchvision: for this process."""
     if not is_torchvision_available():
         Qwen2VLProcessor.get_attributes = classmethod(lambda cls: ["image_processor", "tokenizer"])
+
+
+def small_pictures(side: int = 64) -> None:
+    """Qwen-Image editing pipelines of this process bring sources to side x side pixels, not to 1024 x 1024.
+
+    The size is a number in their code, and a call at it takes minutes on a CPU.
+    """
+    for name in ("", "_inpaint", "_plus"):
+        module = importlib.import_module(f"diffusers.pipelines.qwenimage.pipeline_qwenimage_edit{name}")
+        stock = module.calculate_dimensions
+        module.calculate_dimensions = lambda area, ratio, stock=stock: stock(min(area, side * side), ratio)
 
 
 def _snapshot(cache: Path, name: str) -> Path:
