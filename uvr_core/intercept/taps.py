@@ -218,6 +218,11 @@ class Taps:
         if getattr(processor, "_uvr_taps", None) is not None:
             raise UnsupportedRuntime(f"{path} is already regulated by another attach(); detach that one first")
         kind = type(processor)
+        stock = kind.__mro__[1]
+        if _KINDS.get(stock) is kind:  # made anew from the class of ours, as load_ip_adapter does
+            plain: Any = object.__new__(stock)
+            object.__setattr__(plain, "__dict__", processor.__dict__)
+            processor, kind = plain, stock
         tapped = _tapped(kind)
         if tapped is None:
             raise UnsupportedRuntime(

@@ -38,6 +38,20 @@ def test_a_replaced_processor_is_seated_again_and_survives_detach(runner: Runner
     assert attention.processor is mine
 
 
+def test_a_processor_made_anew_from_the_class_of_a_seated_one_is_seated_once(
+    runner: Runner, bank: uvr_core.ConceptBank
+) -> None:
+    """As load_ip_adapter does with the processors of single-stream blocks."""
+    attention = runner.pipe.transformer.transformer_blocks[0].attn
+    stock = type(attention.processor)
+    reg = uvr_core.attach(runner.pipe, concepts=bank, detector=Oracle(one_masked()), policy="block")
+    regulated = runner.run()
+    attention.processor = type(attention.processor)()
+    assert np.array_equal(runner.run(), regulated)
+    reg.detach()
+    assert type(attention.processor) is stock
+
+
 def test_an_unknown_processor_is_refused_by_name(runner: Runner) -> None:
     class Opaque:
         def __call__(self, attn, hidden_states, encoder_hidden_states=None, **kwargs):  # type: ignore[no-untyped-def]

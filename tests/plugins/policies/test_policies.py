@@ -149,7 +149,8 @@ def test_refuse_hands_on_what_is_located_later() -> None:
     policy = Refuse(steps=4, then=Uvr(ring=2, margin=1))
     assert policy.masks == MaskOptions(ring=2, margin=1)
     assert Refuse(steps=1, then=Redirect()).needs_uncond
-    assert PolicyTraits.of(Refuse()) == PolicyTraits()
+    assert PolicyTraits.of(Refuse()) == PolicyTraits(withholds=True)
+    assert not PolicyTraits.of(policy).withholds
     early, late = (attrs.evolve(located(), step=step) for step in (3, 4))
     with pytest.raises(UnsafeContent):
         policy.edit(early, info())
