@@ -96,7 +96,9 @@ def load_part(kind: str, path: Path) -> nn.Module:
     return frozen(getattr(transformers, kind).from_pretrained(path, dtype=torch.float32))
 
 
-class _WithAutoencoderKL:
+class WithAutoencoderKL:
+    """Families whose latents are an AutoencoderKL's, shifted and scaled, and whose text encoder sees no picture."""
+
     sees_image = False
 
     def fit(self, pipe: Any) -> None:
@@ -107,7 +109,7 @@ class _WithAutoencoderKL:
         return (pipe.vae.encode(pixels).latent_dist.mean - config.shift_factor) * config.scaling_factor
 
 
-class Flux(_WithAutoencoderKL):
+class Flux(WithAutoencoderKL):
     """FLUX.1, and Kontext, which puts the source's tokens behind the output's."""
 
     transformer = "FluxTransformer2DModel"
@@ -159,7 +161,7 @@ class Flux(_WithAutoencoderKL):
         return velocity[:, : x.shape[1]]
 
 
-class SD3(_WithAutoencoderKL):
+class SD3(WithAutoencoderKL):
     """Stable Diffusion 3 and 3.5: latents as a picture, time in 0..1000.
 
     Both CLIP encoders are the zoo's one CLIP model, its projection the identity.

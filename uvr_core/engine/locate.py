@@ -7,12 +7,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..concepts import ConceptBank
 from ..errors import ConceptMismatch, UVRError
 from ..intercept.calls import JointCall
 from ..ops.evidence import Evidence
 from ..ops.masks import core_of, grow_from, ring_of
 from ..ops.upload import upload
-from ..protocols import Located, RowClass, TellsOrigin
+from ..protocols import Detector, Located, RowClass, TellsOrigin
 from .plan import ConceptPlan
 from .readings import Compared
 from .unchanged import unchanged
@@ -74,26 +75,9 @@ class ConceptState:
         self.changed[step] = self.changed[step] | changed if step in self.changed else changed
 
     def scores_of(self, call: JointCall, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, N) float32: what the detector says of the call's output patches.
-
-        Args:
-            tokens: the call's `features`.
-
-        Raises:
-            UVRError: the detector gave no scores.
-        """
+        """(B, N) float32: what the detector says of the call's output patches, of which `tokens` are the `features`."""
         plan = self.plan
-        with unchanged(f"detector {plan.detector_name!r}", (tokens, *plan.bank.tensors.values())):
-            scores = plan.detector.scores(tokens, call.forward.sigma, plan.bank, plan.probe)
-        if not isinstance(scores, torch.Tensor) or scores.shape != tokens.shape[:2]:
-            shape = f"scores of shape {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else repr(scores)
-            raise UVRError(
-                f"detector {plan.detector_name!r} returned {shape}, expected a tensor {tuple(tokens.shape[:2])}"
-            )
-        if scores.is_sparse or scores.is_meta:
-            kind = "sparse" if scores.is_sparse else "on the meta device"
-            raise UVRError(f"detector {plan.detector_name!r} returned scores that are {kind}; expected dense numbers")
-        return scores.detach().float()
+        return patch_scores(plan.detector, plan.detector_name, plan.bank, plan.probe, call.forward.sigma, tokens)
 
     def take(self, scores: npt.NDArray[np.float32], call: JointCall, tokens: torch.Tensor) -> bool:
         """Add what the scores (B, N) locate to the masks; whether these are new.
@@ -184,3 +168,22 @@ class ConceptState:
             plan.name,
         )
         self.located.once("classes", lambda: upload(self.classes, device))
+
+
+def patch_scores(
+    detector: Detector, name: str, bank: ConceptBank, probe: str, sigma: float, tokens: torch.Tensor
+) -> torch.Tensor:
+    """(B, N) float32: what a detector says of `features` (B, N, C).
+
+    Raises:
+        UVRError: it wrote into what it was shown, or gave no scores.
+    """
+    with unchanged(f"detector {name!r}", (tokens, *bank.tensors.values())):
+        scores = detector.scores(tokens, sigma, bank, probe)
+    if not isinstance(scores, torch.Tensor) or scores.shape != tokens.shape[:2]:
+        shape = f"scores of shape {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else repr(scores)
+        raise UVRError(f"detector {name!r} returned {shape}, expected a tensor {tuple(tokens.shape[:2])}")
+    if scores.is_sparse or scores.is_meta:
+        kind = "sparse" if scores.is_sparse else "on the meta device"
+        raise UVRError(f"detector {name!r} returned scores that are {kind}; expected dense numbers")
+    return scores.detach().float()

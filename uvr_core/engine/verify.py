@@ -17,8 +17,8 @@ from ..concepts import Calibration
 from ..errors import UVRError
 from ..intercept.calls import JointCall
 from ..protocols import Detector
+from .locate import patch_scores
 from .plan import ConceptPlan
-from .unchanged import unchanged
 
 
 @attrs.define(eq=False)
@@ -52,20 +52,16 @@ class Verified:
             tokens: `features` of the call as the edits left it.
 
         Raises:
-            UVRError: the detector gave no scores of that shape, or the picture has fewer patches than are compared.
+            UVRError: see `patch_scores`; or the picture has fewer patches than are compared.
         """
         detector, calibration, bank = self.plan.verifier, self.calibration, self.plan.bank
         assert isinstance(detector, Detector)
-        with unchanged(f"detector {calibration.detector!r}", (tokens, *bank.tensors.values())):
-            scores = detector.scores(tokens, call.forward.sigma, bank, calibration.probe)
-        if not isinstance(scores, torch.Tensor) or scores.shape != tokens.shape[:2]:
-            raise UVRError(f"detector {calibration.detector!r} returned no scores {tuple(tokens.shape[:2])}")
+        scores = patch_scores(detector, calibration.detector, bank, calibration.probe, call.forward.sigma, tokens)
         if scores.shape[1] < calibration.min_patches:
             raise UVRError(
                 f"concept {self.plan.name!r} is verified on {calibration.min_patches} patches, and the image has "
                 f"{scores.shape[1]}: draw larger, or calibrate it at this size"
             )
-        scores = scores.detach().float()
         best = scores.topk(calibration.min_patches, 1).values[:, -1]
         self.heat = scores if self.heat is None else torch.maximum(self.heat, scores)
         self.best = best if self.best is None else torch.maximum(self.best, best)

@@ -14,17 +14,17 @@ from diffusers import AutoencoderKL, AutoencoderKLFlux2, Flux2KleinPipeline
 from PIL import Image
 from torch import nn
 
-from ..architectures import GRID, Condition, Grid, frozen, pack, unpack
+from ..architectures import GRID, Condition, Grid, WithAutoencoderKL, frozen, pack, unpack
 from ..text import ZooTokenizer
 from .chat import KLEIN_LAYERS
 
 _LENGTH = 56  # tokens of a caption in its chat template
 
 
-class ZImage:
+class ZImage(WithAutoencoderKL):
     """Z-Image: lists of pictures (C, 1, H, W), time turned round, captions of any length, the velocity negated."""
 
-    transformer, pipeline, sees_image = "ZImageTransformer2DModel", "ZImagePipeline", False
+    transformer, pipeline = "ZImageTransformer2DModel", "ZImagePipeline"
     text = "qwen3"
     config: ClassVar[dict[str, Any]] = {
         "all_patch_size": (2,), "all_f_patch_size": (1,), "in_channels": 4, "dim": 128, "n_layers": 6,
@@ -44,13 +44,6 @@ class ZImage:
 
     def vae(self, path: Path) -> nn.Module:
         return frozen(AutoencoderKL.from_pretrained(path).float())
-
-    def fit(self, pipe: Any) -> None:
-        pass
-
-    def latents(self, pipe: Any, pixels: torch.Tensor) -> torch.Tensor:
-        config = pipe.vae.config
-        return (pipe.vae.encode(pixels).latent_dist.mean - config.shift_factor) * config.scaling_factor
 
     def encode(self, pipe: Any, captions: list[str], images: Sequence[Image.Image] | None) -> Condition:
         """The pipeline writes into the list of prompts, so it gets one of its own."""

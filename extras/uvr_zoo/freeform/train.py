@@ -70,11 +70,16 @@ class Plan:
         """The canvas of a step's fresh pictures."""
         return CANVASES[int(np.random.default_rng([13, self.seed, step]).choice(len(CANVASES), p=_FRESH))]
 
-    def supply(self, step: int) -> Iterator[list[tuple[Canvas, int]]]:
-        """Keys of the pictures to draw, from a step on: first what the pools hold then, then each step's."""
+    def _taken(self, step: int) -> dict[Canvas, int]:
+        """How many pictures each pool has taken in when a step begins."""
         taken = dict.fromkeys(CANVASES, self.first)
         for earlier in range(step):
             taken[self.canvas_of(earlier)] += self.fresh
+        return taken
+
+    def supply(self, step: int) -> Iterator[list[tuple[Canvas, int]]]:
+        """Keys of the pictures to draw, from a step on: first what the pools hold then, then each step's."""
+        taken = self._taken(step)
         for canvas, count in taken.items():
             numbers = range(max(0, count - self.pool), count)
             for start in range(0, len(numbers), _CHUNK):
@@ -87,9 +92,7 @@ class Plan:
 
     def fill(self, step: int) -> int:
         """How many of `supply`'s lists fill the pools."""
-        taken = dict.fromkeys(CANVASES, self.first)
-        for earlier in range(step):
-            taken[self.canvas_of(earlier)] += self.fresh
+        taken = self._taken(step)
         return sum(-(-min(count, self.pool) // _CHUNK) for count in taken.values())
 
 
