@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import attrs
 import diffusers
 import numpy as np
 import pytest
@@ -227,3 +228,16 @@ def test_a_refused_image_is_replaced_where_images_alone_are_asked_for() -> None:
 def test_a_modular_pipeline_without_its_transformer_says_so() -> None:
     with pytest.raises(uvr_core.AdapterMismatch, match=r"not loaded \(a modular pipeline: load_components\)"):
         uvr_core.attach(diffusers.FluxAutoBlocks().init_pipeline())
+
+
+def test_what_still_stands_is_drawn_again_or_withheld_whole() -> None:
+    """Images alone can be told apart; a state holds them beside what they were made of, and is withheld."""
+    rig, pipe = Rig("flux"), flux()
+    (probe,) = rig.bank.probes
+    how = uvr_core.Calibration("anchor-cosine", probe, (1.0, 0.0), -10.0, None, 1)
+    bank = attrs.evolve(rig.bank, verification=how)
+    with uvr_core.attach(pipe, concepts=bank, detector=Second(), escalate=(TextOnly(), "block")) as reg:
+        for output in ("images", None):
+            with pytest.raises(uvr_core.UnsafeContent, match="still stands"):
+                draw(pipe, output=output)
+            assert reg.report.draws == (1 if output is None else 2)

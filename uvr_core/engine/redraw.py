@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .report import Report
-from .withhold import Refusal, images_of
+from .withhold import Refusal, images_of, with_images
 
 
 @attrs.frozen(eq=False)
@@ -43,10 +43,7 @@ class Earlier:
         )
         for sample in self.pending:
             kept[sample] = again[sample]
-        if isinstance(result, tuple):
-            return (kept, *result[1:])
-        result.images = kept
-        return result
+        return with_images(result, kept)
 
     def refused(self, refusals: Mapping[int, Refusal]) -> dict[int, Refusal]:
         """All refusals, given those of the later run."""

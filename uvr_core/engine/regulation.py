@@ -235,7 +235,7 @@ class Regulation(Intervention):
                 raise self._never_looked_for(concept)
         self._check_count(result)
         standing = self._standing()
-        if standing and self._escalation:
+        if standing and self._escalation and images_of(result) is not None:
             return self._again(result, standing)
         for sample, plan in standing.items():
             self._refusals[sample] = Refusal(plan.name, len(self.run.steps) - 1)

@@ -31,6 +31,16 @@ def images_of(result: Any) -> Any:
     return result[0] if isinstance(result, tuple) else getattr(result, "images", None)
 
 
+def with_images(result: Any, images: Any) -> Any:
+    """A pipeline's result with other images, of which `images_of` gave some."""
+    if images_of(result) is result:
+        return images
+    if isinstance(result, tuple):
+        return (images, *result[1:])
+    result.images = images
+    return result
+
+
 def without_refused(result: Any, refusals: Mapping[int, Refusal], batch: int, step: int) -> Any:
     """A pipeline's result with the refused images replaced; arrays and tensors become lists, to hold None.
 
@@ -55,10 +65,4 @@ def without_refused(result: Any, refusals: Mapping[int, Refusal], batch: int, st
             samples=tuple(sorted(refusals)),
             step=step,
         )
-    kept = [refusals[i].placeholder if i in refusals else image for i, image in enumerate(images)]
-    if images is result:
-        return kept
-    if isinstance(result, tuple):
-        return (kept, *result[1:])
-    result.images = kept
-    return result
+    return with_images(result, [refusals[i].placeholder if i in refusals else image for i, image in enumerate(images)])

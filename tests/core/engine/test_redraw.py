@@ -41,6 +41,13 @@ def test_only_the_pending_images_are_replaced(made: Any, as_tuple: bool) -> None
     assert [int(image) for image in before] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("made", [list, np.array, torch.tensor])
+def test_a_result_that_is_the_images_stays_one(made: Any) -> None:
+    merged = earlier(made([0, 1, 2])).merged(made([10, 11, 12]))
+    assert type(merged) is type(made([0]))
+    assert [int(image) for image in merged] == [0, 11, 2]
+
+
 def test_findings_are_those_of_the_run_that_drew_the_image() -> None:
     told = earlier().told(report("second"))
     assert [f.policy for f in told.findings] == ["first", "second", "first"]
