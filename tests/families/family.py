@@ -20,6 +20,7 @@ from PIL import Image
 
 from uvr_core.testing import Example
 from uvr_core.testing.example import patches
+from uvr_core.testing.tiny import ZeroedMemory
 
 Size = tuple[int, int]
 PROMPTS = ("a cat", "a knife that lies on the left")  # their embeddings differ in length
@@ -121,19 +122,17 @@ class Family:
     reference_sizes: tuple[Size, ...] | None = None
 
     def transformer(self, drawing: Drawing | None = None, seed: int = 0) -> Any:
-        """The class at the tiny configuration; weights random, those included that the class sets to zero.
+        """The class at the tiny configuration; weights random, those included that it sets to zero or never fills.
 
         Gates of one element, which start at zero in several classes, are opened as well.
         """
         state = torch.random.get_rng_state()
         torch.manual_seed(seed)
-        model = (
-            getattr(diffusers, self.model)(**{**self.config, **(drawing.config if drawing else {})})
-            .eval()
-            .requires_grad_(False)
-        )
-        for path, parameter in model.named_parameters():
-            if ".experts." in path or not parameter.any():  # NucleusMoE leaves its experts without values
+        with ZeroedMemory():
+            model = getattr(diffusers, self.model)(**{**self.config, **(drawing.config if drawing else {})})
+        model.eval().requires_grad_(False)
+        for parameter in model.parameters():
+            if not parameter.any():
                 parameter.normal_(std=parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.5)
         torch.random.set_rng_state(state)
         return model

@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..errors import UVRError, did_you_mean
 from .example import Example
@@ -87,12 +88,25 @@ def _axes(axes: Sequence[int], head_dim: int) -> list[int]:
     return small
 
 
+class ZeroedMemory(TorchFunctionMode):
+    """torch.empty gives zeros in this thread: a parameter that a class never fills is told by being zero.
+
+    Classes that are only ever loaded leave some so (`x_pad_token` of Z-Image in diffusers 0.38); what memory happens
+    to hold there may be NaN.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        return made.zero_() if func is torch.empty else made
+
+
 def _build(cls: type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
-    """A model in eval mode whose weights are random, those that the class sets to zero included."""
+    """A model in eval mode whose weights are random, those included that the class sets to zero or never fills."""
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
     try:
-        model = cls(**config).eval().requires_grad_(False)
+        with ZeroedMemory():
+            model = cls(**config).eval().requires_grad_(False)
         for parameter in model.parameters():
             if parameter.any():
                 continue
