@@ -77,7 +77,9 @@ class Driven:
         parts = parts_of(
             self.adapter.guidance, self.name, number, not run.bare, call.query.new_zeros(batch), batch // self.split
         )
-        run.open(Forward(step, number, layout, level, batch, parts))
+        forward = Forward(step, number, layout, level, batch, parts)
+        run.open(forward)
+        self.regulation.on_forward(forward)
         run.enter("a")
         edited = intervene(call, self.regulation, self.adapter)
         run.leave()

@@ -96,7 +96,7 @@ class ConceptState:
     def _add(self, scores: npt.NDArray[np.float32], step: int) -> bool:
         """Add this step's scores to the masks; whether these grew."""
         plan = self.plan
-        if np.isnan(scores).any() or (np.isposinf(scores).any() and not plan.exact):
+        if not np.isfinite(scores).all() and (np.isnan(scores).any() or (np.isposinf(scores).any() and not plan.exact)):
             raise UVRError(
                 f"concept {plan.name!r}: NaN or Inf in the score of {plan.probe} at step {step}; the run is "
                 "broken (overflow in half precision?) and UVR cannot vouch for the image"
@@ -108,23 +108,26 @@ class ConceptState:
             )
         scores = self.evidence.add(scores)
         self.scores.append(scores)
+        best = np.partition(scores, -plan.min_patches, axis=1)[:, -plan.min_patches].tolist()
+        self.best = [max(pair) for pair in zip(self.best, best, strict=True)]
+        enough = (scores >= plan.threshold).sum(1) >= plan.min_patches
         changed = False
-        for sample, row in enumerate(scores):
-            self.best[sample] = max(self.best[sample], float(np.sort(row)[-plan.min_patches]))
-            core = self._core_of(row.reshape(self.core.shape[1:]), self.first_step[sample] is not None)
+        for sample in range(len(scores)):
+            located_before = self.first_step[sample] is not None
+            if not enough[sample] and not located_before:
+                continue
+            core = self._core_of(scores[sample].reshape(self.core.shape[1:]))
             if not core.any():
                 continue
-            if self.first_step[sample] is None:
+            if not located_before:
                 self.first_step[sample] = step
             changed |= bool((core & ~self.core[sample]).any())
             self.core[sample] |= core
         return changed
 
-    def _core_of(self, scores: npt.NDArray[np.float32], located_before: bool) -> npt.NDArray[np.bool_]:
+    def _core_of(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
         """(H, W) bool: the patches of one image's scores that count."""
         plan, hits = self.plan, scores >= self.plan.threshold
-        if hits.sum() < plan.min_patches and not located_before:
-            return np.zeros_like(hits)
         wanted = scores >= plan.grow
         if plan.grow > plan.threshold and wanted.sum() >= plan.min_patches:
             hits = wanted

@@ -25,7 +25,7 @@ from .redraw import Earlier
 from .report import Posture, Report, summarise
 from .unchanged import unchanged, watchable
 from .uncond import UncondText
-from .verify import Verified, verified
+from .verify import verified
 from .withhold import Refusal, images_of, without_refused
 
 HandedOut = Callable[[Report, tuple[int, int] | None], None]
@@ -77,20 +77,23 @@ class Regulation(Intervention):
         self._refusals: dict[int, Refusal] = {}
         self._noise: list[torch.Generator] = []
         self._batch = 0
+        self._awaited: frozenset[str] | None = None  # see `_awaits`
 
     def idle(self, tap: str) -> bool:
         """Whether the call at that tap is neither looked at nor restricted."""
-        forward = self.run.forward
-        if (
-            not self._batch
-            or self.sees_uncond
-            or forward is None
-            or (self._reader is not None and tap in self._read_taps)
-        ):
-            return False
-        looks: tuple[ConceptPlan | Verified, ...] = (*self.plan, *self._verified)
-        due = any(look.due(tap, forward.sigma) for look in looks)
-        return not due and all(state.located is None for state in self._states)
+        return self._awaited is not None and tap not in self._awaited
+
+    def _awaits(self, forward: Forward) -> frozenset[str] | None:
+        """The taps of a forward whose calls are looked at, while nothing is located; None: all calls are needed."""
+        prompted = [part for part in forward.parts if part.follows_prompt]
+        rows = [forward.batch if part.rows is None else len(range(forward.batch or 0)[part.rows]) for part in prompted]
+        if self.sees_uncond or not self._states or any(state.located is not None for state in self._states):
+            return None
+        if rows and rows != [self._batch]:  # `on_call` refuses another batch
+            return None
+        looked_at = {plan.probe for plan in self.plan if plan.due(plan.probe, forward.sigma)}
+        verified = {state.calibration.probe for state in self._verified}
+        return self._read_taps | looked_at | verified
 
     def reusable(self, forward: Forward) -> bool:
         """Not while anything is looked for, or a policy holds back that could act in blocks that are skipped."""
@@ -147,6 +150,7 @@ class Regulation(Intervention):
     def _list_anew(self) -> None:
         """The masks are others than they were."""
         self.run.version += 1
+        self._awaited = None
         self._lister.forget()
         for state in self._states:
             if state.located is not None:
@@ -214,6 +218,7 @@ class Regulation(Intervention):
         for concept in self.plan:
             if forward.sigma < concept.window[1] and concept.name not in looked_for:
                 raise self._never_looked_for(concept)
+        self._awaited = self._awaits(forward)
 
     def on_forward_end(self, forward: Forward) -> None:
         """Nobody can withhold what a bare transformer gave: its edits are checked at once."""

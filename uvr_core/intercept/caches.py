@@ -6,14 +6,13 @@ a concept is looked for and until all of it was computed under today's masks; th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from .current import Current
-from .runtime import along
 
 _DECISION = "_should_compute_remaining_blocks"  # of diffusers' first block cache, asked when the first block has run
 
@@ -22,13 +21,12 @@ class Caches:
     """The caches of one transformer.
 
     Args:
-        transformer: the root module.
-        taps: paths of the tapped modules.
+        along: the transformer and every module on the way to a tap, as they are now.
         current: the run of each thread.
     """
 
-    def __init__(self, transformer: nn.Module, taps: Sequence[str], current: Current):
-        self._transformer, self._taps, self._current = transformer, taps, current
+    def __init__(self, along: Iterable[nn.Module], current: Current):
+        self._along, self._current = along, current
         self._wrapped: list[Any] = []
 
     def wrap(self) -> None:
@@ -45,7 +43,7 @@ class Caches:
         self._wrapped.clear()
 
     def _hooks(self) -> Iterator[Any]:
-        for module in along(self._transformer, self._taps):
+        for module in self._along:
             registry = module.__dict__.get("_diffusers_hook")
             yield from (hook for hook in getattr(registry, "hooks", {}).values() if hasattr(type(hook), _DECISION))
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapter import Adapter, Layout
+from ..adapter import Adapter
 from ..errors import AdapterMismatch, TapNotFired, UnsupportedRuntime, UVRError
 from .calls import AttentionCall, joint_call, spans_of
 from .current import Current
@@ -20,15 +20,19 @@ from .hooks import Hook
 from .intervention import Begin, Intervention
 from .ledger import Forward, Run
 from .order import in_order, put_back
-from .runtime import OUTSIDE, refuse_forward, refuse_split_batch, skipping
+from .reading import Reader, Reading
+from .runtime import OUTSIDE, Along, refuse_forward, refuse_split_batch, skipping
 from .traced import Observer, observing
 
 
-class _Single(threading.local):
-    """Of this thread's forward: what ends its run, if it is a single one, and who saw compiled calls before."""
+class _Thread(threading.local):
+    """Of this thread's forward: what ends its run, if it is a single one; who saw compiled calls before; who reads."""
 
     token: contextvars.Token[Intervention | None] | None = None
     before: Observer | None = None
+
+    def __init__(self) -> None:
+        self.reader = Reader()
 
 
 class Forwards:
@@ -47,10 +51,11 @@ class Forwards:
         self, transformer: nn.Module, adapter: Adapter, current: Current, pipeline: object, begin: Begin | None
     ):
         self.taps = tuple(adapter.taps(transformer))
+        self.along = Along(transformer, self.taps)
         self._transformer, self._adapter, self._current = transformer, adapter, current
         self._pipeline, self._trusted = pipeline, pipeline is not None and adapter.drives(type(pipeline))
         self._signature = inspect.signature(type(transformer).forward)
-        self._begin, self._single = begin, _Single()
+        self._begin, self._thread = begin, _Thread()
         self._handles: list[Any] = []
 
     def register(self, prepare: Callable[[], None]) -> None:
@@ -67,22 +72,23 @@ class Forwards:
         self._handles.clear()
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        refuse_forward(module, self.taps)
+        refuse_forward(module, self.along)
         self._prepare()
-        bound, layout, sigma, text = self._read(module, args, kwargs)
-        if self._single.token is not None:  # left by a forward that Ctrl-C broke off: torch runs no hook after that
-            self._current.reset(self._single.token)
-            self._single.token = None
+        reading = self._read(module, args, kwargs)
+        if self._thread.token is not None:  # left by a forward that Ctrl-C broke off: torch runs no hook after that
+            self._current.reset(self._thread.token)
+            self._thread.token = None
         intervention = self._current.get()
         if self._begin is not None and intervention is None:
             intervention = self._begin(Run(self.taps, bare=True))
-            self._single.token = self._current.set(intervention)
+            self._thread.token = self._current.set(intervention)
         if intervention is None:
             raise UVRError(
                 "the regulated transformer was called outside its pipeline; attached to the transformer itself, run "
                 "each generation inside `with reg.generation():`, or detach"
             )
-        run, latents = intervention.run, bound.get(self._adapter.latents)
+        run, latents = intervention.run, reading.arguments.get(self._adapter.latents)
+        layout, sigma = reading.layout, reading.sigma
         if layout is None or sigma is None:
             run.set_aside(latents, self._name)
             self._show_compiled()
@@ -94,7 +100,7 @@ class Forwards:
         except UnsupportedRuntime as error:
             names = skipping(module, kwargs)
             raise UnsupportedRuntime(f"{error}. On the model: {', '.join(names)}" if names else str(error)) from None
-        forward = Forward(step, number, layout, level, None if latents is None else len(latents), parts, text)
+        forward = Forward(step, number, layout, level, None if latents is None else len(latents), parts, reading.text)
         run.open(forward)
         self._show_compiled()
         intervention.on_forward(forward)
@@ -112,31 +118,22 @@ class Forwards:
     def _show_compiled(self) -> None:
         """Let this thread's compiled attention be seen until the forward ends."""
         if (before := observing.get()) != self.observe_compiled:
-            self._single.before = before
+            self._thread.before = before
         observing.set(self.observe_compiled)
 
-    def _read(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Mapping[str, Any], Layout | None, torch.Tensor | None, int | None]:
-        """(arguments, layout, noise level, text tokens); the arguments alone where the layout is None."""
-        adapter = self._adapter
+    def _read(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reading:
         try:
-            bound = self._signature.bind(module, *args, **kwargs).arguments
-            layout = adapter.layout(bound)
-            if layout is None:
-                return bound, None, None, None
-            sigma = adapter.time(bound)
-            text = None if adapter.text is None else adapter.text(bound)
+            arguments = self._signature.bind(module, *args, **kwargs).arguments
+            return self._thread.reader.read(self._adapter, arguments)
         except (TypeError, KeyError, AttributeError) as error:
             raise AdapterMismatch(
-                f"adapter {adapter.name!r} cannot read the arguments of {type(module).__name__}.forward: {error}"
+                f"adapter {self._adapter.name!r} cannot read the arguments of {type(module).__name__}.forward: {error}"
             ) from error
-        return bound, layout, sigma, text
 
     def _after(self, module: nn.Module, args: object, kwargs: Mapping[str, Any], output: object) -> None:
         intervention = self._current.get()
-        observing.set(self._single.before)
-        token, self._single.token = self._single.token, None
+        observing.set(self._thread.before)
+        token, self._thread.token = self._thread.token, None
         if token is not None:
             self._current.reset(token)
         if intervention is None or intervention.run.close_aside() or intervention.run.forward is None:
@@ -209,9 +206,11 @@ def intervene(call: AttentionCall, intervention: Intervention, adapter: Adapter)
         )
     forward.taps[call.path] += 1
     output: torch.Tensor | None = None
-    if forward.layout.order is None:
+    if intervention.idle(call.path):
+        pass
+    elif forward.layout.order is None:
         output = _edited(call, intervention, adapter, forward)
-    elif not intervention.idle(call.path):
+    else:
         ordered = in_order(call, forward)  # a copy, and so is what is written into it
         edited = _edited(ordered, intervention, adapter, forward)
         output = put_back(ordered.output if edited is None else edited, call, forward)

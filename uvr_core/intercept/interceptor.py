@@ -42,7 +42,7 @@ class Interceptor:
         self._current, self._begin = current, begin
         self.forwards = Forwards(transformer, adapter, current, pipeline, begin if single else None)
         self._part_names = PartNames(transformer, current)
-        self._caches = Caches(transformer, self.forwards.taps, current)
+        self._caches = Caches(self.forwards.along, current)
         self._call = None
         self.taps = Taps(
             adapter.taps(transformer),

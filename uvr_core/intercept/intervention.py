@@ -40,8 +40,7 @@ class Intervention:
         """A forward begins."""
 
     def idle(self, tap: str) -> bool:
-        """Whether `on_call` would neither read nor edit the open forward's call at that tap. Asked only where its
-        tokens would have to be put in order first."""
+        """Whether `on_call` would neither read nor edit the open forward's call at that tap: then it is spared."""
         return False
 
     def reusable(self, forward: Forward) -> bool:

@@ -171,9 +171,11 @@ class Run:
             UVRError: the noise level is not finite, samples differ in theirs, or the layout is not the run's.
             TapNotFired: another forward is open.
         """
-        low, high = torch.stack(torch.aminmax(sigma.detach().float())).tolist()  # host sync
-        if not math.isfinite(low) or not math.isfinite(high):
-            raise UVRError(f"the model's time argument gives noise level {low}; expected 0..1")
+        levels: list[float] = sigma.detach().float().flatten().tolist()  # host sync
+        if not all(map(math.isfinite, levels)):
+            strange = next(level for level in levels if not math.isfinite(level))
+            raise UVRError(f"the model's time argument gives noise level {strange}; expected 0..1")
+        low, high = min(levels), max(levels)
         if low != high:
             raise UVRError(
                 f"the samples of one forward have noise levels from {low:.3g} to {high:.3g}; UVR expects one for all: "

@@ -26,7 +26,7 @@ OUTSIDE = (
 _HARMLESS_HOOKS = frozenset({"hooks", "group_offloading", "layerwise_casting"})
 
 
-def refuse_forward(transformer: nn.Module, taps: Sequence[str]) -> None:
+def refuse_forward(transformer: nn.Module, along: Iterable[nn.Module]) -> None:
     """Before each forward: what is on now that no count of taps would tell.
 
     Raises:
@@ -36,7 +36,7 @@ def refuse_forward(transformer: nn.Module, taps: Sequence[str]) -> None:
         raise UnsupportedRuntime(
             f"{type(transformer).__name__} is traced by torch.jit: the trace would hold no regulation; detach UVR first"
         )
-    _refuse_skipping(along(transformer, taps))
+    _refuse_skipping(along)
     if (parallel := getattr(transformer, "_parallel_config", None)) is not None:
         raise UnsupportedRuntime(
             f"{type(parallel).__name__}: context parallel splits the tokens and tensor parallel the heads that UVR "
@@ -44,18 +44,36 @@ def refuse_forward(transformer: nn.Module, taps: Sequence[str]) -> None:
         )
 
 
-def along(transformer: nn.Module, taps: Sequence[str]) -> Iterator[nn.Module]:
-    """The transformer and every module on the way to a tap, as they are now."""
-    yield transformer
-    seen: dict[str, nn.Module] = {"": transformer}
-    for path in taps:
-        parent = ""
-        for name in path.split("."):
-            here = f"{parent}.{name}" if parent else name
-            if here not in seen:
-                seen[here] = getattr(seen[parent], name)
-                yield seen[here]
-            parent = here
+class Along:
+    """The transformer and every module on the way to a tap, as they are now.
+
+    Asked before every forward, so it walks anew only where a module was put in another's place.
+    """
+
+    def __init__(self, transformer: nn.Module, taps: Sequence[str]):
+        self._transformer, self._taps = transformer, taps
+        self._children: list[tuple[nn.Module, str, nn.Module]] = []
+        self._modules: tuple[nn.Module, ...] = ()
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        if not self._modules or any(
+            parent.__dict__["_modules"].get(name) is not module for parent, name, module in self._children
+        ):
+            self._walk()
+        return iter(self._modules)
+
+    def _walk(self) -> None:
+        seen = {"": self._transformer}
+        self._children.clear()
+        for path in self._taps:
+            parent = ""
+            for name in path.split("."):
+                here = f"{parent}.{name}" if parent else name
+                if here not in seen:
+                    seen[here] = getattr(seen[parent], name)
+                    self._children.append((seen[parent], name, seen[here]))
+                parent = here
+        self._modules = tuple(seen.values())
 
 
 def uncompiled(module: Any) -> Any:

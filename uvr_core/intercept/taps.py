@@ -179,7 +179,8 @@ class Taps:
 
     def _pre(self, path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: object) -> None:
-            self._seat(path, module)
+            if getattr(module.processor, "_uvr_taps", None) is not self:
+                self._seat(path, module)
             if len(module._forward_hooks) > 2:  # others' hooks: ours go around them
                 hooks: Any = module._forward_hooks
                 _, first, last = _NUMBERS

@@ -96,8 +96,8 @@ class ZeroedMemory(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        return made.zero_() if func is torch.empty else made
+        returned = func(*args, **(kwargs or {}))
+        return returned.zero_() if func is torch.empty else returned
 
 
 def _build(cls: type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
