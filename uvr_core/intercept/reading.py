@@ -92,7 +92,7 @@ def _check(name: str, value: Any) -> Callable[[Mapping[str, Any]], bool] | None:
 
         def unwritten(arguments: Mapping[str, Any]) -> bool:
             now = tensor()
-            return now is not None and now is arguments.get(name) and now._version == version
+            return now is not None and now._version == version and arguments.get(name) is now
 
         return unwritten
     if isinstance(value, nn.Module):
