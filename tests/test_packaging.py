@@ -106,7 +106,7 @@ def test_wheel_holds_every_file_of_the_packages(contents, distribution):
     assert sorted(packed - shipped) == []
 
 
-@pytest.mark.parametrize("suffix", [".png", ".json", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".png", ".json", ".safetensors", ".xz"])
 def test_wheel_holds_zoo_data(contents, suffix):
     sizes = [size for name, size in contents["uvr-zoo"].items() if name.startswith("uvr_zoo/data/") and suffix in name]
     assert sizes

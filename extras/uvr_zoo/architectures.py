@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from . import storage
 from .text import ZooTokenizer
 
 Condition = dict[str, torch.Tensor]
@@ -89,10 +90,8 @@ def load_part(kind: str, path: Path) -> nn.Module:
     import diffusers
     import transformers
 
-    if transformer_class := getattr(diffusers, kind, None):
-        return frozen(
-            transformer_class.from_pretrained(path).float()
-        )  # before diffusers 0.40 the argument was torch_dtype
+    if diffusers_class := getattr(diffusers, kind, None):
+        return frozen(storage.load(diffusers_class, path))
     return frozen(getattr(transformers, kind).from_pretrained(path, dtype=torch.float32))
 
 

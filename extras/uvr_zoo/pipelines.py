@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
 import types
@@ -14,6 +13,7 @@ from typing import Any
 import diffusers
 import torch
 
+from . import storage
 from .architectures import ARCHITECTURES
 from .recipes import RECIPES, Recipe
 from .scenes import SIZE
@@ -64,14 +64,14 @@ def working_at(side: int) -> type:
 
 
 def export(recipe: Recipe, transformer: torch.nn.Module, folder: Path) -> None:
-    """Write a trained transformer (float16) and its scheduler in diffusers' format under `folder`."""
-    copy.deepcopy(transformer).half().save_pretrained(folder / "transformer")
+    """Write a trained transformer (float16, packed) and its scheduler under `folder`, as the zoo ships them."""
+    storage.pack(transformer, folder / "transformer")
     scheduler(recipe).save_pretrained(folder / "scheduler")
 
 
 def load_transformer(name: str, root: Path) -> torch.nn.Module:
     """The transformer of zoo pipeline `name` saved under `root`, in float32."""
-    return getattr(diffusers, ARCHITECTURES[name].transformer).from_pretrained(root / "transformer").float()
+    return storage.load(getattr(diffusers, ARCHITECTURES[name].transformer), root / "transformer")
 
 
 def load(name: str, folder: str | Path | None = None) -> Any:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, AutoencoderKLQwenImage
 from torch import nn
 
-from . import scenes
+from . import scenes, storage
 from .training import Run, fit
 
 CONFIG = {
@@ -114,7 +114,7 @@ def train_qwen(
     """An AutoencoderKLQwenImage that speaks the teacher's latents: same encoder map, same decoder map, other class.
 
     So every zoo pipeline draws in one latent space, and what one transformer learned can start another. Trains on
-    crops and saves (float16) in `out`.
+    crops and saves (float16, packed) in `out`.
     """
     torch.manual_seed(0)
     config = teacher.config
@@ -144,4 +144,4 @@ def train_qwen(
         encoded = vae.encode(images[:, :, None]).latent_dist.mean[:, :, 0]
         apart = float((encoded - latents).square().mean() / latents.var())
         run.log(psnr=_psnr(vae.decode(latents[:, :, None]).sample[:, :, 0], images), latents_apart=round(apart, 4))
-    vae.half().save_pretrained(out)
+    storage.pack(vae, out)

@@ -16,12 +16,12 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from ..storage import load_state, save_state
 from ..text import ZooTokenizer
 from ..vision_text import MERGE, PATCH, SPECIAL
 from ..vocabulary import OBJECTS, STYLES
 from .parsing import BACKGROUNDS, WIDTHS
 from .scenes import CANVAS
-from .storage import load_state, save_state
 from .words import SPECIALS, WIDTH, read
 
 Kind = Literal["qwen3", "qwen-vl"]

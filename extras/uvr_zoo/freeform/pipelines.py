@@ -10,11 +10,12 @@ import diffusers
 
 from uvr_core.errors import UVRError, did_you_mean
 
+from .. import storage
 from ..architectures import ARCHITECTURES, SD3, Architecture, Flux, Qwen, load_part
 from ..pipelines import DATA, scheduler, working_at
 from ..recipes import RECIPES, Recipe
 from ..vision_text import processor
-from . import chat, storage
+from . import chat
 from .encoders import load
 from .families import FAMILIES
 from .words import MAX_TOKENS

@@ -16,12 +16,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..judging import Judge, scrambled
+from ..storage import load_state, save_state
 from ..training import Run, fit
 from ..vae import to_tensor
 from ..vocabulary import OBJECTS
 from . import scenes
 from .render import render
-from .storage import load_state, save_state
 from .wordings import Split
 
 CELL = 4  # pixels of a cell's side

@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from .. import training
+from .. import storage, training
 from ..architectures import Architecture, Condition, Grid
 from ..muon import optimisers_of
-from . import storage
 from .pool import Canvas, Mix, Pool, Supply
 
 _SMALL, _FULL = (64, 64), (96, 96)

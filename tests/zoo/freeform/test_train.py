@@ -14,8 +14,9 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from tiny import tiny_flux
 
+from uvr_zoo import storage
 from uvr_zoo.architectures import ARCHITECTURES
-from uvr_zoo.freeform import storage, train
+from uvr_zoo.freeform import train
 from uvr_zoo.freeform.pool import Drawn, Mix, Pool, Supply, draw, example, spoken
 from uvr_zoo.freeform.scenes import sample
 from uvr_zoo.pipelines import DATA
