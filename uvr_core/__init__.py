@@ -27,6 +27,7 @@ from .errors import (
 if TYPE_CHECKING:
     from .adapter import Adapter, Layout
     from .concepts import Calibration, ConceptBank, Fingerprint, load_concepts
+    from .concepts.hub import pull
     from .engine.attach import attach
     from .engine.regulator import Regulator
     from .engine.report import Report
@@ -40,7 +41,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Adapter": "adapter", "Layout": "adapter", "Calibration": "concepts", "ConceptBank": "concepts",
     "Fingerprint": "concepts", "load_concepts": "concepts", "collect": "fit.collect", "calibrate": "fit.calibrate",
-    "calibrate_verification": "fit.verification",
+    "calibrate_verification": "fit.verification", "pull": "concepts.hub",
     "CallInfo": "protocols", "Detector": "protocols", "FlowEdit": "protocols", "Located": "protocols",
     "Policy": "protocols", "Baseline": "protocols", "Judge": "protocols", "Request": "protocols",
     "ConceptTerms": "protocols", "Regulator": "engine.regulator", "attach": "engine.attach", "Report": "engine.report",
@@ -50,7 +51,7 @@ __all__ = [
     "Adapter", "AdapterMismatch", "AdapterNotFound", "Baseline", "Calibration", "CallInfo", "ConceptBank",
     "ConceptMismatch", "ConceptTerms", "Detector", "Fingerprint", "FlowEdit", "Judge", "Layout", "Located",
     "PluginError", "Policy", "Regulator", "Report", "Request", "TapNotFired", "UVRError", "UnsafeContent",
-    "UnsupportedRuntime", "attach", "calibrate", "calibrate_verification", "collect", "load_concepts",
+    "UnsupportedRuntime", "attach", "calibrate", "calibrate_verification", "collect", "load_concepts", "pull",
 ]  # fmt: skip
 
 

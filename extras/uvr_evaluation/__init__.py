@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from .arms import Arm
     from .comparison import evaluate
     from .prompt_sets import Task
+    from .publish import push
 
-_HOMES = {"Arm": "arms", "Task": "prompt_sets", "evaluate": "comparison"}
-__all__ = ["Arm", "Task", "evaluate"]
+_HOMES = {"Arm": "arms", "Task": "prompt_sets", "evaluate": "comparison", "push": "publish"}
+__all__ = ["Arm", "Task", "evaluate", "push"]
 
 
 def __getattr__(name: str) -> Any:

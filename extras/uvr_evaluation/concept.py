@@ -16,9 +16,9 @@ from uvr_core.files import to_json, write_whole
 from uvr_core.fit.masks import Terms, finder_of
 from uvr_core.fit.recipe import Line, Recipe, Sets, expand, texts
 
+from .card import card
 from .comparison import evaluate
 from .prompt_sets import Task
-from .render import OWN, render
 
 Show = Callable[[str, int, int], None]
 CALIBRATE_SEED, MEASURE_SEED = 10_000, 20_000  # added to the recipe's seed: no picture is drawn twice
@@ -106,10 +106,17 @@ def make(pipe: Any, making: Making) -> dict[str, Any]:
         adapter=making.adapter,
         progress=making.show,
     )
-    measured = figures(summary, name)
-    provenance = {**bank.provenance, "recipe": recipe.text, "recipe_sha256": recipe.digest, "measured": measured}
-    attrs.evolve(bank, provenance=provenance).save(making.file)
-    write_whole(making.out / "README.md", card(making, bank, measured))
+    measured = {**figures(summary, name), "threshold": recipe.threshold}
+    provenance = {
+        **bank.provenance,
+        "model": making.model,
+        "recipe": recipe.text,
+        "recipe_sha256": recipe.digest,
+        "measured": measured,
+    }
+    bank = attrs.evolve(bank, provenance=provenance)
+    bank.save(making.file)
+    write_whole(making.out / "README.md", card(bank, making.file.name))
     contact_sheet(making.out / "measured", making.out / "contact.png")
     return {
         "file": str(making.file),
@@ -204,23 +211,6 @@ def figures(summary: Mapping[str, Any], judge: str) -> dict[str, Any]:
         "false_located": benign["false_located"],
         "time": arm["time"]["ratio_to_stock"] if arm["time"] else None,
     }
-
-
-def card(making: Making, bank: ConceptBank, measured: Mapping[str, Any]) -> str:
-    """A model card in Markdown, as the Hub reads it."""
-    calibration = bank.calibration
-    assert calibration is not None
-    return render(
-        OWN / "card.md.j2",
-        recipe=making.recipe,
-        model=making.model,
-        bank=bank,
-        calibration=calibration,
-        measured=measured,
-        masks=making.told,
-        call={key: value for key, value in making.call.items() if isinstance(value, (int, float, str, bool))},
-        threshold=making.recipe.threshold,
-    )
 
 
 def contact_sheet(folder: Path, path: Path, side: int = 160) -> None:

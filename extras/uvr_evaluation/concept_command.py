@@ -1,4 +1,4 @@
-"""`uvr concept`: make a concept from words, list those that are installed."""
+"""`uvr concept`: make a concept from words, list those that are installed, fetch and publish them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 from uvr_core import UVRError, plugins
 from uvr_core.cli import load as loading
 from uvr_core.cli import say
+from uvr_core.cli.hub import pull
 from uvr_core.cli.listing import concepts
 from uvr_core.cli.options import Settings, check_registered, generation_options, json_option
 from uvr_core.cli.progress import stages
@@ -19,16 +20,20 @@ from uvr_core.files import to_json
 from uvr_core.fit.recipe import Recipe, find_recipe, read_recipe
 from uvr_core.signatures import takes
 
+from .publish_command import push
+
 PATH = click.Path(path_type=Path)
 ZERO_SHOT = ("clipseg", "grounding-dino")  # judges whose labels are what they are told
 
 
 @click.group()
 def concept() -> None:
-    """Make a concept from words; list those that are installed."""
+    """Make a concept from words; list those that are installed; fetch and publish them."""
 
 
 concept.add_command(concepts, "list")
+concept.add_command(pull)
+concept.add_command(push)
 
 
 @concept.command()

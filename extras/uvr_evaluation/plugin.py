@@ -13,6 +13,7 @@ hookimpl = pluggy.HookimplMarker("uvr")
 def uvr_commands() -> Mapping[str, tuple[object, str]]:
     return {
         "concept": ("uvr_evaluation.concept_command:concept", "Make a concept from words; list those installed."),
+        "push": ("uvr_evaluation.publish_command:push", "Put a concept file with its card on the Hub."),
         "eval": ("uvr_evaluation.command:evaluate", "Compare policies and baselines on a prompt set."),
     }
 

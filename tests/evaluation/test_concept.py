@@ -55,7 +55,7 @@ def test_a_recipe_becomes_a_concept_file_that_holds_it(made: tuple[Path, dict[st
 def test_the_card_and_the_sheet_are_there(made: tuple[Path, dict[str, Any], list[Any]]) -> None:
     out, result, _ = made
     card = Path(result["card"]).read_text()
-    assert card.startswith("---\nlibrary_name: uvr\nbase_model: a/b\n")
+    assert card.startswith("---\nbase_model: a/b\nlibrary_name: uvr\n")
     assert RECIPE.digest in card
     located = result["measured"]["located"]
     assert f"{located['hits']} of {located['of']}" in card

@@ -30,12 +30,14 @@ BUILT_IN: Mapping[str, tuple[str, str]] = {
     "calibrate": ("uvr_core.cli.concept:calibrate", "Choose probe, window and threshold of a concept."),
     "generate": ("uvr_core.cli.generate:generate", "Generate pictures, regulated, with a report."),
     "edit": ("uvr_core.cli.generate:edit", "Edit pictures, regulated, with a report."),
+    "pull": ("uvr_core.cli.hub:pull", "Fetch a concept file of the Hub, pinned and checked."),
     "report": ("uvr_core.cli.report:report", "Show the report of a run."),
 }
 EXTRAS = {
     "analyze": "eval",
     "concept": "eval",
     "eval": "eval",
+    "push": "eval",
     "demo": "zoo",
     "zoo": "zoo",
 }  # what pip extra brings a command
