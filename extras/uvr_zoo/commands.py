@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import attrs
 import click
 
 from uvr_core.cli import output, say
@@ -74,14 +75,18 @@ def list_(as_json: bool) -> None:
         }
         for part in components.PARTS.values()
     ]
+    cards = sorted((_data() / "freeform").glob("*/card.json"))
+    free = [{"name": f"free-{path.parent.name}", "card": json.loads(path.read_text())} for path in cards]
     if as_json:
-        click.echo(to_json({"pipelines": rows, "parts": parts}))
+        click.echo(to_json({"pipelines": rows, "free": free, "parts": parts}))
         return
     for row in rows:
         state = "ships trained" if row["trained"] else f"not trained yet: uvr zoo train {row['name']}"
         click.echo(
             f"{row['name']}: {len(row['objects'])} objects, {len(row['styles'])} styles, {row['steps']} steps; {state}"
         )
+    for row in free:
+        click.echo(f"{row['name']}: free English, 96 x 96 pixels; ships trained")
     for row in parts:
         state = "ships trained" if row["made"] else f"not made yet: uvr zoo ground {row['name']}"
         users = f", for {', '.join(row['pipelines'])}" if row["pipelines"] else ""
@@ -216,6 +221,47 @@ def prompts(name: str, names: tuple[str, ...], count: int, benign: int, first: i
     out.mkdir(parents=True, exist_ok=True)
     tasks = write(recipe.name, out, names, count, benign, first)
     click.echo(f"{out / 'prompts.jsonl'}: {tasks} tasks; next: uvr eval zoo:{name} --prompts {out / 'prompts.jsonl'}")
+
+
+@zoo.command()
+@click.argument("texts", nargs=-1)
+@json_option
+def words(texts: tuple[str, ...], as_json: bool) -> None:
+    """How the second edition's pipelines (free-NAME) read TEXTS, word by word; without any, what they can draw."""
+    if not texts:
+        from .freeform.wordings import vocabulary
+
+        held = vocabulary()
+        lines = [f"{name}: {', '.join(ways)}" for name, ways in held.items()]
+        click.echo(to_json(held) if as_json else "\n".join(lines))
+        return
+    from .freeform.reading import Reader
+
+    readings = Reader(_data() / "freeform" / "text")(list(texts))
+    if as_json:
+        click.echo(to_json([{"text": text, **attrs.asdict(read)} for text, read in zip(texts, readings, strict=True)]))
+        return
+    for text, read in zip(texts, readings, strict=True):
+        said = [*(read.objects or ("no object",)), f"background {read.background}", f"style {read.style}"]
+        click.echo(f"{text}: {', '.join(word for word in said if not word.endswith(' None'))}")
+        click.echo("  " + " ".join(f"{piece}={kind}" if kind else piece for piece, kind in read.pieces))
+
+
+@zoo.command()
+@click.argument("name")
+@click.argument("folder", type=PATH)
+def export(name: str, folder: Path) -> None:
+    """Write the pipeline NAME in diffusers' format, float32: what `from_pretrained(FOLDER)` reads."""
+    output.check_folder(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise UVRError(f"{folder} is not empty")
+    from uvr_core.cli.load import be_quiet
+
+    be_quiet()
+    from .pipelines import FREE, load
+
+    load(name if name.startswith(FREE) else recipe_of(name).name).save_pretrained(folder)
+    click.echo(f"{name}: {folder}")
 
 
 @zoo.command()

@@ -126,3 +126,32 @@ def test_zoo_train_logs_fidelity(small_zoo, tmp_path, monkeypatch):
     assert measured[0]["prompts"] == 64
     found, prompted = measured[0]["per_object"]["cat"]
     assert found == prompted > 0
+
+
+def test_zoo_words_says_what_a_text_is_read_as():
+    lines = ran("zoo", "words", "a dagger in the snow", "a violin", "zzxq").stdout.splitlines()
+    assert lines[0] == "a dagger in the snow: knife, background snow"
+    assert "dagger=knife" in lines[1]
+    assert lines[2].startswith("a violin: no object")
+    assert lines[4].startswith("zzxq: no object")  # a word that no table holds
+    (reading,) = json.loads(ran("zoo", "words", "--json", "a kitten").stdout)
+    assert reading["objects"] == ["cat"]
+    drawable = ran("zoo", "words").stdout
+    assert "knife: blade, dagger" in drawable
+    assert "background night" in drawable
+
+
+def test_zoo_export_writes_what_diffusers_reads(tmp_path):
+    from diffusers import DiffusionPipeline
+
+    import uvr_zoo
+
+    ran("zoo", "export", "flux", tmp_path / "flux")
+    exported, stock = DiffusionPipeline.from_pretrained(tmp_path / "flux"), uvr_zoo.load("flux")
+    assert type(exported) is type(stock)
+    weights = exported.transformer.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in stock.transformer.state_dict().items())
+    assert "not empty" in refused("zoo", "export", "flux", tmp_path / "flux")
+    assert "did you mean 'flux'?" in refused("zoo", "export", "flx", tmp_path / "other")
+    assert "free-form" in refused("zoo", "export", "free-flx", tmp_path / "other")
+    assert not (tmp_path / "other").exists()

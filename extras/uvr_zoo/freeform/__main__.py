@@ -18,7 +18,7 @@ from .pool import Mix
 from .wordings import Kind
 
 PATH = click.Path(path_type=Path)
-TEXT = DATA / "freeform" / "text"
+TEXT = DATA / "freeform" / "text"  # .pipelines would load torch
 folder_option = click.option("--folder", type=PATH, required=True, help="Checkpoint and log; what is there goes on.")
 minutes_option = click.option("--minutes", type=float, required=True, help="In all, what is spent already counts.")
 dry_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
@@ -152,18 +152,26 @@ def judge(folder: Path, minutes: float, dry_run: bool, export: Path) -> None:
 @main.command()
 @click.option("--text", "encoders", type=PATH, default=TEXT, help="Folder of the text encoders.")
 @click.option("--cut", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Below it, none of these.")
-@click.argument("texts", nargs=-1)
-def words(encoders: Path, cut: float, texts: tuple[str, ...]) -> None:
-    """What texts are read as; without any, how held-out wordings are read."""
+def reading(encoders: Path, cut: float) -> None:
+    """How held-out wordings are read; `uvr zoo words` reads a text."""
     from .reading import Reader, measure
 
-    reader = Reader(encoders, cut)
-    if not texts:
-        click.echo(json.dumps(measure(reader)))
-    for text, reading in zip(texts, reader(list(texts)), strict=True):
-        said = [*reading.objects, f"background {reading.background}", f"style {reading.style}"]
-        click.echo(f"{text}: " + ", ".join(word for word in said if not word.endswith("None")))
-        click.echo("  " + " ".join(f"{piece}={kind}" if kind else piece for piece, kind in reading.pieces))
+    click.echo(json.dumps(measure(Reader(encoders, cut))))
+
+
+@main.command()
+@click.argument("name")
+@click.option("--transformer", type=PATH, required=True, help="As `train --export` wrote it.")
+@click.option("--folder", type=PATH, required=True, help="Of the training run: its log is summed up on the card.")
+@click.option("--export", type=PATH, required=True, help="Folder in which the folder NAME is made or gone on with.")
+@click.option("--prompts", type=click.IntRange(min=1), help="Of each gate.  [default: 400, and 200 with places]")
+def publish(name: str, transformer: Path, folder: Path, export: Path, prompts: int | None) -> None:
+    """Write a pipeline as it ships, its gates measured by both judges."""
+    from .publish import publish as written
+
+    last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+    training = {"steps": last["step"], "minutes": round(last["seconds"] / 60), "loss": last["loss"]}
+    click.echo(written(name, transformer, export, training, prompts) / "card.json")
 
 
 @main.command()

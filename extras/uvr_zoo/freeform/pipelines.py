@@ -20,6 +20,8 @@ from .encoders import load
 from .families import FAMILIES
 from .words import MAX_TOKENS
 
+FOLDER = DATA / "freeform"
+TEXT = FOLDER / "text"
 CANVAS = 96  # pixels, both sides, unless the caller says otherwise
 SHIFT = 2.5  # timestep shift of the schedulers
 SAMPLING: dict[str, dict[str, Any]] = {
@@ -48,6 +50,18 @@ _QWEN = {"qwen-image": Qwen(length=60), "qwen-image-edit": Qwen("QwenImageEditPi
 def names() -> tuple[str, ...]:
     """The pipelines that can be trained on free-form scenes."""
     return (*SAMPLING, *FAMILIES)
+
+
+def shipped() -> tuple[str, ...]:
+    """The free-form pipelines that ship trained."""
+    return tuple(name for name in names() if (FOLDER / name / "transformer").is_dir())
+
+
+def load_free(name: str, folder: Path | None = None) -> Any:
+    """A trained free-form pipeline, see `pipeline`; `folder`: of another transformer. Raises UVRError: none ships."""
+    if folder is None and name not in shipped():
+        raise UVRError(f"no trained free-form pipeline {name!r}{did_you_mean(name, shipped())}")
+    return pipeline(name, TEXT, transformer=folder or FOLDER / name / "transformer")
 
 
 def family(name: str) -> Architecture:

@@ -159,3 +159,10 @@ def wordings(name: str, kind: Kind, split: Split) -> tuple[str, ...]:
     ranked = sorted(table, key=lambda wording: hashlib.sha256(wording.encode()).digest())
     held = ranked[: max(1, len(table) // 4)]
     return tuple(wording for wording in table if (wording in held) == (split == "heldout"))
+
+
+def vocabulary() -> dict[str, tuple[str, ...]]:
+    """Everything that free-form pipelines may have learned to draw, with the wordings that this file has for it."""
+    backgrounds = {f"background {name}": ways for name, ways in BACKGROUND_WORDS.items()}
+    styles = {f"style {name}": ways for name, ways in STYLE_WORDS.items()}
+    return {**SYNONYMS, **backgrounds, **styles}
