@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
     from . import scenes
     from .judging import Judge
-    from .pipelines import card, load, names
+    from .loading import load
+    from .pipelines import card, names
 
 __all__ = ["CONCEPTS", "OBJECTS", "STYLES", "card", "concepts", "judge", "load", "names", "scenes"]
 
-_HOMES = {"load": "pipelines", "names": "pipelines", "card": "pipelines"}
+_HOMES = {"load": "loading", "names": "pipelines", "card": "pipelines"}
 
 
 @functools.cache

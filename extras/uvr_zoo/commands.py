@@ -258,7 +258,7 @@ def export(name: str, folder: Path) -> None:
     from uvr_core.cli.load import be_quiet
 
     be_quiet()
-    from .pipelines import FREE, load
+    from .loading import FREE, load
 
     load(name if name.startswith(FREE) else recipe_of(name).name).save_pretrained(folder)
     click.echo(f"{name}: {folder}")

@@ -18,7 +18,6 @@ from .architectures import ARCHITECTURES
 from .recipes import RECIPES, Recipe
 from .scenes import SIZE
 
-FREE = "free-"
 DATA = Path(str(files("uvr_zoo"))) / "data"
 
 
@@ -76,20 +75,7 @@ def load_transformer(name: str, root: Path) -> torch.nn.Module:
 
 
 def load(name: str, folder: str | Path | None = None) -> Any:
-    """Load a zoo pipeline, on CPU in float32 and ready to call.
-
-    Args:
-        name: one of `names()`; or "free-" and a pipeline of the second edition: free English, 96 x 96 pixels.
-        folder: a folder made by `uvr zoo train ... --export`, instead of the shipped one.
-
-    Raises:
-        ValueError: unknown name.
-        UVRError: no such pipeline of the second edition ships.
-    """
-    if name.startswith(FREE):
-        from .freeform.pipelines import load_free
-
-        return load_free(name.removeprefix(FREE), None if folder is None else Path(folder))
+    """A pipeline of the first edition; see `loading.load`."""
     if name not in RECIPES:
         raise ValueError(f"unknown zoo pipeline {name!r}; there are: {', '.join(RECIPES)}")
     root = Path(folder) if folder is not None else DATA / name
