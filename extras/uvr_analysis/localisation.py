@@ -19,12 +19,18 @@ class Localisation:
     Attributes:
         auroc: (T,) area under the ROC curve over all patches of all images that show the concept.
         low, high: (T,) its 95% bootstrap band over images.
+        within: (T,) mean over images of the area among an image's patches alone: what differs from image to image helps
+            nobody there.
+        prior: the same of the places alone: of each image, how often the other images show the concept in a patch.
+            0.5 where there is one image.
         images: how many show it.
     """
 
     auroc: Array
     low: Array
     high: Array
+    within: Array
+    prior: float
     images: int
 
 
@@ -44,16 +50,20 @@ def localisation_of(flows: Flows, resamples: int = 1000) -> dict[str, Localisati
     weights = bootstrap(len(use), resamples) * len(use)
     hits, others = inside.sum(1), (~inside).sum(1)
     sizes = np.outer(hits, others)
+    places = np.broadcast_to(inside.sum(0), inside.shape) - inside
+    prior = float(np.mean(np.diag(_wins(places.astype(float), inside)) / np.diag(sizes)))
     result = {}
     for probe, scores in flows.scores.items():
-        value, low, high = [], [], []
+        value, low, high, within = [], [], [], []
         for step in range(scores.shape[1]):
             wins = _wins(scores[use, step], inside)
             value.append(wins.sum() / sizes.sum())
+            within.append(np.mean(np.diag(wins) / np.diag(sizes)))
             resampled = _pairs(weights, wins) / _pairs(weights, sizes)
             low.append(np.quantile(resampled, 0.025))
             high.append(np.quantile(resampled, 0.975))
-        result[probe] = Localisation(np.array(value), np.array(low), np.array(high), len(use))
+        lines = map(np.array, (value, low, high, within))
+        result[probe] = Localisation(*lines, prior, len(use))
     return result
 
 

@@ -42,7 +42,10 @@ def to_dict(flows: Flows) -> dict[str, Any]:
             for into in ("output", "located")[: 1 if flows.masks is None else 2]
         },
         "localisation": {
-            probe: {**{name: rounded(getattr(line, name)) for name in ("auroc", "low", "high")}, "images": line.images}
+            probe: {
+                **{name: rounded(getattr(line, name)) for name in ("auroc", "low", "high", "within", "prior")},
+                "images": line.images,
+            }
             for probe, line in localisation_of(flows).items()
         },
         "seconds": round(flows.seconds, 3),

@@ -15,7 +15,8 @@ def test_json_holds_what_was_measured_and_no_nan() -> None:
     masks[:, 0] = True
     flows = scored(np.tile(masks.reshape(6, 1, 12), (1, 5, 1)).astype(float), masks)
     data = json.loads(json.dumps(to_dict(flows)["localisation"], allow_nan=False))
-    assert data == {"a": {"auroc": [1.0] * 5, "low": [1.0] * 5, "high": [1.0] * 5, "images": 6}}
+    always = [1.0] * 5
+    assert data == {"a": {"auroc": always, "low": always, "high": always, "within": always, "prior": 1.0, "images": 6}}
     shown = text({"model": "m", "pipeline": "P", **to_dict(flows)})
     assert shown.splitlines()[0] == "m: P, 6 images, 5 steps, 1 blocks, 0.0 s"
     assert "into located patches:" in shown
