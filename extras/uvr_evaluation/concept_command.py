@@ -11,6 +11,7 @@ import click
 from uvr_core import UVRError, plugins
 from uvr_core.cli import load as loading
 from uvr_core.cli import say
+from uvr_core.cli.banks import merge_command, rename_command
 from uvr_core.cli.hub import pull
 from uvr_core.cli.listing import concepts
 from uvr_core.cli.options import Settings, check_registered, generation_options, json_option
@@ -32,6 +33,8 @@ def concept() -> None:
 
 
 concept.add_command(concepts, "list")
+concept.add_command(rename_command)
+concept.add_command(merge_command)
 concept.add_command(pull)
 concept.add_command(push)
 

@@ -87,9 +87,5 @@ def asked(
 
 
 def _described(bank: ConceptBank) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(bank.tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().float().numpy().tobytes())
     calibration = bank.calibration and attrs.asdict(bank.calibration)
-    return {"name": bank.name, "sha256": digest.hexdigest(), "calibration": calibration, "provenance": bank.provenance}
+    return {"name": bank.name, "sha256": bank.digest, "calibration": calibration, "provenance": bank.provenance}

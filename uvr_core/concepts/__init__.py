@@ -3,6 +3,7 @@
 from .bank import DTYPES, MAX_NAME, SCHEMA, TIME, Calibration, ConceptBank, Fingerprint
 from .file import MAX_DEPTH, MAX_FILE, MAX_HEADER, MAX_QUOTED, MAX_TENSORS, load_concepts
 from .find import resolve
+from .merge import merge, rename
 
 __all__ = [
     "DTYPES",
@@ -18,5 +19,7 @@ __all__ = [
     "ConceptBank",
     "Fingerprint",
     "load_concepts",
+    "merge",
+    "rename",
     "resolve",
 ]

@@ -15,6 +15,7 @@ The metadata carries schema, name, model fingerprint, calibration, verification 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -163,6 +164,15 @@ class ConceptBank:
     def width(self) -> int:
         """C = heads * head_dim."""
         return self.fingerprint.heads * self.fingerprint.head_dim
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the tensors' names and float32 values, hexadecimal: whatever the file's layout and metadata."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().float().numpy().tobytes())
+        return digest.hexdigest()
 
     def tensor(self, kind: str, probe: str) -> torch.Tensor:
         """One tensor, e.g. tensor("anchors", path). Raises ConceptMismatch if the bank lacks it."""
