@@ -45,7 +45,8 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     "--prompts",
     type=PATH,
     required=True,
-    help="The prompt set (.csv, .jsonl, .parquet): prompt or instruction, concept, seed, image, expect, absent, group.",
+    help="The prompt set (.csv, .jsonl, .parquet): prompt or instruction, concept, seed, image, expect, absent, group; "
+    "or hub:NAME of a published one (`uvr prompt-sets`), hub:owner/name[:file][@revision], hub:NAME=FILE of your copy.",
 )
 @click.option("--subjects", type=PATH, help="What judges and prompts call each concept.  [default: subjects.toml]")
 @click.option("--concept", "concepts", multiple=True, metavar="FILE_OR_NAME", help="A concept to regulate; repeatable.")
@@ -76,6 +77,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     help="One arm of the first policy with this concept file, made in another style, seed or checkpoint; repeatable.",
 )
 @click.option("--judge", "judges", multiple=True, required=True, help="Who says what a picture shows; repeatable.")
+@click.option("--limit", type=click.IntRange(min=1), help="No more tasks than that, the first of the set.")
 @click.option("--lpips", is_flag=True, help="Measure LPIPS too; needs torchvision and its weights.")
 @click.option("--out", type=PATH, required=True, help="Result folder. A run that was cut goes on in its own folder.")
 @click.option("--overwrite", is_flag=True, help="Begin anew in a folder that holds another evaluation.")

@@ -37,6 +37,7 @@ def evaluate(
     adapter: str | None = None,
     size: tuple[int, int] | None = None,
     lpips: bool = False,
+    limit: int | None = None,
     overwrite: bool = False,
     share: tuple[int, int] = (0, 1),
     facts: Mapping[str, Any] | None = None,
@@ -50,8 +51,8 @@ def evaluate(
 
     Args:
         pipe: a diffusers pipeline, or a function without arguments that loads it when all else is checked.
-        prompts: a prompt set (see `read_tasks`), or its tasks. out: folder of config.json, rows-*.jsonl, images and,
-            at the end, summary.json, report.html and pareto.png.
+        prompts: a prompt set (see `read_tasks`), "hub:NAME" of a published one (see `read_published`), or tasks. out:
+            folder of config.json, rows-*.jsonl, images and, at the end, summary.json, report.html and pareto.png.
         judges: registered names, or {name: judge}. The first counts; the first that can point draws the true masks.
         concepts: as `uvr_core.attach` takes them. subjects: what judges and prompts call them, or the file that says
             it; None: subjects.toml beside the prompt set. anchors_from: {label: concept} of further arms.
@@ -59,8 +60,8 @@ def evaluate(
             arms: any others.
         call: arguments of every call of the pipeline, or a function of it that gives them. seed: of a task without
             one, + its place. batch: images at a time. adapter: None: recognised. size: of sources, (width, height).
-        lpips: measure LPIPS too. overwrite: begin anew where another evaluation lies. share: (this process, of how
-            many). facts: {"model", "settings"} for config.json. running: a context around the pipeline's calls.
+        limit: no more tasks than that, the first. lpips: measure LPIPS too. overwrite: begin anew where another
+            evaluation lies. share: (this process, of how many). facts: {"model", "settings"} for config.json. running: a context around the pipeline's calls.
             progress: called with (what, images done, images in all).
 
     Returns:
@@ -70,7 +71,7 @@ def evaluate(
         UVRError: bad input, or another evaluation is in the folder.
     """
     require()
-    question = asked(prompts, judges, concepts, subjects, anchors_from, seed)
+    question = asked(prompts, judges, concepts, subjects, anchors_from, seed, limit)
     every = question.columns(arms, **columns)
     said = facts or {"model": type(pipe).__name__, "settings": {"call": repr(call), "seed": seed, "batch": batch}}
     config = question.config(every, lpips, said)

@@ -14,6 +14,10 @@ def uvr_commands() -> Mapping[str, tuple[object, str]]:
     return {
         "concept": ("uvr_evaluation.concept_command:concept", "Make a concept from words; list those installed."),
         "push": ("uvr_evaluation.publish_command:push", "Put a concept file with its card on the Hub."),
+        "prompt-sets": (
+            "uvr_evaluation.published_command:prompt_sets",
+            "List the published prompt sets that have a name.",
+        ),
         "eval": ("uvr_evaluation.command:evaluate", "Compare policies and baselines on a prompt set."),
     }
 

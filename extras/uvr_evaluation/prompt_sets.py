@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def read_tasks(path: Path, seed: int = 0) -> list[Task]:
     Raises:
         UVRError: no file, no task in it, or a bad row, named.
     """
-    readers = {".csv": csv_rows, ".jsonl": jsonl_rows, ".parquet": _parquet_rows}
+    readers = {".csv": csv_rows, ".jsonl": jsonl_rows, ".parquet": parquet_rows}
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise UVRError(f"{path}: a prompt set is .csv, .jsonl or .parquet, this is {suffix or 'without a suffix'}")
@@ -70,29 +71,47 @@ def read_tasks(path: Path, seed: int = 0) -> list[Task]:
     return tasks
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def parquet_columns(path: Path) -> list[str]:
+    """Names of a Parquet file's columns."""
+    with _parquet(path) as parquet:
+        return list(parquet.read_schema(path).names)
+
+
+def parquet_rows(path: Path, wanted: Sequence[str] = COLUMNS) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(where, row) of a Parquet file, of the wanted columns that it has; the others, pictures say, are not read."""
+    columns = [name for name in parquet_columns(path) if name in wanted]
+    with _parquet(path) as parquet:
+        rows = parquet.read_table(path, columns=columns).to_pylist()
+    for number, row in enumerate(rows, 1):
+        yield f"{path}: row {number}", row
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[Any]:
     try:
         import pyarrow.parquet as parquet
         from pyarrow import ArrowException
     except ImportError as error:
         raise UVRError(f"{path}: reading Parquet needs pyarrow: pip install 'uvr-core[eval]'") from error
     try:
-        columns = parquet.read_schema(path).names
-        table = parquet.read_table(path, columns=[name for name in columns if name in COLUMNS])
+        yield parquet
     except (ArrowException, OSError) as error:
         raise UVRError(f"{path}: not a Parquet file: {error}") from error
-    for number, row in enumerate(table.to_pylist(), 1):
-        yield f"{path}: row {number}", row
+
+
+def cell_text(row: Mapping[str, Any], name: str, where: str) -> str:
+    """A cell's text, stripped; "" where there is none. Raises UVRError: something else than text."""
+    value = row.get(name)
+    if value is None or value != value:  # Parquet files from data frames hold NaN for nothing
+        return ""
+    if not isinstance(value, str):
+        raise UVRError(f"{where}: {name}: expected text, got {value!r}")
+    return value.strip()
 
 
 def _task(index: int, row: Mapping[str, Any], where: str, folder: Path, seed: int) -> Task:
     def text(name: str) -> str:
-        value = row.get(name)
-        if value is None or value != value:  # Parquet files from data frames hold NaN for nothing
-            return ""
-        if not isinstance(value, str):
-            raise UVRError(f"{where}: {name}: expected text, got {value!r}")
-        return value.strip()
+        return cell_text(row, name, where)
 
     prompt = text("prompt") or text("instruction")
     if not prompt:
@@ -105,7 +124,7 @@ def _task(index: int, row: Mapping[str, Any], where: str, folder: Path, seed: in
     return Task(
         index,
         prompt,
-        _seed(row.get("seed"), where, seed + index),
+        seed_of(row.get("seed"), where, seed + index),
         concept,
         source,
         _labels(row, "expect", where),
@@ -124,7 +143,8 @@ def _labels(row: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
     return tuple(label.strip() for label in labels if label.strip())
 
 
-def _seed(value: Any, where: str, otherwise: int) -> int:
+def seed_of(value: Any, where: str, otherwise: int) -> int:
+    """A cell as a seed; `otherwise` where it is empty. Raises UVRError: no whole number >= 0."""
     if value is None or value == "" or value != value:
         return otherwise
     try:

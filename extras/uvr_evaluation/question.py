@@ -15,6 +15,7 @@ from uvr_core.plugins import registry
 
 from .arms import Arm, plan
 from .prompt_sets import Task, read_tasks
+from .published import is_published, read_published
 from .terms import SUBJECTS, check_labels, read_subjects, subjects_of
 
 
@@ -68,15 +69,23 @@ def asked(
     subjects: str | Path | Mapping[str, ConceptTerms] | None,
     anchors_from: Mapping[str, object] | None,
     seed: int,
+    limit: int | None = None,
 ) -> Question:
-    if isinstance(prompts, (str, Path)):
+    tasks: Sequence[Task]
+    if is_published(prompts):
+        tasks, source, terms = read_published(str(prompts), seed, limit)
+        subjects = terms if subjects is None else subjects
+    elif isinstance(prompts, (str, Path)):
         path = Path(prompts)
-        tasks: Sequence[Task] = read_tasks(path, seed)
+        tasks = read_tasks(path, seed)[:limit]
         source = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         if subjects is None and (path.parent / SUBJECTS).is_file():
             subjects = path.parent / SUBJECTS
     else:
-        tasks, source = list(prompts), {"file": "", "sha256": hashlib.sha256(repr(list(prompts)).encode()).hexdigest()}
+        tasks, source = (
+            list(prompts)[:limit],
+            {"file": "", "sha256": hashlib.sha256(repr(list(prompts)).encode()).hexdigest()},
+        )
     known = read_subjects(Path(subjects)) if isinstance(subjects, (str, Path)) else subjects or {}
     banks = [bank for bank, _ in resolve(concepts)]
     named = dict.fromkeys([*(bank.name for bank in banks), *(task.concept for task in tasks if task.concept)])
