@@ -56,13 +56,13 @@ def evaluate(
         judges: registered names, or {name: judge}. The first counts; the first that can point draws the true masks.
         concepts: as `uvr_core.attach` takes them. subjects: what judges and prompts call them, or the file that says
             it; None: subjects.toml beside the prompt set. anchors_from: {label: concept} of further arms.
-        columns: policies ("selective" unless given), detectors, baselines, controls, vary, without: see `arms.plan`.
-            arms: any others.
+        columns: policies (else "selective"), detectors, baselines, controls, vary, without: see `arms.plan`. arms: more.
         call: arguments of every call of the pipeline, or a function of it that gives them. seed: of a task without
             one, + its place. batch: images at a time. adapter: None: recognised. size: of sources, (width, height).
-        limit: no more tasks than that, the first. lpips: measure LPIPS too. overwrite: begin anew where another
-            evaluation lies. share: (this process, of how many). facts: {"model", "settings"} for config.json. running: a context around the pipeline's calls.
-            progress: called with (what, images done, images in all).
+            lpips: measure LPIPS too. limit: no more tasks than that, the first.
+        overwrite: begin anew where another evaluation lies. share: (this process, of how many). facts: {"model",
+            "settings"} for config.json. running: a context around the pipeline's calls. progress: called with (what,
+            images done, images in all).
 
     Returns:
         See `summarise`. While its `unfinished` is not 0, other processes have rows to write.
@@ -73,13 +73,12 @@ def evaluate(
     require()
     question = asked(prompts, judges, concepts, subjects, anchors_from, seed, limit)
     every = question.columns(arms, **columns)
-    said = facts or {"model": type(pipe).__name__, "settings": {"call": repr(call), "seed": seed, "batch": batch}}
-    config = question.config(every, lpips, said)
+    said = {"model": type(pipe).__name__, "settings": {"call": repr(call), "seed": seed, "batch": batch}}
+    config = question.config(every, lpips, facts or said)
     begin(Path(out), config, overwrite, share[1])
     if inspect.isfunction(pipe):
         pipe = pipe()
-    metric = Lpips() if lpips else None
-    arguments = call(pipe) if callable(call) else call or {}
+    arguments, metric = call(pipe) if callable(call) else call or {}, Lpips() if lpips else None
     with running(pipe):
         Evaluation(pipe, arguments, question, every, Path(out), batch, adapter, metric, size).run(*share, progress)
     return finish(Path(out), config)
