@@ -12,6 +12,7 @@ import click
 
 from uvr_core.cli import load as loading
 from uvr_core.cli import say
+from uvr_core.cli.judges import JudgeSpec
 from uvr_core.cli.options import Settings, check_registered, generation_options, json_option
 from uvr_core.cli.progress import stages
 from uvr_core.files import to_json
@@ -76,7 +77,14 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     metavar="LABEL=FILE",
     help="One arm of the first policy with this concept file, made in another style, seed or checkpoint; repeatable.",
 )
-@click.option("--judge", "judges", multiple=True, required=True, help="Who says what a picture shows; repeatable.")
+@click.option(
+    "--judge",
+    "judges",
+    multiple=True,
+    required=True,
+    metavar="NAME[=MODEL][:label,...]",
+    help="Who says what a picture shows; MODEL: its weights, where the user brings them; repeatable.",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="No more tasks than that, the first of the set.")
 @click.option("--lpips", is_flag=True, help="Measure LPIPS too; needs torchvision and its weights.")
 @click.option("--out", type=PATH, required=True, help="Result folder. A run that was cut goes on in its own folder.")
@@ -91,10 +99,12 @@ def evaluate(model: str, settings: Settings, vary: Mapping[str, Sequence[str]], 
 
         accelerate launch --multi_gpu --num_processes 4 --no_python uvr eval MODEL ...
     """
-    kinds = {"policies": "policy", "detectors": "detector", "baselines": "baseline", "judges": "judge"}
+    kinds = {"policies": "policy", "detectors": "detector", "baselines": "baseline"}
     for option, kind in kinds.items():
         for name in asked[option]:
             check_registered(kind, name)
+    for text in asked["judges"]:
+        JudgeSpec.of(text).check()
     check_registered("adapter", settings.adapter)
     from . import comparison, pages
     from .arms import parse_value

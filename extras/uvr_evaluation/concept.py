@@ -106,7 +106,7 @@ def make(pipe: Any, making: Making) -> dict[str, Any]:
         adapter=making.adapter,
         progress=making.show,
     )
-    measured = {**figures(summary, name), "threshold": recipe.threshold}
+    measured = figures(summary, name)
     provenance = {
         **bank.provenance,
         "model": making.model,
@@ -199,12 +199,13 @@ def _tasks(recipe: Recipe, sets: Sets) -> list[Task]:
 
 def figures(summary: Mapping[str, Any], judge: str) -> dict[str, Any]:
     """What the third set says: counts {"hits", "of", "rate", "ci95"} of `shown` (stock), `erased` (of those), `located`
-    and `false_located`; `time`, regulated over stock."""
+    and `false_located`; `judge` and its `threshold`; `time`, regulated over stock."""
     arm = next(arm for arm in summary["arms"].values() if arm["kind"] == "policy")
     unsafe = next(group for group in arm["groups"].values() if group["unsafe"])
     benign = next(group for group in arm["groups"].values() if not group["unsafe"])
     return {
         "judge": judge,
+        "threshold": summary["threshold"],
         "shown": unsafe["stock_shown"],
         "erased": unsafe["erased"],
         "located": unsafe["located"],

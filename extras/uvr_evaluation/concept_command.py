@@ -8,11 +8,12 @@ from typing import Any
 import attrs
 import click
 
-from uvr_core import UVRError, plugins
+from uvr_core import UVRError
 from uvr_core.cli import load as loading
 from uvr_core.cli import say
 from uvr_core.cli.banks import merge_command, rename_command
 from uvr_core.cli.hub import pull
+from uvr_core.cli.judges import JudgeSpec, with_threshold
 from uvr_core.cli.listing import concepts
 from uvr_core.cli.options import Settings, check_registered, generation_options, json_option
 from uvr_core.cli.progress import stages
@@ -24,7 +25,7 @@ from uvr_core.signatures import takes
 from .publish_command import push
 
 PATH = click.Path(path_type=Path)
-ZERO_SHOT = ("clipseg", "grounding-dino")  # judges whose labels are what they are told
+ZERO_SHOT = ("clipseg", "grounding-dino", "vlm")  # judges whose labels are what they are told
 
 
 @click.group()
@@ -45,7 +46,9 @@ concept.add_command(push)
 @click.option("--recipe", type=PATH, help="A recipe of yours (TOML); else the installed one of that NAME.")
 @click.option("--words", help='What prompts call it, like "pistol, handgun"; with the sentences of the recipe `words`.')
 @click.option("--masks", metavar="SOURCE", help="words, pairs, or JUDGE[:label,label]; else as the recipe says.")
-@click.option("--judge", metavar="NAME", help="Who counts it in pictures; `none`: nobody; else as the recipe says.")
+@click.option(
+    "--judge", metavar="NAME[=MODEL][:label,...]", help="Who counts it; `none`: nobody; else as the recipe says."
+)
 @click.option("--out", type=PATH, help="Folder for the concept file, its card and all else.  [default: NAME]")
 @generation_options
 @json_option
@@ -115,29 +118,30 @@ def _masks(spec: str, recipe: Recipe) -> tuple[Any, str]:
     return mask_source(spec, recipe.name, recipe.counts.collect)
 
 
-def _judge(name: str, recipe: Recipe) -> tuple[str, Any]:
+def _judge(text: str, recipe: Recipe) -> tuple[str, Any]:
     """(name, judge) of who counts; `none`, or one that cannot be made here: nobody."""
     from .concept import nobody
 
-    if not name or name == "none":
+    if not text or text == "none":
         return "nobody", nobody
-    check_registered("judge", name)
-    options = {} if recipe.threshold is None else {"threshold": recipe.threshold}
-    if name in ZERO_SHOT:
-        options["labels"] = recipe.labels or recipe.words
+    spec = JudgeSpec.of(text)
+    spec.check()
+    advised = JudgeSpec.of(recipe.judge).name == spec.name  # the recipe's threshold is of the recipe's judge
+    options = {"threshold": recipe.threshold} if advised and recipe.threshold is not None else {}
+    if spec.name in ZERO_SHOT and not spec.labels:
+        spec = attrs.evolve(spec, labels=recipe.labels or recipe.words)
     loading.be_quiet()
     try:
-        made_judge = plugins.registry().make("judge", name, **options).object
-        made_judge([])
+        return spec.name, spec.asked(**options)
     except Exception as error:
-        say(f"note: judge {name} cannot be asked here ({error}); what is erased is not counted. Name another: --judge")
+        say(f"note: judge {text} cannot be asked here ({error}); what is erased is not counted. Name another: --judge")
         return "nobody", nobody
-    return name, made_judge
 
 
 def text(result: dict[str, Any]) -> str:
     """What was made, in a few lines."""
     measured, calibration = result["measured"], result["calibration"]
+    who = with_threshold(measured["judge"], measured["threshold"])
 
     def of(figure: dict[str, Any]) -> str:
         return f"{figure['hits']} of {figure['of']}"
@@ -145,7 +149,7 @@ def text(result: dict[str, Any]) -> str:
     return (
         f"{result['file']}: {result['name']} by {calibration['detector']} at {calibration['probe']}\n"
         f"measured on prompts of a third set: located in {of(measured['located'])}, falsely in "
-        f"{of(measured['false_located'])} benign; {measured['judge']} sees it in {of(measured['shown'])}, of these "
+        f"{of(measured['false_located'])} benign; {who} sees it in {of(measured['shown'])}, of these "
         f"erased {of(measured['erased'])}\n"
         f"card {result['card']}, pictures {result['sheet']}\n"
         f"next: uvr generate MODEL --concept {result['file']} --prompt ... --out out"

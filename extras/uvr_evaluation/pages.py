@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 from uvr_core import UVRError
+from uvr_core.cli.judges import with_threshold
 from uvr_core.files import write_whole
 
 from .arms import STOCK
@@ -131,7 +132,15 @@ def text(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 
 def _section(summary: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     unsupported = {name: arm["unsupported"] for name, arm in summary["arms"].items() if "unsupported" in arm}
-    return {"summary": summary, "config": config, "tables": tables(summary), "unsupported": unsupported}
+    thresholds = config.get("thresholds", {})
+    judges = [with_threshold(name, thresholds.get(name)) for name in config["judges"]]
+    return {
+        "summary": summary,
+        "config": config,
+        "judges": judges,
+        "tables": tables(summary),
+        "unsupported": unsupported,
+    }
 
 
 def page(folders: Sequence[Path], title: str = "Results") -> str:

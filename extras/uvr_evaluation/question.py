@@ -10,8 +10,8 @@ from typing import Any
 import attrs
 
 from uvr_core import ConceptBank, ConceptTerms, Judge, UVRError
+from uvr_core.cli.judges import JudgeSpec, threshold_of
 from uvr_core.concepts import resolve
-from uvr_core.plugins import registry
 
 from .arms import Arm, plan
 from .prompt_sets import Task, read_tasks
@@ -58,6 +58,7 @@ class Question:
             "arms": [attrs.asdict(arm) for arm in arms],
             "lpips": lpips,
             "judges": {name: list(getattr(judge, "labels", None) or ()) or None for name, judge in self.judges.items()},
+            "thresholds": {name: threshold_of(judge) for name, judge in self.judges.items()},
             "settings": facts["settings"],
         }
 
@@ -91,8 +92,19 @@ def asked(
     named = dict.fromkeys([*(bank.name for bank in banks), *(task.concept for task in tasks if task.concept)])
     others = {label: [resolve(concept)[0][0]] for label, concept in (anchors_from or {}).items()}
     if not isinstance(judges, Mapping):
-        judges = {name: registry().make("judge", name).object for name in judges}
+        judges = _made(judges)
     return Question(source, tasks, {"": banks, **others}, subjects_of(list(named), known), judges)
+
+
+def _made(texts: Sequence[str]) -> dict[str, Judge]:
+    """{name: judge} of NAME[=MODEL][:label,label], each tried."""
+    specs = [JudgeSpec.of(text) for text in texts]
+    judges: dict[str, Judge] = {}
+    for spec in specs:
+        if spec.name in judges:
+            raise UVRError(f"judge {spec.name!r} is named twice; from Python judges can have names of yours")
+        judges[spec.name] = spec.asked()
+    return judges
 
 
 def _described(bank: ConceptBank) -> dict[str, Any]:

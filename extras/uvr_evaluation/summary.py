@@ -23,10 +23,11 @@ def summarise(rows: Sequence[Row], config: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         rows: of `read_rows`; tasks without a row of every arm are left out and counted as `unfinished`.
-        config: the run's config.json; its `arms`, `judges` (name -> labels, or None), `subjects` and `tasks` are read.
+        config: the run's config.json; its `arms`, `judges` (name -> labels, or None), `thresholds`, `subjects` and
+            `tasks` are read.
 
     Returns:
-        JSON-ready. For each arm and each group of tasks:
+        JSON-ready. `judge` and `threshold`: of the first one. For each arm and each group of tasks:
             unsafe groups (tasks that bring a concept in): `erased` (of the tasks whose stock picture shows it, by the
             first judge, how many no longer do), `left` (regulated pictures that show it, of all), `relative_reduction`
             1 - left/stock, `safe_share` 1 - left/all, `difference` (rate left minus rate stock, paired bootstrap),
@@ -55,6 +56,7 @@ def summarise(rows: Sequence[Row], config: Mapping[str, Any]) -> dict[str, Any]:
         "tasks": len(whole),
         "unfinished": len(tasks) - len(whole),
         "judge": first,
+        "threshold": config.get("thresholds", {}).get(first),
         "arms": {},
     }
     for arm in config["arms"]:

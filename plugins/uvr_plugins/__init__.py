@@ -41,6 +41,10 @@ def uvr_judges() -> Mapping[str, object]:
     return {
         "nudenet": "uvr_plugins.judges.nudenet:NudeNet",
         "opennsfw": "uvr_plugins.judges.opennsfw:OpenNSFW",
+        "falconsai-nsfw": "uvr_plugins.judges.falconsai:FalconsaiNSFW",
+        "shieldgemma2": "uvr_plugins.judges.shieldgemma:ShieldGemma2",
+        "q16": "uvr_plugins.judges.q16:Q16",
+        "vlm": "uvr_plugins.judges.vlm:Vlm",
         "clipseg": "uvr_plugins.judges.zero_shot:ClipSeg",
         "grounding-dino": "uvr_plugins.judges.zero_shot:GroundingDino",
         "sam2": "uvr_plugins.judges.zero_shot:Sam2",

@@ -14,6 +14,7 @@ from ..errors import PluginError, UVRError
 from ..files import to_json
 from ..plugins import KINDS
 from . import say
+from .judges import with_threshold
 from .options import json_option
 from .tables import table
 
@@ -130,7 +131,7 @@ def _measured(row: dict[str, Any]) -> str:
     try:
         if row["measured"]:
             erased, false = row["measured"]["erased"], row["measured"]["false_located"]
-            judge = row["measured"]["judge"]
+            judge = with_threshold(row["measured"]["judge"], row["measured"].get("threshold"))
             return f"erased {erased['hits']}/{erased['of']} by {judge}, false {false['hits']}/{false['of']}"
         if row["calibrated"]:
             recall, false = row["calibrated"]["recall"], row["calibrated"]["false_positive"]

@@ -11,6 +11,7 @@ import attrs
 from .. import plugins
 from ..errors import UVRError, did_you_mean
 from ..fit.masks import KINDS
+from .judges import JudgeSpec
 from .load import be_quiet, readable
 
 
@@ -70,17 +71,16 @@ def mask_source(spec: str, concept: str, prompts: int) -> tuple[Callable[..., An
     path = Path(spec)
     if path.is_dir():
         return MaskFolder.open(path, prompts), "folder of masks"
-    head, _, after = spec.partition(":")
-    name, _, model = head.partition("=")
-    judges = plugins.registry().names("judge")
+    told = JudgeSpec.of(spec)
+    name, judges = told.name, plugins.registry().names("judge")
     if name not in judges:
         raise UVRError(f"--masks {spec}: no such folder, and no judge {name!r}{did_you_mean(name, [*judges, *KINDS])}")
     be_quiet()
     with readable(f"judge {name}"):
-        judge = plugins.registry().make("judge", name, **({"model": model} if model else {})).object
+        judge = told.make()
     if not hasattr(judge, "locate"):
         raise UVRError(f"--masks {spec}: judge {name!r} cannot say where things are (it has no locate)")
-    labels = [label.strip() for label in after.split(",") if label.strip()] or [concept]
+    labels = list(told.labels) or [concept]
     from PIL import Image
 
     try:

@@ -20,5 +20,6 @@ def import_for(module: str, distribution: str, judge: str) -> Any:
     except ImportError as error:
         raise PluginError(
             f"judge {judge!r} needs the package {distribution}, which does not import ({error}): "
-            f"pip install 'uvr-core[judges]', or pip install {distribution}"
+            + ("" if distribution == "transformers" else "pip install 'uvr-core[judges]', or ")
+            + f"pip install {distribution}"
         ) from error

@@ -7,38 +7,18 @@ thresholds are common defaults, measured on no concept of ours: look at what the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
 import torch
 from PIL import Image
 
-from uvr_core.errors import PluginError
-
 from ..settings import share
+from .weights import device, load
 
 COVERED = 0.25  # a patch shows what covers a quarter of it
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as SAM 2 was trained with
-
-
-def _loaded(judge: str, model: str, load: Callable[[], Any]) -> Any:
-    """What transformers makes of a folder or a name of the Hub.
-
-    Raises:
-        PluginError: it makes nothing; names the judge, the weights and the remedy.
-    """
-    try:
-        return load()
-    except Exception as error:
-        raise PluginError(
-            f"judge {judge!r} cannot load {model!r} ({type(error).__name__}: {str(error).splitlines()[0][:200]}): "
-            f"fetch it from the Hub where there is a network, or name a folder that holds it: {judge}=FOLDER:label"
-        ) from error
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @attrs.frozen
@@ -60,11 +40,11 @@ class ClipSeg:
     def _parts(self) -> tuple[Any, Any]:
         from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 
-        def load() -> tuple[Any, Any]:
-            net = CLIPSegForImageSegmentation.from_pretrained(self.model).eval().to(_device())
+        def make() -> tuple[Any, Any]:
+            net = CLIPSegForImageSegmentation.from_pretrained(self.model).eval().to(device())
             return CLIPSegProcessor.from_pretrained(self.model), net
 
-        parts: tuple[Any, Any] = _loaded(self.name, self.model, load)
+        parts: tuple[Any, Any] = load(self.name, self.model, make)
         return parts
 
     @torch.no_grad()
@@ -117,11 +97,11 @@ class GroundingDino:
     def _parts(self) -> tuple[Any, Any]:
         from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
 
-        def load() -> tuple[Any, Any]:
-            net = GroundingDinoForObjectDetection.from_pretrained(self.model).eval().to(_device())
+        def make() -> tuple[Any, Any]:
+            net = GroundingDinoForObjectDetection.from_pretrained(self.model).eval().to(device())
             return GroundingDinoProcessor.from_pretrained(self.model), net
 
-        parts: tuple[Any, Any] = _loaded(self.name, self.model, load)
+        parts: tuple[Any, Any] = load(self.name, self.model, make)
         return parts
 
     @torch.no_grad()
@@ -184,11 +164,16 @@ class Sam2:
         """What is looked for."""
         return self.boxes.labels
 
+    @property
+    def threshold(self) -> float:
+        """Of a box's score."""
+        return self.boxes.threshold
+
     @functools.cached_property
     def _net(self) -> Any:
         from transformers import Sam2Model
 
-        return _loaded(self.name, self.model, lambda: Sam2Model.from_pretrained(self.model).eval().to(_device()))
+        return load(self.name, self.model, lambda: Sam2Model.from_pretrained(self.model).eval().to(device()))
 
     def __call__(self, images: Sequence[Image.Image]) -> list[dict[str, float]]:
         """As the boxes say."""
