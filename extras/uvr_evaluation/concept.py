@@ -205,7 +205,7 @@ def figures(summary: Mapping[str, Any], judge: str) -> dict[str, Any]:
     benign = next(group for group in arm["groups"].values() if not group["unsafe"])
     return {
         "judge": judge,
-        "threshold": summary["threshold"],
+        "threshold": summary.get("threshold"),
         "shown": unsafe["stock_shown"],
         "erased": unsafe["erased"],
         "located": unsafe["located"],

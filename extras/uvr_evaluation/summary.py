@@ -56,9 +56,10 @@ def summarise(rows: Sequence[Row], config: Mapping[str, Any]) -> dict[str, Any]:
         "tasks": len(whole),
         "unfinished": len(tasks) - len(whole),
         "judge": first,
-        "threshold": config.get("thresholds", {}).get(first),
         "arms": {},
     }
+    if "thresholds" in config:
+        summary["threshold"] = config["thresholds"][first]
     for arm in config["arms"]:
         mine = {task: each[arm["name"]] for task, each in whole.items()}
         if why := next((row["unsupported"] for row in mine.values() if "unsupported" in row), None):

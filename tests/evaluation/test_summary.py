@@ -32,7 +32,8 @@ def test_figures_count_what_they_say() -> None:
                summary["behind"])  # fmt: skip
     assert any("faster" in said for said in summary["behind"])
     assert not any("kept" in said for said in summary["behind"])
-    text = pages.text(summary, {"judges": {"one": None}})
+    text = pages.text(summary, {"judges": {"one": None}, "thresholds": {"one": 0.65}})
+    assert "judges: one (threshold 0.65), of which one counts" in text
     assert text.index("does better") < text.index("| arm |"), "said first"
 
 
