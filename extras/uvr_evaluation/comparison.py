@@ -53,11 +53,10 @@ def evaluate(
         pipe: a diffusers pipeline, or a function without arguments that loads it when all else is checked.
         prompts: a prompt set (see `read_tasks`), "hub:NAME" of a published one (see `read_published`), or tasks. out:
             folder of config.json, rows-*.jsonl, images and, at the end, summary.json, report.html and pareto.png.
-        judges: NAME[=MODEL][:label,label] of registered ones, or {name: judge}. The first counts; the first that can
-            point draws the true masks.
+        judges: "NAME[=MODEL][:label,...]", or {name: judge}. The first counts; the first that points draws the masks.
         concepts: as `uvr_core.attach` takes them. subjects: what judges and prompts call them, or the file that says
             it; None: subjects.toml beside the prompt set. anchors_from: {label: concept} of further arms.
-        columns: policies (else "selective"), detectors, baselines, controls, vary, without: see `arms.plan`. arms: more.
+        columns: policies (else "selective"), detectors, baselines, controls, vary, without: `arms.plan`. arms: more.
         call: arguments of every call of the pipeline, or a function of it that gives them. seed: of a task without
             one, + its place. batch: images at a time. adapter: None: recognised. size: of sources, (width, height).
             lpips: measure LPIPS too. limit: no more tasks than that, the first.
