@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from .family import Drawing, Family, Release, Size, assembled, padded, scheduler
+from .family import Drawing, Family, Release, Size, assembled, by_text, padded, scheduler
 
 WIDTH = 12
 CONFIG = {
@@ -40,18 +39,10 @@ def build(transformer: Any) -> Any:
     return pipe
 
 
-def call(pipe: Any, prompts: Sequence[str], negative: str | None, references: int) -> dict[str, Any]:
-    """32 x 48 pixels; without a VAE the pipeline takes 8 pixels for a latent."""
-    options = {"prompt": list(prompts), "height": 32, "width": 48, "guidance_scale": 1.0}
-    if negative is not None:
-        options |= {"negative_prompt": [negative] * len(prompts), "guidance_scale": 3.0}
-    return options
-
-
 FAMILIES = (
     Family(
         adapter="auraflow", model="AuraFlowTransformer2DModel", config=CONFIG, inputs=inputs,
-        drawings=(Drawing("AuraFlowPipeline", build, call, ("uc",)),),
+        drawings=(Drawing("AuraFlowPipeline", build, by_text, ("uc",)),),
         # eight registers join the text
         releases=(Release("fal/AuraFlow (the defaults of the class)", {}, taps=36, text=13),),
     ),

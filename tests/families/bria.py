@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from .family import Drawing, Family, Release, Size, assembled, image_ids, padded, scheduler, vae
+from .family import Drawing, Family, Release, Size, assembled, by_text, image_ids, packed, padded, scheduler, vae
 
 WIDTH = 12
 CONFIG = {
@@ -21,8 +21,7 @@ def inputs(
 ) -> dict[str, Any]:
     """As BriaPipeline."""
     return {
-        "hidden_states": torch.randn(batch, height * width, config.get("in_channels", 64)),
-        "encoder_hidden_states": torch.randn(batch, 5, config.get("joint_attention_dim", 4096)),
+        **packed(config, height, width, batch, 4096),
         "timestep": torch.full((batch,), 1000 * sigma),
         "img_ids": image_ids((height, width)),
         "txt_ids": torch.zeros(5, 3),
@@ -43,18 +42,11 @@ def build(transformer: Any) -> Any:
     return pipe
 
 
-def call(pipe: Any, prompts: Sequence[str], negative: str | None, references: int) -> dict[str, Any]:
-    """32 x 64 pixels, of which 16 are a patch."""
-    options = {"prompt": list(prompts), "height": 32, "width": 64, "guidance_scale": 1.0}
-    if negative is not None:
-        options |= {"negative_prompt": [negative] * len(prompts), "guidance_scale": 3.0}
-    return options
-
-
 FAMILIES = (
     Family(
         adapter="bria", model="BriaTransformer2DModel", config=CONFIG, inputs=inputs,
-        drawings=(Drawing("BriaPipeline", build, call, ("uc",), grid=(2, 4)),),
+        # 16 pixels are a patch
+        drawings=(Drawing("BriaPipeline", build, partial(by_text, width=64), ("uc",), grid=(2, 4)),),
         releases=(Release("briaai/BRIA-3.2 (the defaults of the class)", {}, taps=57),),
     ),
 )  # fmt: skip

@@ -9,7 +9,20 @@ from typing import Any
 
 import torch
 
-from .family import Drawing, Family, Release, Size, assembled, count, image_ids, padded, picture, scheduler, wan_vae
+from .family import (
+    Drawing,
+    Family,
+    Release,
+    Size,
+    assembled,
+    by_text,
+    count,
+    image_ids,
+    padded,
+    picture,
+    scheduler,
+    wan_vae,
+)
 
 WIDTH, LAYERS = 12, 4
 SEVERAL_PROMPTS = "0.42"  # release at the latest in which FIBO Edit takes several prompts and several sources
@@ -52,9 +65,7 @@ def build(pipeline: str, transformer: Any) -> Any:
 
 def call(pipe: Any, prompts: Sequence[str], negative: str | None, references: int) -> dict[str, Any]:
     """32 x 64 pixels, of which 16 are a patch; the sources are those of every prompt."""
-    options: dict[str, Any] = {"prompt": list(prompts), "height": 32, "width": 64, "guidance_scale": 1.0}
-    if negative is not None:
-        options |= {"negative_prompt": [negative] * len(prompts), "guidance_scale": 3.0}
+    options = by_text(pipe, prompts, negative, references, width=64)
     if "Edit" in type(pipe).__name__:
         options["prompt"] = [json.dumps({"edit_instruction": prompt}) for prompt in prompts]
         options["image"] = [picture(number, 32, 48) for number in range(references)] or None

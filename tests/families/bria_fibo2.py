@@ -8,7 +8,7 @@ from typing import Any
 import diffusers
 import torch
 
-from .family import Drawing, Family, Release, Size, assembled, padded, picture, scheduler
+from .family import Drawing, Family, Release, Size, assembled, by_text, padded, picture, scheduler
 
 WIDTH = 12
 # A gist token for each text token, between 2 and 12: prompts of unequal length have unequal gists.
@@ -53,10 +53,9 @@ def build(transformer: Any) -> Any:
 
 def call(pipe: Any, prompts: Sequence[str], negative: str | None, references: int) -> dict[str, Any]:
     """32 x 48 pixels, 16 of them a patch; the sources are those of every prompt."""
-    options: dict[str, Any] = {"prompt": list(prompts), "height": 32, "width": 48, "guidance_scale": 1.0}
-    if negative is not None:
-        options |= {"negative_prompt": [negative] * len(prompts), "guidance_scale": 3.0}
-    return options | {"image": [picture(number, 64, 64) for number in range(references)] or None}
+    return by_text(pipe, prompts, negative, references) | {
+        "image": [picture(number, 64, 64) for number in range(references)] or None
+    }
 
 
 FAMILIES = (

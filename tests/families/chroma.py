@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .family import Drawing, Family, Release, assembled, image_ids, padded, picture, scheduler, vae
+from .family import Drawing, Family, Release, assembled, image_ids, packed, padded, picture, scheduler, vae
 
 WIDTH = 12
 CONFIG = {
@@ -23,8 +23,7 @@ HD: dict[str, Any] = {}
 def inputs(config: dict[str, Any], height: int, width: int, batch: int, sigma: float) -> dict[str, Any]:
     """As ChromaPipeline."""
     return {
-        "hidden_states": torch.randn(batch, height * width, config.get("in_channels", 64)),
-        "encoder_hidden_states": torch.randn(batch, 5, config.get("joint_attention_dim", 4096)),
+        **packed(config, height, width, batch, 4096),
         "timestep": torch.full((batch,), sigma),
         "img_ids": image_ids((height, width)),
         "txt_ids": torch.zeros(5, 3),

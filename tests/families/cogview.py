@@ -9,7 +9,7 @@ from typing import Any
 import diffusers
 import torch
 
-from .family import Drawing, Family, Release, Size, assembled, padded, picture, scheduler, vae
+from .family import Drawing, Family, Release, Size, assembled, by_text, padded, picture, scheduler, vae
 
 WIDTH = 12
 CONFIG = {
@@ -53,9 +53,7 @@ def build(pipeline: str, transformer: Any) -> Any:
 
 def call(pipe: Any, prompts: Sequence[str], negative: str | None, references: int) -> dict[str, Any]:
     """32 x 48 pixels, 8 of them a latent."""
-    options: dict[str, Any] = {"prompt": list(prompts), "height": 32, "width": 48, "guidance_scale": 1.0}
-    if negative is not None:
-        options |= {"negative_prompt": [negative] * len(prompts), "guidance_scale": 3.0}
+    options = by_text(pipe, prompts, negative, references)
     if "Control" in type(pipe).__name__:
         options["control_image"] = picture(0, 32, 48)
         torch.manual_seed(0)  # the pipeline draws its latent without a generator

@@ -207,6 +207,24 @@ def draw(
     return getattr(drawn, "images", drawn)  # ErnieImagePipeline of diffusers 0.38 returns latents bare
 
 
+def by_text(
+    pipe: Any, prompts: Sequence[str], negative: str | None, references: int, height: int = 32, width: int = 48
+) -> dict[str, Any]:
+    """A `Drawing.call` whose prompts are text, guided at 3. Without a VAE most pipelines take 8 pixels for a latent."""
+    options = {"prompt": list(prompts), "height": height, "width": width, "guidance_scale": 1.0}
+    if negative is not None:
+        options |= {"negative_prompt": [negative] * len(prompts), "guidance_scale": 3.0}
+    return options
+
+
+def packed(config: Mapping[str, Any], height: int, width: int, batch: int, features: int) -> dict[str, Any]:
+    """Output tokens (B, N, C) and text (B, 5, features), unless the configuration says another width of either."""
+    return {
+        "hidden_states": torch.randn(batch, height * width, config.get("in_channels", 64)),
+        "encoder_hidden_states": torch.randn(batch, 5, config.get("joint_attention_dim", features)),
+    }
+
+
 def embedding(prompt: str, width: int) -> torch.Tensor:
     """(words + 3, width): another text, other numbers and mostly another length."""
     generator = torch.Generator().manual_seed(zlib.crc32(prompt.encode()))

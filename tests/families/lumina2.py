@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from .family import Drawing, Family, Release, Size, assembled, padded, scheduler
+from .family import Drawing, Family, Release, Size, assembled, by_text, padded, scheduler
 
 WIDTH = 12
 CONFIG = {
@@ -48,18 +47,10 @@ def build(transformer: Any) -> Any:
     return pipe
 
 
-def call(pipe: Any, prompts: Sequence[str], negative: str | None, references: int) -> dict[str, Any]:
-    """32 x 48 pixels; the pipeline takes 8 pixels for a latent."""
-    options = {"prompt": list(prompts), "height": 32, "width": 48, "guidance_scale": 1.0}
-    if negative is not None:
-        options |= {"negative_prompt": [negative] * len(prompts), "guidance_scale": 3.0}
-    return options
-
-
 FAMILIES = (
     Family(
         adapter="lumina2", model="Lumina2Transformer2DModel", config=CONFIG, inputs=inputs,
-        drawings=(Drawing("Lumina2Pipeline", build, call, ("c", "u")),),
+        drawings=(Drawing("Lumina2Pipeline", build, by_text, ("c", "u")),),
         releases=(Release("Alpha-VLLM/Lumina-Image-2.0", LUMINA_IMAGE_2, taps=26, prepare=with_lengths),),
     ),
 )  # fmt: skip

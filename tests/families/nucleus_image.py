@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from .family import Drawing, Family, Release, Size, assembled, padded, scheduler
+from .family import Drawing, Family, Release, Size, assembled, by_text, packed, padded, scheduler
 
 WIDTH = 12
 # The defaults of the class but for its experts, which read counts that meta tensors have not.
@@ -25,9 +24,8 @@ def inputs(
 ) -> dict[str, Any]:
     """As NucleusMoEImagePipeline, without padding."""
     return {
-        "hidden_states": torch.randn(batch, height * width, config.get("in_channels", 64)),
+        **packed(config, height, width, batch, 3584),
         "img_shapes": [(1, height, width)] * batch,
-        "encoder_hidden_states": torch.randn(batch, 5, config.get("joint_attention_dim", 3584)),
         "encoder_hidden_states_mask": torch.ones(batch, 5, dtype=torch.bool),
         "timestep": torch.full((batch,), sigma),
     }
@@ -40,18 +38,10 @@ def build(transformer: Any) -> Any:
     return pipe
 
 
-def call(pipe: Any, prompts: Sequence[str], negative: str | None, references: int) -> dict[str, Any]:
-    """32 x 48 pixels; without a VAE the pipeline takes 8 pixels for a latent."""
-    options = {"prompt": list(prompts), "height": 32, "width": 48, "guidance_scale": 1.0}
-    if negative is not None:
-        options |= {"negative_prompt": [negative] * len(prompts), "guidance_scale": 3.0}
-    return options
-
-
 FAMILIES = (
     Family(
         adapter="nucleus-image", model="NucleusMoEImageTransformer2DModel", config=CONFIG, inputs=inputs,
-        drawings=(Drawing("NucleusMoEImagePipeline", build, call, ("c", "u")),),
+        drawings=(Drawing("NucleusMoEImagePipeline", build, by_text, ("c", "u")),),
         releases=(
             Release("NucleusAI/NucleusMoE-Image (the defaults of the class, no experts)", WITHOUT_EXPERTS, taps=24),
         ),

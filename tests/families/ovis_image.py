@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from .family import Drawing, Family, Release, Size, assembled, image_ids, padded, scheduler
+from .family import Drawing, Family, Release, Size, assembled, by_text, image_ids, packed, padded, scheduler
 
 WIDTH = 12
 CONFIG = {
@@ -21,8 +20,7 @@ def inputs(
 ) -> dict[str, Any]:
     """As OvisImagePipeline."""
     return {
-        "hidden_states": torch.randn(batch, height * width, config.get("in_channels", 64)),
-        "encoder_hidden_states": torch.randn(batch, 5, config.get("joint_attention_dim", 2048)),
+        **packed(config, height, width, batch, 2048),
         "timestep": torch.full((batch,), sigma),
         "img_ids": image_ids((height, width)),
         "txt_ids": torch.zeros(5, 3),
@@ -45,18 +43,10 @@ def build(transformer: Any) -> Any:
     return pipe
 
 
-def call(pipe: Any, prompts: Sequence[str], negative: str | None, references: int) -> dict[str, Any]:
-    """32 x 48 pixels; without a VAE the pipeline takes 8 pixels for a latent."""
-    options = {"prompt": list(prompts), "height": 32, "width": 48, "guidance_scale": 1.0}
-    if negative is not None:
-        options |= {"negative_prompt": [negative] * len(prompts), "guidance_scale": 3.0}
-    return options
-
-
 FAMILIES = (
     Family(
         adapter="ovis-image", model="OvisImageTransformer2DModel", config=CONFIG, inputs=inputs,
-        drawings=(Drawing("OvisImagePipeline", build, call, ("c", "u")),),
+        drawings=(Drawing("OvisImagePipeline", build, by_text, ("c", "u")),),
         releases=(Release("AIDC-AI/Ovis-Image-7B (the defaults of the class)", {}, taps=33),),
     ),
 )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .family import Drawing, Family, Release, Size, assembled, padded, scheduler
+from .family import Drawing, Family, Release, Size, assembled, by_text, padded, scheduler
 
 WIDTH = 12
 CONFIG = {
@@ -52,10 +52,7 @@ def build(pipeline: str, transformer: Any) -> Any:
 
 def call(pipe: Any, prompts: Sequence[str], negative: str | None, references: int) -> dict[str, Any]:
     """32 x 48 pixels; without a VAE PRXPipeline takes 8 pixels for a latent."""
-    options = {"prompt": list(prompts), "height": 32, "width": 48, "guidance_scale": 1.0}
-    if negative is not None:
-        options |= {"negative_prompt": [negative] * len(prompts), "guidance_scale": 3.0}
-    return options | {"use_resolution_binning": False}
+    return by_text(pipe, prompts, negative, references) | {"use_resolution_binning": False}
 
 
 def drawing(pipeline: str, **config: Any) -> Drawing:
