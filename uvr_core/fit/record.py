@@ -1,4 +1,4 @@
-"""Unregulated generations that are read while they run: nothing of a call is kept but what the reader keeps."""
+"""Generations that are read while they run: nothing of a call is kept but what the reader keeps."""
 
 from __future__ import annotations
 
@@ -19,17 +19,24 @@ Reading = Callable[[slice], AbstractContextManager[Reader]]  # a batch of the im
 
 
 def read_along(
-    reg: Regulator, pipe: Any, sampling: Sampling, probes: Sequence[str], reading: Reading, progress: Progress | None
+    reg: Regulator,
+    pipe: Any,
+    sampling: Sampling,
+    probes: Sequence[str],
+    reading: Reading,
+    progress: Progress | None,
+    after: bool = False,
 ) -> Iterator[Drawn]:
-    """Draw without regulation, each batch under a reader of its own, shown the calls of the probes.
+    """Draw, each batch under a reader of its own, shown the calls of the probes.
 
     Args:
         reading: entered before a batch is drawn and left after it.
+        after: the calls are shown as the edits left them.
     """
 
     @contextmanager
     def around(batch: slice) -> Iterator[Regulator]:
-        with reading(batch) as reader, reg.recording(reader, probes):
+        with reading(batch) as reader, reg.recording(reader, probes, after=after):
             yield reg
 
     return sampling.draw(pipe, around, progress)

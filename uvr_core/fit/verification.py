@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import attrs
@@ -16,11 +16,12 @@ from .. import plugins
 from ..concepts import Calibration, ConceptBank
 from ..engine import readings
 from ..engine.attach import attach
-from ..engine.regulator import Regulator
+from ..engine.readings import Reader
 from ..errors import UVRError
 from ..intercept.calls import JointCall
 from ..protocols import Policy
 from ..sampling import Progress, Sampling, nonblank
+from .record import read_along
 from .regions import MaskSource, mask_of
 
 Scores = dict[str, npt.NDArray[np.float32]]  # probe -> (images,)
@@ -138,19 +139,17 @@ def _draw(
         steps[call.tap, call.forward.step] = scores.float().topk(min_patches, 1).values[:, -1].cpu()
         levels[call.forward.step] = call.forward.sigma
 
-    @contextmanager
-    def recording(batch: slice) -> Iterator[Regulator]:
+    def reading(batch: slice) -> AbstractContextManager[Reader]:
         steps.clear()
         levels.clear()
-        with reg.recording(read, collected.probes, after=True):
-            yield reg
+        return nullcontext(read)
 
     scores: dict[str, list[npt.NDArray[np.float32]]] = {probe: [] for probe in collected.probes}
     shown: list[npt.NDArray[np.bool_]] = []
     high = 0.0
     with attach(pipe, adapter, **concepts) as reg:
         collected.fingerprint.check(reg.fingerprint, f"concept {collected.name!r}")
-        for drawn in sampling.draw(pipe, recording, progress):
+        for drawn in read_along(reg, pipe, sampling, collected.probes, reading, progress, after=True):
             assert drawn.grid is not None
             late = sorted(levels)[round(len(levels) * (1 - last)) :] or [max(levels)]
             high = levels[late[0]]
