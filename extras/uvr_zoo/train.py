@@ -28,7 +28,6 @@ from uvr_core.errors import UVRError
 
 from . import scenes, training
 from .architectures import ARCHITECTURES, Condition, pack
-from .muon import optimisers_of
 from .pipelines import assemble
 from .recipes import Recipe
 from .vae import to_tensor
@@ -133,7 +132,7 @@ class _Draw:
         return (1 - level) * self.x + level * self.noise
 
 
-class Trainer:
+class Trainer(training.FlowTrainer):
     """One training run in a folder; see the module's docstring."""
 
     def __init__(
@@ -146,46 +145,27 @@ class Trainer:
         resume: bool = False,
         start_from: nn.Module | None = None,
     ):
-        self.recipe, self.parts, self.folder, self.device = recipe, parts, folder, device
+        self.recipe, self.parts, self.folder = recipe, parts, folder
         self.family = ARCHITECTURES[recipe.name]
-        self.checkpoint = training.checkpoint_of(folder, resume)
-        torch.manual_seed(recipe.seed)
-        self.model = getattr(diffusers, self.family.transformer)(**recipe.transformer).to(device)
-        if start_from is not None:
-            self.model.load_state_dict(start_from.state_dict())
-        self.ema = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimisers = optimisers_of(self.model, recipe.learning_rate)
-        self.generator = torch.Generator().manual_seed(recipe.seed)
-        self.step, self.seconds = 0, 0.0
         self.teacher: nn.Module | None = None  # the average that guidance is distilled from
         self.stopped = False  # by a signal
-        if self.checkpoint.exists():
-            self._load()
+        checkpoint = training.checkpoint_of(folder, resume)
+        torch.manual_seed(recipe.seed)
+        model = getattr(diffusers, self.family.transformer)(**recipe.transformer).to(device)
+        if start_from is not None:
+            model.load_state_dict(start_from.state_dict())
+        average = copy.deepcopy(model).requires_grad_(False)
+        how: dict[str, Any] = {"lr": recipe.learning_rate, "keep": recipe.ema, "seed": recipe.seed, "device": device}
+        super().__init__(model, average, checkpoint, **how)
         self.pipe = assemble(recipe, self.ema, parts).to(device)
         self.data = encode_scenes(self.pipe, recipe, folder / "scenes.pt")
 
     # -- state
-    def save(self) -> None:
-        """Write the checkpoint; a reader sees the old one or the new one, never half of it."""
-        state = {
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "optimisers": [o.state_dict() for o in self.optimisers],
-            "generator": self.generator.get_state(),
-            "teacher": None if self.teacher is None else self.teacher.state_dict(),
-        }
-        training.write(state, self.checkpoint)
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "teacher": None if self.teacher is None else self.teacher.state_dict()}
 
-    def _load(self) -> None:
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        self.generator.set_state(state["generator"].cpu())
-        self.step, self.seconds = state["step"], state["seconds"]
+    def load(self, state: dict[str, Any]) -> None:
+        super().load(state)
         if state.get("teacher") is not None:
             self.teacher = copy.deepcopy(self.ema).eval()
             self.teacher.load_state_dict(state["teacher"])
@@ -316,21 +296,7 @@ class Trainer:
         Raises:
             FloatingPointError: loss or gradient is NaN or Inf; nothing was changed but the random state.
         """
-        for optimiser, factor in zip(self.optimisers, (1.0, 0.5), strict=True):
-            for group in optimiser.param_groups:
-                group["lr"] = self.recipe.learning_rate * factor * rate
-            optimiser.zero_grad(set_to_none=True)
-        loss = self.distillation_loss(teacher) if teacher is not None else self.flow_loss()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        value = float(loss.detach())
-        if not np.isfinite(value) or not torch.isfinite(norm):
-            raise FloatingPointError(f"step {self.step}: the loss is {value}, the gradient's norm {float(norm)}")
-        for optimiser in self.optimisers:
-            optimiser.step()
-        self.step += 1
-        keep = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for average, parameter in zip(self.ema.parameters(), self.model.parameters(), strict=True):
-                average.lerp_(parameter, 1 - keep)
-        return value
+        return self.update(
+            self.flow_loss if teacher is None else lambda: self.distillation_loss(teacher),
+            self.recipe.learning_rate * rate,
+        )

@@ -22,6 +22,8 @@ from torch import nn
 
 from uvr_core.errors import UVRError
 
+from .muon import optimisers_of
+
 SAVE_EVERY = 120.0  # seconds
 LOG_EVERY = 100  # steps
 
@@ -81,6 +83,74 @@ def signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+class FlowTrainer:
+    """A transformer in training, the average of its weights, and what the next step depends on, in a checkpoint.
+
+    Args:
+        model, ema: the transformer and the average.
+        checkpoint: gone on from where it exists.
+        lr: learning rate. keep: the share of the average that a step keeps, less in the first ones.
+    """
+
+    def __init__(
+        self, model: nn.Module, ema: nn.Module, checkpoint: Path, *, lr: float, keep: float, seed: int, device: str
+    ):
+        self.model, self.ema, self.checkpoint, self.device, self._keep = model, ema, checkpoint, device, keep
+        self.optimisers = optimisers_of(model, lr)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.step, self.seconds = 0, 0.0
+        if checkpoint.exists():
+            self.load(torch.load(checkpoint, map_location=device, weights_only=True))
+
+    def state(self) -> dict[str, Any]:
+        """What the checkpoint holds."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "optimisers": [o.state_dict() for o in self.optimisers],
+            "generator": self.generator.get_state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        self.generator.set_state(state["generator"].cpu())
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def save(self) -> None:
+        """Write the checkpoint; a reader sees the old one or the new one, never half of it."""
+        write(self.state(), self.checkpoint)
+
+    def update(self, loss_of: Callable[[], torch.Tensor], rate: float) -> float:
+        """One step at a learning rate; returns the loss.
+
+        Raises:
+            FloatingPointError: loss or gradient is NaN or Inf; no weight was changed.
+        """
+        for optimiser, factor in zip(self.optimisers, (1.0, 0.5), strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = rate * factor
+            optimiser.zero_grad(set_to_none=True)
+        loss = loss_of()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        value = float(loss.detach())
+        if not np.isfinite(value) or not torch.isfinite(norm):
+            raise FloatingPointError(f"step {self.step}: the loss is {value}, the gradient's norm {float(norm)}")
+        for optimiser in self.optimisers:
+            optimiser.step()
+        self.step += 1
+        keep = min(self._keep, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for average, parameter in zip(self.ema.parameters(), self.model.parameters(), strict=True):
+                average.lerp_(parameter, 1 - keep)
+        return value
 
 
 def _resumed(path: Path, part: str, module: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, float]:

@@ -17,11 +17,9 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
-from torch import nn
 
 from .. import storage, training
 from ..architectures import Architecture, Condition, Grid
-from ..muon import optimisers_of
 from .pool import Canvas, Mix, Pool, Supply
 
 _SMALL, _FULL = (64, 64), (96, 96)
@@ -114,24 +112,21 @@ class Draw:
         return (1 - level) * self.x + level * self.noise
 
 
-class Trainer:
+class Trainer(training.FlowTrainer):
     """One training run in a folder; see the module's docstring.
 
     `pipe` is a free-form pipeline; its transformer is what a new run starts from.
     """
 
     def __init__(self, plan: Plan, pipe: Any, family: Architecture, folder: Path, device: str = "cpu"):
-        self.plan, self.family, self.folder, self.device = plan, family, folder, device
-        self.checkpoint = training.checkpoint_of(folder, resume=True)
+        self.plan, self.family, self.folder = plan, family, folder
+        checkpoint = training.checkpoint_of(folder, resume=True)
         torch.manual_seed(plan.seed)
         self.pipe = pipe.to(device)
-        self.model = copy.deepcopy(pipe.transformer).float().train().requires_grad_(True)
-        self.ema = pipe.transformer.float().requires_grad_(False)
-        self.optimisers = optimisers_of(self.model, plan.learning_rate)
-        self.generator = torch.Generator().manual_seed(plan.seed)
-        self.step, self.seconds = 0, 0.0
-        if self.checkpoint.exists():
-            self._load()
+        model = copy.deepcopy(pipe.transformer).float().train().requires_grad_(True)
+        average = pipe.transformer.float().requires_grad_(False)
+        how: dict[str, Any] = {"lr": plan.learning_rate, "keep": plan.ema, "seed": plan.seed, "device": device}
+        super().__init__(model, average, checkpoint, **how)
         self.pools = {canvas: Pool(canvas, plan.pool, device) for canvas in CANVASES}
         self.drawn = Supply(plan.mix).loader(_endless(plan, self.step), plan.workers)
         for _ in range(plan.fill(self.step)):
@@ -144,28 +139,6 @@ class Trainer:
     def _take(self) -> None:
         drawn = next(self.drawn)
         self.pools[drawn[0].example.target.canvas].take(drawn, self.pipe, self.family)
-
-    # -- state
-    def save(self) -> None:
-        """Write the checkpoint; a reader sees the old one or the new one, never half of it."""
-        state = {
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "optimisers": [o.state_dict() for o in self.optimisers],
-            "generator": self.generator.get_state(),
-        }
-        training.write(state, self.checkpoint)
-
-    def _load(self) -> None:
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        self.generator.set_state(state["generator"].cpu())
-        self.step, self.seconds = state["step"], state["seconds"]
 
     def log(self, **record: Any) -> None:
         training.log(self.folder, {"step": self.step, **record})
@@ -213,24 +186,7 @@ class Trainer:
         """
         warm = min(1.0, (self.step + 1) / 100)
         rate = self.plan.learning_rate * warm * min(1.0, max(1 - progress, 0.01) / self.plan.decay)
-        for optimiser, factor in zip(self.optimisers, (1.0, 0.5), strict=True):
-            for group in optimiser.param_groups:
-                group["lr"] = rate * factor
-            optimiser.zero_grad(set_to_none=True)
-        loss = self.loss(self.draw(progress))
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        value = float(loss.detach())
-        if not np.isfinite(value) or not torch.isfinite(norm):
-            raise FloatingPointError(f"step {self.step}: the loss is {value}, the gradient's norm {float(norm)}")
-        for optimiser in self.optimisers:
-            optimiser.step()
-        self.step += 1
-        keep = min(self.plan.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for average, parameter in zip(self.ema.parameters(), self.model.parameters(), strict=True):
-                average.lerp_(parameter, 1 - keep)
-        return value
+        return self.update(lambda: self.loss(self.draw(progress)), rate)
 
     # -- the loop
     def run(self, log_every: int = 20) -> None:
