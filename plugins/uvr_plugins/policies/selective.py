@@ -32,6 +32,8 @@ class Selective:
             row that sees nothing else sees its own kind.
         least_elsewhere: when less than this share of the patches is left to compare with (the concept fills the
             picture), every text and reference token is chosen.
+        everywhere: without sources, withhold the chosen tokens from every patch of an image in which something is located:
+            a concept whose place no caption says forms again where nothing was located yet.
         until: noise level below which nothing is done.
     """
 
@@ -43,6 +45,7 @@ class Selective:
         default=0.01, validator=attrs.validators.and_(attrs.validators.gt(0.0), attrs.validators.le(1.0))
     )
     least_elsewhere: float = attrs.field(default=0.05, validator=share)
+    everywhere: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
     until: float = attrs.field(default=0.0, validator=share)
     ring: int = 1
     margin: int = 0
@@ -62,9 +65,17 @@ class Selective:
 
         words = factor(call.text_contrast(), for_words)
         if not call.reference:
-            return FlowEdit(row_classes(located), Reweight(text_factor=words))
+            return FlowEdit(located.once((self, "rows"), lambda: self._rows(located)), Reweight(text_factor=words))
         apart, source = KeyWeights(located=self.amplification), factor(call.reference_contrast(), for_source)
         return FlowEdit(rows, Reweight(apart, apart, text_factor=words, reference_factor=source))
+
+    def _rows(self, located: Located) -> torch.Tensor:
+        """(B, N) RowClass, without sources."""
+        rows = row_classes(located)
+        if not self.everywhere:
+            return rows
+        others = (rows == RowClass.STOCK) & located.core.any(-1, keepdim=True)
+        return rows.masked_fill(others, RowClass.RING)
 
     def _bars(self, located: Located) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What follows from the masks: rows (B, N), and (B, 1) each, the contrast above which a token is chosen."""

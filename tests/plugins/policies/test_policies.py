@@ -71,6 +71,27 @@ def test_uvr_released_scales_columns_when_there_is_a_source() -> None:
     assert UvrReleased().edit(located(0.8), info()) is None
 
 
+def test_selective_everywhere_withholds_the_words_from_every_patch_of_an_image_that_shows_something() -> None:
+    contrast = torch.tensor([[9.0, 1.0, 3.0], [9.0, 9.0, 9.0]])
+    call = attrs.evolve(info(reference=0), text=3, text_contrast=lambda: contrast)
+    core = torch.tensor([[True, False, False, False], [False] * 4])  # the second image shows nothing
+    ring = torch.tensor([[False, True, False, False], [False] * 4])
+    both = Located(core, ring, (2, 2), 0.9, 0, (1.0, 0.0), None, "x")
+    usual, everywhere = Selective().edit(both, call), Selective(everywhere=True).edit(both, call)
+    assert usual is not None
+    assert everywhere is not None
+    assert usual.rows.tolist() == [[CORE, RING, STOCK, STOCK], [STOCK] * 4]
+    assert everywhere.rows.tolist() == [[CORE, RING, RING, RING], [STOCK] * 4]
+    assert everywhere.reweight is not None
+    assert everywhere.reweight.text_factor is not None
+    assert everywhere.reweight.text_factor[0].tolist() == [0.0, 1.0, 0.0]
+    with_source = Selective(everywhere=True).edit(located(), info())
+    assert with_source is not None
+    assert with_source.rows.tolist() == CLASSES  # a source has places of its own
+    with pytest.raises(TypeError):
+        Selective(everywhere="yes")
+
+
 def test_block_cuts_text_and_reference_from_core_and_ring() -> None:
     edit = Block().edit(located(0.0), info())
     assert edit is not None
