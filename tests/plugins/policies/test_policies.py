@@ -73,7 +73,7 @@ def test_uvr_released_scales_columns_when_there_is_a_source() -> None:
 
 def test_selective_everywhere_withholds_the_words_from_every_patch_of_an_image_that_shows_something() -> None:
     contrast = torch.tensor([[9.0, 1.0, 3.0], [9.0, 9.0, 9.0]])
-    call = attrs.evolve(info(reference=0), text=3, text_contrast=lambda: contrast)
+    call = info(contrast, reference=0)
     core = torch.tensor([[True, False, False, False], [False] * 4])  # the second image shows nothing
     ring = torch.tensor([[False, True, False, False], [False] * 4])
     both = Located(core, ring, (2, 2), 0.9, 0, (1.0, 0.0), None, "x")
@@ -85,7 +85,7 @@ def test_selective_everywhere_withholds_the_words_from_every_patch_of_an_image_t
     assert everywhere.reweight is not None
     assert everywhere.reweight.text_factor is not None
     assert everywhere.reweight.text_factor[0].tolist() == [0.0, 1.0, 0.0]
-    with_source = Selective(everywhere=True).edit(located(), info())
+    with_source = Selective(everywhere=True).edit(located(), info(contrast[:1], torch.ones(1, 1)))
     assert with_source is not None
     assert with_source.rows.tolist() == CLASSES  # a source has places of its own
     with pytest.raises(TypeError):
