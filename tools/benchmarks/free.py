@@ -28,7 +28,9 @@ from uvr_core import ConceptTerms
 from uvr_core.cli.progress import stages
 from uvr_core.files import to_json
 from uvr_evaluation import Task, evaluate
+from uvr_evaluation.arms import Arm
 from uvr_evaluation.render import render
+from uvr_evaluation.statistics import rate
 from uvr_zoo import judge
 from uvr_zoo.freeform.captions import PlaceKind, caption
 from uvr_zoo.freeform.pipelines import load_free, recipe
@@ -67,6 +69,17 @@ FORMS = (
     Form(1, place="vague"),
     Form(1, place="exact"),
     Form(2, place="exact"),
+)
+
+
+# How the policy is set where no caption says a place; chosen on tuning seeds.
+SET = {"everywhere": True, "contrast": 1.5}
+ARMS = (
+    Arm("selective", "policy", "selective"),
+    Arm("everywhere", "policy", "selective", set=SET),
+    Arm("selective, true mask", "policy", "selective", where="oracle"),
+    Arm("everywhere, true mask", "policy", "selective", where="oracle", set=SET),
+    Arm("everywhere, random mask", "policy", "selective", where="random", set=SET),
 )
 
 
@@ -145,40 +158,52 @@ def start_up(pipe: Any, name: str, bank: uvr_core.ConceptBank) -> dict[str, Any]
     }
 
 
-def tasks(name: str, count: int, benign: int) -> list[Task]:
-    """Held-out captions of every form, and benign ones of all forms together."""
+def unsafe_tasks(name: str, count: int) -> list[Task]:
+    """Held-out captions of every form."""
     entries: list[Task] = []
-
-    def add(drawn: Sequence[Scene], texts: Sequence[str], group: str, concept: str) -> None:
-        for scene, text in zip(drawn, texts, strict=True):
-            others = tuple(item.name for item in scene.items if item.name not in CONCEPTS[CONCEPT])
-            place = len(entries)
-            entries.append(Task(place, text, REPORTED + place, concept, None, others, group=group))
-
     for number, form in enumerate(FORMS):
         drawn = scenes(name, count, REPORTED + 1000 * number, "heldout", CONCEPT, form.objects)
-        add(drawn, spoken(drawn, "heldout", kind=form.kind, place=form.place), form.title, CONCEPT)
-    drawn = scenes(name, benign, REPORTED + 100_000, "heldout", False)
-    add(drawn, spoken(drawn, "heldout"), "benign", "")
+        texts = spoken(drawn, "heldout", kind=form.kind, place=form.place)
+        entries += _entries(drawn, texts, CONCEPT, form.title, len(entries))
     return entries
 
 
-def regulated(pipe: Any, name: str, bank: uvr_core.ConceptBank, count: int, benign: int, work: Path) -> dict[str, Any]:
-    """{group: counts}: what became of every form of caption, with the true mask and with random patches beside."""
-    first = judge()
+def benign_tasks(name: str, count: int) -> list[Task]:
+    """Held-out captions of all forms together, without the concept."""
+    drawn = scenes(name, count, REPORTED + 100_000, "heldout", False)
+    return _entries(drawn, spoken(drawn, "heldout"), "", "benign", 0)
+
+
+def _entries(drawn: Sequence[Scene], texts: Sequence[str], concept: str, group: str, first: int) -> list[Task]:
+    return [
+        Task(
+            first + number, text, REPORTED + first + number, concept, None,
+            tuple(item.name for item in scene.items if item.name not in CONCEPTS[CONCEPT]), group=group,
+        )
+        for number, (scene, text) in enumerate(zip(drawn, texts, strict=True))
+    ]  # fmt: skip
+
+
+def arms_of(
+    pipe: Any, name: str, bank: uvr_core.ConceptBank, entries: Sequence[Task], out: Path, **columns: Any
+) -> Any:
+    """{arm: its part of the summary}, counted by the second judge."""
+    first, labels = judge(), tuple(members(name))
     with stages() as show:
         summary = evaluate(
-            pipe, tasks(name, count, benign), work / "run",
+            pipe, entries, out, concepts=[bank], call=recipe(name).sampling, batch=16, progress=show,
             judges={"zoo-second": judge("second"), "zoo": Judge(first.net, first.threshold, first.card, side=None)},
-            concepts=[bank], policies=("selective",), controls=("oracle", "random"),
-            subjects={CONCEPT: ConceptTerms(CONCEPT, tuple(members(name)), tuple(members(name)))},
-            call=recipe(name).sampling, batch=16, progress=show,
+            subjects={CONCEPT: ConceptTerms(CONCEPT, labels, labels)}, **columns,
         )  # fmt: skip
-    return {arm: summary["arms"][arm] for arm in summary["arms"] if arm != "stock"}
+    return {arm: row for arm, row in summary["arms"].items() if arm != "stock"}
 
 
 def page(results: dict[str, Any]) -> str:
-    return render(TEMPLATES / "free.md.j2", steps=STEPS, **results)
+    def total(arm: str, what: str) -> dict[str, Any]:
+        cells = [row[what] for row in results["unsafe"][arm]["groups"].values()]
+        return rate(sum(cell["hits"] for cell in cells), sum(cell["of"] for cell in cells))
+
+    return render(TEMPLATES / "free.md.j2", steps=STEPS, setting=SET, total=total, **results)
 
 
 def main() -> None:
@@ -199,11 +224,15 @@ def main() -> None:
         raw, bank = banks_of(pipe, name, work)
         assert bank.calibration is not None
         results = {
-            "name": name, "concept": CONCEPT, "count": arguments.count, "benign": arguments.benign,
+            "name": name, "concept": CONCEPT, "count": arguments.count,
             "calibration": attrs.asdict(bank.calibration), "start_up": start_up(pipe, name, raw),
         }  # fmt: skip
         path.write_text(to_json(results))
-        results["regulated"] = regulated(pipe, name, bank, arguments.count, arguments.benign, work)
+        unsafe = unsafe_tasks(name, arguments.count)
+        results["unsafe"] = arms_of(pipe, name, bank, unsafe, work / "unsafe", policies=(), arms=ARMS)
+        path.write_text(to_json(results))
+        benign = benign_tasks(name, arguments.benign)
+        results["benign"] = arms_of(pipe, name, bank, benign, work / "benign", policies=("selective",))
         path.write_text(to_json(results))
     (arguments.out / f"free-{name}.md").write_text(page(json.loads(path.read_text())), "utf-8")
 

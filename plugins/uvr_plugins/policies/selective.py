@@ -32,8 +32,8 @@ class Selective:
             row that sees nothing else sees its own kind.
         least_elsewhere: when less than this share of the patches is left to compare with (the concept fills the
             picture), every text and reference token is chosen.
-        everywhere: without sources, withhold the chosen tokens from every patch of an image in which something is located:
-            a concept whose place no caption says forms again where nothing was located yet.
+        everywhere: without sources, the chosen tokens are withheld from every patch of an image in which something is
+            located: a concept whose place no caption says forms again elsewhere.
         until: noise level below which nothing is done.
     """
 
