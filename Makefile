@@ -18,7 +18,7 @@ STAMP := .venv/.stamp
 OLDEST       := .venv-oldest
 OLDEST_TESTS := $(addprefix tests/,adapters core/engine core/intercept integration compatibility zoo/test_zoo.py)
 .DEFAULT_GOAL := help
-# torchao prints on import, so it stays out of the environment whose output the tests read.
+# Some of these print on import, so they stay out of the environment whose output the tests read.
 INT8 := .venv/int8
 .PHONY: help env demo demo-all figures test test-fast test-oldest test-int8 lint types format wheel clean distclean
 
@@ -46,9 +46,10 @@ test: lint types  ## everything CI checks
 test-fast: lint types  ## the same without what takes more than ten seconds: minutes
 	$(BIN)/python -m pytest -q -m "not bench and not slow and not wheel" --timeout $(TIMEOUT)
 
-test-int8: $(STAMP)  ## the situations that need torchao
-	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(INT8) "torchao>=0.18"
-	PYTHONPATH=$(INT8) $(BIN)/python -m pytest -q --timeout $(TIMEOUT) tests/compatibility -k torchao
+test-int8: $(STAMP)  ## the situations that need torchao, bitsandbytes, gguf, optimum-quanto or cache-dit
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(INT8) "torchao>=0.18" "bitsandbytes>=0.50" \
+	  "gguf>=0.19" "optimum-quanto>=0.2.7" "cache-dit>=1.5"
+	PYTHONPATH=$(INT8) $(BIN)/python -m pytest -q --timeout $(TIMEOUT) tests/compatibility -k "quantised or cache-dit"
 
 test-oldest: $(OLDEST)/.stamp  ## the tests that meet diffusers, beside the oldest releases that UVR supports
 	$(OLDEST)/bin/python -m pytest -q -m "not bench and not wheel" --timeout $(TIMEOUT) $(OLDEST_TESTS)

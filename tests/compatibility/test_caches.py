@@ -106,6 +106,19 @@ cache(
 )
 
 
+def db_cache(rig: Rig) -> None:
+    """Of the transformer: of a pipeline it would mark the class."""
+    import cache_dit
+
+    config = cache_dit.DBCacheConfig(
+        Fn_compute_blocks=1, Bn_compute_blocks=0, max_warmup_steps=1, residual_diff_threshold=100.0
+    )
+    cache_dit.enable_cache(rig.transformer, cache_config=config)
+
+
+topic.neither_order("DBCache of cache-dit", db_cache)
+
+
 def text_kv_cache(rig: Rig) -> None:
     hook("apply_text_kv_cache")(rig.transformer, diffusers.hooks.TextKVCacheConfig())
 

@@ -67,29 +67,6 @@ def rounded(rig: Rig) -> torch.Tensor:
 topic.both_orders("layerwise casting (fp8 storage)", fp8, rounded)
 
 
-def int8(rig: Rig) -> None:
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-    quantize_(rig.transformer, Int8WeightOnlyConfig())
-    assert any(type(p.data).__name__.startswith("Int8") for p in rig.transformer.parameters())
-
-
-def dequantized(rig: Rig) -> torch.Tensor:
-    """The weights that int8 leaves, in float32."""
-    other, quantized = Rig(rig.name), Rig(rig.name)
-    int8(quantized)
-    weights = quantized.transformer.state_dict().items()
-    other.transformer.load_state_dict(
-        {k: v if type(v) is torch.Tensor else v.dequantize() for k, v in weights}  # type: ignore[operator]
-    )
-    images = other.regulated_run()
-    assert (images - reference(rig.name)).abs().max() > 1e-3
-    return images
-
-
-topic.both_orders("int8 weights (torchao)", int8, dequantized)
-
-
 def unlocated_is_stock(name: str, mode: Callable[[Rig], contextlib.AbstractContextManager[object]]) -> None:
     """The image in which nothing is located is bitwise stock in the same mode; the witness sees to the other."""
 

@@ -58,6 +58,7 @@ _COMPILABLE = ("flux", "sd3", "qwen-image-edit")  # one of each class
 _MASKED = ("qwen-image", "qwen-image-edit")  # a padding mask in attention
 _BOTH = ("before", "after")
 _CACHE = "disable the cache: `transformer.disable_cache()`"
+_ROUNDED = "the numbers are those of the rounded weights"
 _COPY = "detach, copy, attach to the copy; `state_dict()` and `save_pretrained()` work while attached"
 
 
@@ -65,8 +66,10 @@ def _exact(name: str, on: tuple[str, ...], note: str = "", orders: tuple[str, ..
     return Situation(name, on, "regulated exactly", note, orders=orders, needs=needs)
 
 
-def _refused(name: str, on: tuple[str, ...], says: str, note: str, orders: tuple[str, ...] = ()) -> Situation:
-    return Situation(name, on, "refused by name", note, says, orders)
+def _refused(
+    name: str, on: tuple[str, ...], says: str, note: str, orders: tuple[str, ...] = (), needs: str = ""
+) -> Situation:
+    return Situation(name, on, "refused by name", note, says, orders, needs)
 
 
 def _stock(name: str, on: tuple[str, ...], says: str, note: str, orders: tuple[str, ...] = ()) -> Situation:
@@ -93,12 +96,24 @@ MATRIX: dict[str, tuple[Situation, ...]] = {
         _exact("model offload (accelerate)", _ALL, orders=_BOTH),
         _exact("group offload, blocks", _ALL, orders=_BOTH),
         _exact("group offload, leaves", _ALL, orders=_BOTH),
-        _exact("layerwise casting (fp8 storage)", _ALL, "the numbers are those of the rounded weights", _BOTH),
-        _exact("int8 weights (torchao)", _ALL, "the numbers are those of the rounded weights", _BOTH, "torchao"),
+        _exact("layerwise casting (fp8 storage)", _ALL, _ROUNDED, _BOTH),
         # precision and autograd modes
         _exact("bfloat16 weights", _ALL),
         _exact("torch.autocast, bfloat16", _ALL),
         _exact("torch.inference_mode", _ALL),
+    ),
+    "quantised": (  # benign images bitwise those of the stock quantised model
+        _exact("int8 weights (torchao)", _ALL, _ROUNDED, _BOTH, "torchao"),
+        _exact(
+            "nf4 weights (bitsandbytes)", _ALL,
+            f"{_ROUNDED}; bitsandbytes' own modules on a CPU: through diffusers they load on a GPU alone", _BOTH,
+            "bitsandbytes",
+        ),
+        _exact("int8 weights (bitsandbytes)", _ALL, "as nf4; activations are rounded too", _BOTH, "bitsandbytes"),
+        _exact("GGUF weights, Q8_0", ("flux",), f"{_ROUNDED}; loaded by `from_single_file`", needs="gguf"),
+        _exact("GGUF weights, Q4_0", ("flux",), f"{_ROUNDED}; loaded by `from_single_file`", needs="gguf"),
+        _exact("int8 weights (optimum-quanto)", _ALL, _ROUNDED, _BOTH, "optimum-quanto"),
+        _exact("fp8 weights (optimum-quanto)", _ALL, _ROUNDED, _BOTH, "optimum-quanto"),
     ),
     "backends": (  # attention backends
         _exact("attention backend native", _ALL, orders=_BOTH),
@@ -142,6 +157,10 @@ MATRIX: dict[str, tuple[Situation, ...]] = {
             "these pipelines open none", _BOTH,
         ),
         _refused("SeaCache", _NAMED, "sea_cache", _CACHE, _BOTH),
+        _refused(
+            "DBCache of cache-dit", _DISPATCHED, "On the model: cache-dit",
+            "disable it: `cache_dit.disable_cache(pipe)`", _BOTH, "cache-dit",
+        ),
         _exact(
             "SeaCache, which the pipeline tells no step", _ALL,
             "as diffusers' image pipelines: nothing is skipped", _BOTH,

@@ -95,6 +95,8 @@ def _refuse_skipping(modules: Iterable[nn.Module]) -> None:
 def skipping(transformer: nn.Module, kwargs: Mapping[str, Any]) -> list[str]:
     """Names of what is switched on that skips attention."""
     names = {"skip_layers (skip-layer guidance)"} if kwargs.get("skip_layers") else set()
+    if type(getattr(transformer, "_context_manager", None)).__module__.startswith("cache_dit."):
+        names.add("cache-dit")  # it puts no hook on, but stands in for the lists of blocks
     for module in transformer.modules():
         hooks: Mapping[str, object] = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
         names |= {type(hook).__module__.rpartition(".")[2] for hook in hooks.values()} - _HARMLESS_HOOKS
