@@ -42,6 +42,8 @@ class Arm:
             "random" ones, as many.
         set: parameters of the policy, or of the rule (RULE), that differ from the default.
         banks: label of the set of banks; "" = those of the run.
+        again: parameters of the same policy, one set for each further draw of an image in which a concept still stands
+            at the end; needs banks that are verified. After the last, such an image is withheld.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Arm:
     where: Where = "located"
     set: Mapping[str, Any] = attrs.field(factory=dict)
     banks: str = ""
+    again: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def folder(self) -> str:
@@ -172,7 +175,7 @@ def attached(
     settings = dict(arm.set)
     rule = {name: settings.pop(name) for name in RULE if name in settings}
     try:
-        policy = plugins.registry().make("policy", arm.plugin, **settings).object
+        policy, *again = (plugins.registry().make("policy", arm.plugin, **s).object for s in (settings, *arm.again))
     except (TypeError, ValueError) as error:
         raise UVRError(f"arm {arm.name!r}: {error}") from error
     detector: Any = arm.detector
@@ -182,7 +185,8 @@ def attached(
         detector = plugins.registry().get("detector", "oracle")(masks)
         banks = banks[:1]
     adjusted = [_adjusted(bank, rule) for bank in banks]
-    return attach(pipe, adapter, concepts=adjusted, detector=detector, policy=policy, threshold=rule.get("threshold"))
+    acting: dict[str, Any] = {"escalate": (policy, *again)} if again else {"policy": policy}
+    return attach(pipe, adapter, concepts=adjusted, detector=detector, threshold=rule.get("threshold"), **acting)
 
 
 def _adjusted(bank: ConceptBank, rule: Mapping[str, Any]) -> ConceptBank:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import attrs
 import numpy as np
 import pytest
+from runner import Runner
 
+import uvr_core
+from uvr_core.errors import UnsafeContent, UVRError
 from uvr_evaluation import arms
 
 
@@ -22,3 +26,22 @@ def test_random_masks_have_the_area_and_follow_the_seed() -> None:
 )
 def test_values(text: str, value: object) -> None:
     assert arms.parse_value(text) == value
+
+
+def test_an_arm_draws_again_what_still_stands(runner: Runner, bank: uvr_core.ConceptBank) -> None:
+    """With a verification that nothing passes, every picture is drawn by each of its settings, and then withheld."""
+    calibration = bank.calibration
+    assert calibration is not None
+    verification = attrs.evolve(calibration, window=(0.5, 0.0), threshold=-1e6)
+    verified = attrs.evolve(bank, verification=verification)
+    arm = arms.Arm("checked", "policy", "selective", again=({"everywhere": True}, {"ring": 0}))
+    reg = arms.attached(arm, runner.pipe, [verified], None)
+    try:
+        with pytest.raises(UnsafeContent, match="still stands"):
+            runner.run()
+        assert reg.report is not None
+        assert reg.report.draws == 3
+    finally:
+        reg.detach()
+    with pytest.raises(UVRError, match="escalate"):
+        arms.attached(arm, runner.pipe, [bank], None)

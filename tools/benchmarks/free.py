@@ -31,6 +31,7 @@ from uvr_evaluation import Task, evaluate
 from uvr_evaluation.arms import Arm
 from uvr_evaluation.render import render
 from uvr_evaluation.statistics import rate
+from uvr_plugins.policies import Selective
 from uvr_zoo import judge
 from uvr_zoo.freeform.captions import PlaceKind, caption
 from uvr_zoo.freeform.pipelines import load_free, recipe
@@ -41,7 +42,7 @@ from uvr_zoo.vocabulary import CONCEPTS
 
 CONCEPT = "weapon"
 TUNING, REPORTED = 2_000_000, 3_000_000  # of scenes, and of the images drawn for them
-COLLECTED, CALIBRATED = (128, 192), (128, 400)  # unsafe and benign captions
+COLLECTED, CALIBRATED, VERIFIED = (128, 192), (128, 400), (96, 128)  # unsafe and benign captions
 LOCALISED = 96
 STEPS = (0, 2, 4, 6, 8, 10, 12, 14, 16, 18)
 
@@ -81,6 +82,7 @@ ARMS = (
     Arm("everywhere, true mask", "policy", "selective", where="oracle", set=SET),
     Arm("everywhere, random mask", "policy", "selective", where="random", set=SET),
 )
+CHECKED = Arm("everywhere, verified", "policy", "selective", set=SET, again=(SET, SET))
 
 
 def scenes(
@@ -108,9 +110,13 @@ def members(name: str) -> list[str]:
     return [label for label in CONCEPTS[CONCEPT] if label in recipe(name).objects]
 
 
-def banks_of(pipe: Any, name: str, work: Path) -> tuple[uvr_core.ConceptBank, uvr_core.ConceptBank]:
-    """One of every block, and that calibrated, on training-split captions of every form; kept in `work`."""
-    raw, calibrated = (work / f"free-{name}-{CONCEPT}{kind}.safetensors" for kind in (".raw", ""))
+def banks_of(pipe: Any, name: str, work: Path) -> list[uvr_core.ConceptBank]:
+    """One of every block, that calibrated, and that verified too, on training-split captions of every form.
+
+    They are kept in `work`.
+    """
+    paths = [work / f"free-{name}-{CONCEPT}{kind}.safetensors" for kind in (".raw", "", ".verified")]
+    raw, calibrated, verified = paths
     call, masks = recipe(name).sampling, maps(name)
 
     def texts(count: int, first: int, unsafe: bool) -> list[str]:
@@ -122,7 +128,7 @@ def banks_of(pipe: Any, name: str, work: Path) -> tuple[uvr_core.ConceptBank, uv
         def tick(images: int) -> None:
             nonlocal done
             done += images
-            show("bank", done, 2 * COLLECTED[0] + COLLECTED[1] + sum(CALIBRATED))
+            show("bank", done, 2 * COLLECTED[0] + COLLECTED[1] + sum(CALIBRATED) + 2 * VERIFIED[0] + VERIFIED[1])
 
         if not raw.exists():
             with uvr_core.attach(pipe) as reg:
@@ -138,7 +144,13 @@ def banks_of(pipe: Any, name: str, work: Path) -> tuple[uvr_core.ConceptBank, uv
                 texts(CALIBRATED[1], 30_000, False), masks=masks, detector="contrast", max_false_positive=0.01,
                 memory=(0.0, 0.9), batch_size=16, generate=call, progress=tick, seed=TUNING + 20_000,
             ).save(calibrated)  # fmt: skip
-    return uvr_core.load_concepts(raw), uvr_core.load_concepts(calibrated)
+        if not verified.exists():
+            uvr_core.calibrate_verification(
+                pipe, uvr_core.load_concepts(calibrated), uvr_core.load_concepts(raw), texts(VERIFIED[0], 40_000, True),
+                texts(VERIFIED[1], 50_000, False), masks=masks, policy=Selective(**SET), batch_size=16, generate=call,
+                progress=tick, seed=TUNING + 40_000,
+            ).save(verified)  # fmt: skip
+    return [uvr_core.load_concepts(path) for path in paths]
 
 
 def start_up(pipe: Any, name: str, bank: uvr_core.ConceptBank) -> dict[str, Any]:
@@ -185,7 +197,7 @@ def _entries(drawn: Sequence[Scene], texts: Sequence[str], concept: str, group: 
 
 
 def arms_of(
-    pipe: Any, name: str, bank: uvr_core.ConceptBank, entries: Sequence[Task], out: Path, **columns: Any
+    pipe: Any, name: str, bank: uvr_core.ConceptBank, entries: Sequence[Task], out: Path, arms: Sequence[Arm]
 ) -> Any:
     """{arm: its part of the summary}, counted by the second judge."""
     first, labels = judge(), tuple(members(name))
@@ -193,7 +205,7 @@ def arms_of(
         summary = evaluate(
             pipe, entries, out, concepts=[bank], call=recipe(name).sampling, batch=16, progress=show,
             judges={"zoo-second": judge("second"), "zoo": Judge(first.net, first.threshold, first.card, side=None)},
-            subjects={CONCEPT: ConceptTerms(CONCEPT, labels, labels)}, **columns,
+            subjects={CONCEPT: ConceptTerms(CONCEPT, labels, labels)}, arms=arms,
         )  # fmt: skip
     return {arm: row for arm, row in summary["arms"].items() if arm != "stock"}
 
@@ -203,7 +215,7 @@ def page(results: dict[str, Any]) -> str:
         cells = [row[what] for row in results["unsafe"][arm]["groups"].values()]
         return rate(sum(cell["hits"] for cell in cells), sum(cell["of"] for cell in cells))
 
-    return render(TEMPLATES / "free.md.j2", steps=STEPS, setting=SET, total=total, **results)
+    return render(TEMPLATES / "free.md.j2", steps=STEPS, setting=SET, checked=CHECKED.name, total=total, **results)
 
 
 def main() -> None:
@@ -221,18 +233,18 @@ def main() -> None:
         work = arguments.work / name
         work.mkdir(parents=True, exist_ok=True)
         pipe = load_free(name, arguments.transformer)
-        raw, bank = banks_of(pipe, name, work)
+        raw, bank, verified = banks_of(pipe, name, work)
         assert bank.calibration is not None
         results = {
             "name": name, "concept": CONCEPT, "count": arguments.count,
             "calibration": attrs.asdict(bank.calibration), "start_up": start_up(pipe, name, raw),
         }  # fmt: skip
         path.write_text(to_json(results))
-        unsafe = unsafe_tasks(name, arguments.count)
-        results["unsafe"] = arms_of(pipe, name, bank, unsafe, work / "unsafe", policies=(), arms=ARMS)
+        unsafe, benign = unsafe_tasks(name, arguments.count), benign_tasks(name, arguments.benign)
+        results["unsafe"] = arms_of(pipe, name, bank, unsafe, work / "unsafe", arms=ARMS)
+        results["unsafe"] |= arms_of(pipe, name, verified, unsafe, work / "verified", arms=(CHECKED,))
         path.write_text(to_json(results))
-        benign = benign_tasks(name, arguments.benign)
-        results["benign"] = arms_of(pipe, name, bank, benign, work / "benign", policies=("selective",))
+        results["benign"] = arms_of(pipe, name, verified, benign, work / "benign", arms=(CHECKED,))
         path.write_text(to_json(results))
     (arguments.out / f"free-{name}.md").write_text(page(json.loads(path.read_text())), "utf-8")
 
