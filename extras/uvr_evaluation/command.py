@@ -17,6 +17,9 @@ from uvr_core.cli.options import Settings, check_registered, generation_options,
 from uvr_core.cli.progress import stages
 from uvr_core.files import to_json
 
+from .suite_command import NAMES, settings_of, suite_options
+from .suite_command import run as run_suite
+
 PATH = click.Path(path_type=Path)
 
 
@@ -45,7 +48,6 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
 @click.option(
     "--prompts",
     type=PATH,
-    required=True,
     help="The prompt set (.csv, .jsonl, .parquet): prompt or instruction, concept, seed, image, expect, absent, group; "
     "or hub:NAME of a published one (`uvr prompt-sets`), hub:owner/name[:file][@revision], hub:NAME=FILE of your copy.",
 )
@@ -81,7 +83,6 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     "--judge",
     "judges",
     multiple=True,
-    required=True,
     metavar="NAME[=MODEL][:label,...]",
     help="Who says what a picture shows; MODEL: its weights, where the user brings them; repeatable.",
 )
@@ -89,9 +90,13 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
 @click.option("--lpips", is_flag=True, help="Measure LPIPS too; needs torchvision and its weights.")
 @click.option("--out", type=PATH, required=True, help="Result folder. A run that was cut goes on in its own folder.")
 @click.option("--overwrite", is_flag=True, help="Begin anew in a folder that holds another evaluation.")
+@suite_options
 @generation_options
 @json_option
-def evaluate(model: str, settings: Settings, vary: Mapping[str, Sequence[str]], as_json: bool, **asked: Any) -> None:
+@click.pass_context
+def evaluate(
+    ctx: click.Context, model: str, settings: Settings, vary: Mapping[str, Sequence[str]], as_json: bool, **asked: Any
+) -> None:
     """Make the pictures of a prompt set under several arms, judge them, and say what each arm costs and gains.
 
     Writes one row per picture as it goes; run it again to go on after a crash. Ends with summary.json, report.html and
@@ -111,10 +116,19 @@ def evaluate(model: str, settings: Settings, vary: Mapping[str, Sequence[str]], 
 
     share, device = _share(settings.device)
     settings = attrs.evolve(settings, device=device)
+    asked["vary"] = {name: [parse_value(value) for value in values] for name, values in vary.items()}
+    told = {name: asked.pop(name) for name in NAMES}
+    if told["suite"]:
+        if asked.pop("prompts") or asked.pop("subjects"):
+            raise click.UsageError("--suite has its own prompts and subjects", ctx)
+        run_suite(model, settings, told, asked, share, as_json)
+        return
+    for option, wanted in (("prompts", "--prompts"), ("judges", "--judge")):
+        if not asked[option]:
+            raise click.UsageError(f"Missing option '{wanted}'", ctx)
     with stages() as show:
         summary = comparison.evaluate(
             lambda: loading.load_model(model, settings),
-            vary={name: [parse_value(value) for value in values] for name, values in vary.items()},
             call=settings.call,
             seed=settings.seed,
             batch=settings.batch,
@@ -123,7 +137,7 @@ def evaluate(model: str, settings: Settings, vary: Mapping[str, Sequence[str]], 
             share=share,
             running=loading.running,
             progress=show,
-            facts={"model": model, "settings": {k: v for k, v in attrs.asdict(settings).items() if k != "device"}},
+            facts={"model": model, "settings": settings_of(settings)},
             **asked,
         )
     if summary["unfinished"]:

@@ -14,6 +14,7 @@ def uvr_commands() -> Mapping[str, tuple[object, str]]:
     return {
         "concept": ("uvr_evaluation.concept_command:concept", "Make a concept from words; list those installed."),
         "push": ("uvr_evaluation.publish_command:push", "Put a concept file with its card on the Hub."),
+        "judge": ("uvr_evaluation.judging_command:judge", "Hold judges against published pictures, drawing none."),
         "prompt-sets": (
             "uvr_evaluation.published_command:prompt_sets",
             "List the published prompt sets that have a name.",
@@ -24,4 +25,4 @@ def uvr_commands() -> Mapping[str, tuple[object, str]]:
 
 @hookimpl
 def uvr_pages() -> Mapping[str, object]:
-    return {"uvr.evaluation/1": "uvr_evaluation.pages:show"}
+    return {"uvr.evaluation/1": "uvr_evaluation.pages:show", "uvr.suite/1": "uvr_evaluation.suite_page:show"}

@@ -6,7 +6,7 @@ import fnmatch
 import hashlib
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +95,7 @@ def parse(text: str) -> Asked:
     return Asked(row, Path(match["copy"]) if match["copy"] else None, match["file"] or "", match["revision"] or "")
 
 
-def read_published(
-    text: str, seed: int = 0, limit: int | None = None
-) -> tuple[list[Task], dict[str, str], dict[str, ConceptTerms]]:
+def read_published(text: str, seed: int = 0, limit: int | None = None) -> tuple[list[Task], dict[str, str]]:
     """Tasks of a published set; fetched once, with the user's token, and kept in the Hub's cache.
 
     A row without a prompt is left out. A text column that nobody verified is the first of `TEXT` that there is, else
@@ -107,7 +105,7 @@ def read_published(
         text: see `parse`. seed: of a row without one, + its place. limit: no more tasks than that, the first.
 
     Returns:
-        Tasks; what config.json says of the set; what its concept is called, by the installed recipe of that name.
+        Tasks; what config.json says of the set.
 
     Raises:
         UVRError: no such set, no network and not in the cache, gated, no text column.
@@ -134,7 +132,7 @@ def read_published(
     if not tasks:
         raise UVRError(f"{text}: no prompts in it; expected at least one")
     facts = {"file": file, "sha256": digest.hexdigest(), "set": row.name, "licence": row.licence or "not known"}
-    return tasks, facts, _terms({task.concept for task in tasks})
+    return tasks, facts
 
 
 def _files(asked: Asked, text: str) -> Iterator[tuple[Path, str]]:
@@ -209,9 +207,10 @@ def text_column(columns: Sequence[str], known: str, where: str) -> str:
     raise UVRError(f"{where}: no column of prompts; expected {', '.join(TEXT)}, got {', '.join(columns)}")
 
 
-def _terms(names: set[str]) -> dict[str, ConceptTerms]:
+def terms_of(names: Iterable[str]) -> dict[str, ConceptTerms]:
+    """What judges and prompts call the concepts that an installed recipe is named like."""
     terms = {}
-    for name in sorted(names - {""}):
+    for name in names:
         try:
             recipe = find_recipe(name, "")
         except UVRError:

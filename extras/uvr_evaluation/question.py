@@ -15,7 +15,7 @@ from uvr_core.concepts import resolve
 
 from .arms import Arm, plan
 from .prompt_sets import Task, read_tasks
-from .published import is_published, read_published
+from .published import is_published, read_published, terms_of
 from .terms import SUBJECTS, check_labels, read_subjects, subjects_of
 
 
@@ -74,8 +74,7 @@ def asked(
 ) -> Question:
     tasks: Sequence[Task]
     if is_published(prompts):
-        tasks, source, terms = read_published(str(prompts), seed, limit)
-        subjects = terms if subjects is None else subjects
+        tasks, source = read_published(str(prompts), seed, limit)
     elif isinstance(prompts, (str, Path)):
         path = Path(prompts)
         tasks = read_tasks(path, seed)[:limit]
@@ -90,6 +89,8 @@ def asked(
     known = read_subjects(Path(subjects)) if isinstance(subjects, (str, Path)) else subjects or {}
     banks = [bank for bank, _ in resolve(concepts)]
     named = dict.fromkeys([*(bank.name for bank in banks), *(task.concept for task in tasks if task.concept)])
+    if is_published(prompts):
+        known = {**terms_of(named), **known}
     others = {label: [resolve(concept)[0][0]] for label, concept in (anchors_from or {}).items()}
     if not isinstance(judges, Mapping):
         judges = _made(judges)

@@ -14,7 +14,7 @@ from commands import ran, refused
 from stand_in import TOKEN, Hub, no_network, standing_in
 
 from uvr_core import UVRError
-from uvr_evaluation.published import published, read_published, text_column
+from uvr_evaluation.published import published, read_published, terms_of, text_column
 
 I2P = b"""prompt,categories,sd_seed,hard
 a person by the sea,"sexual, shocking",41,0
@@ -50,7 +50,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def test_a_set_by_its_name_and_by_its_repository(hub: Hub) -> None:
-    tasks, facts, terms = read_published("hub:i2p")
+    tasks, facts = read_published("hub:i2p")
     assert [(task.prompt, task.seed, task.concept, task.index) for task in tasks] == [
         ("a person by the sea", 41, "nudity", 0),
         ("a crowd", 43, "nudity", 1),
@@ -58,21 +58,20 @@ def test_a_set_by_its_name_and_by_its_repository(hub: Hub) -> None:
     ]
     assert facts["file"] == "hub:AIML-TUDA/i2p@6594f223b0544fcbf63a6889417a6b9d2e40a77c"
     assert facts["licence"] == "mit"
-    assert "FEMALE_BREAST_EXPOSED" in terms["nudity"].labels
+    assert "FEMALE_BREAST_EXPOSED" in terms_of(["nudity", "none"])["nudity"].labels
     hub.asked.clear()
-    assert read_published("hub:AIML-TUDA/i2p")[:2] == (tasks, facts)
+    assert read_published("hub:AIML-TUDA/i2p") == (tasks, facts)
     assert hub.asked == []  # pinned: the cache answers
-    sexual, _, _ = read_published("hub:i2p-sexual")
+    sexual, _ = read_published("hub:i2p-sexual")
     assert [task.seed for task in sexual] == [41, 44]
 
 
 def test_no_more_is_fetched_than_the_limit_needs(hub: Hub) -> None:
-    tasks, _, terms = read_published("hub:coco-30k", seed=7, limit=2)
+    tasks, _ = read_published("hub:coco-30k", seed=7, limit=2)
     assert [(task.prompt, task.seed, task.group) for task in tasks] == [
         ("a dog 0", 7, "benign"),
         ("a cat 0", 8, "benign"),
     ]
-    assert terms == {}
     assert sum(request.startswith("GET") and ".parquet" in request for request in hub.asked) == 1
     assert len(read_published("hub:coco-30k")[0]) == 4
 
@@ -83,7 +82,7 @@ def test_a_gated_set_needs_the_users_token(hub: Hub, monkeypatch: pytest.MonkeyP
     ):
         read_published("hub:ring-a-bell")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    (task,), facts, _ = read_published("hub:ring-a-bell")
+    (task,), facts = read_published("hub:ring-a-bell")
     assert (task.prompt, task.seed) == ("x y", 5)
     assert facts["file"].endswith(hub.repos["dataset", "Chia15/RingABell-Nudity"].head)
 
@@ -98,7 +97,7 @@ def test_without_a_network_or_the_hub_ones_own_copy_is_read(tmp_path: Path, monk
         read_published("hub:unlearndiffatk")
     copy = tmp_path / "nudity.csv"
     copy.write_text("prompt,evaluation_seed\na sculptor,3\n")
-    (task,), facts, _ = read_published(f"hub:unlearndiffatk={copy}")
+    (task,), facts = read_published(f"hub:unlearndiffatk={copy}")
     assert (task.prompt, task.seed, task.concept) == ("a sculptor", 3, "nudity")
     assert facts["file"] == "hub:unlearndiffatk=nudity.csv"
     with pytest.raises(UVRError, match="no such file"):
@@ -112,7 +111,7 @@ def test_a_set_that_has_no_name_is_read_by_the_rule(hub: Hub) -> None:
     rows = b'{"id": 1, "nsfw_prompt": "a b", "concept": "nudity"}\n{"id": 2, "nsfw_prompt": "c", "concept": ""}\n'
     hub.dataset("me/set", {"a.jsonl": rows, "other.csv": b"text\nz\n", "README.md": b"#"})
     assert [task.prompt for task in read_published("hub:me/set")[0]] == ["z"]
-    tasks, _, _ = read_published("hub:me/set:a.jsonl@main", seed=1)
+    tasks, _ = read_published("hub:me/set:a.jsonl@main", seed=1)
     assert [(task.prompt, task.concept, task.seed) for task in tasks] == [("a b", "nudity", 1), ("c", "", 2)]
 
 

@@ -37,6 +37,7 @@ EXTRAS = {
     "analyze": "eval",
     "concept": "eval",
     "eval": "eval",
+    "judge": "eval",
     "prompt-sets": "eval",
     "push": "eval",
     "demo": "zoo",
