@@ -72,7 +72,7 @@ def test_what_is_wrong_is_said_before_anything_is_drawn(checkpoint: Path, asked:
     gone = [word for word in asked if word != "unlearndiffatk,coco-30k"]
     gone.insert(gone.index("--sets") + 1, "i2p-sexual")
     assert "or pass your copy: hub:i2p-sexual=FILE" in refused("eval", checkpoint, *gone, *out)
-    assert "no suite 'nudty', did you mean" in refused("eval", checkpoint, "--suite", "nudty", *out)
+    assert "no suite 'nudty'; did you mean" in refused("eval", checkpoint, "--suite", "nudty", *out)
     assert "--suite has its own prompts" in refused("eval", checkpoint, *asked, *out, "--prompts", "x.csv")
     assert "Missing option '--prompts'" in refused("eval", checkpoint, *out)
     assert "Missing option '--judge'" in refused("eval", checkpoint, *out, "--prompts", "x.csv")
@@ -85,7 +85,7 @@ def test_sets_and_copies_must_be_the_suites() -> None:
     assert all(published()[name].concept == suite.concept for name in suite.unsafe)
     assert published()[suite.benign].concept == ""
     assert list(texts_of(suite, [], {})) == list(suite.sets)
-    with pytest.raises(UVRError, match="has no set 'i2p-sexul', did you mean 'i2p-sexual'"):
+    with pytest.raises(UVRError, match="has no set 'i2p-sexul'; did you mean 'i2p-sexual'"):
         texts_of(suite, ["i2p-sexul"], {})
     with pytest.raises(UVRError, match="has no set 'weapons'"):
         texts_of(suite, [], {"weapons": "x.csv"})
