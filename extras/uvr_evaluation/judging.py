@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from uvr_core import UVRError
+from uvr_core.cli.judges import threshold_of
 from uvr_core.files import read_picture, text_of
 from uvr_core.hub import Repository
 
@@ -86,7 +87,7 @@ def judge_pictures(
         "pictures": len(entries),
         "judges": {
             name: {
-                "threshold": getattr(judge, "threshold", None),
+                "threshold": threshold_of(judge),
                 "seen": {label: rate(sum(seen), len(seen)) for label, seen in sorted(counts[name].items())},
             }
             for name, judge in judges.items()

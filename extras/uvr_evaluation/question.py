@@ -93,18 +93,18 @@ def asked(
         known = {**terms_of(named), **known}
     others = {label: [resolve(concept)[0][0]] for label, concept in (anchors_from or {}).items()}
     if not isinstance(judges, Mapping):
-        judges = _made(judges)
+        judges = judges_of(judges)
     return Question(source, tasks, {"": banks, **others}, subjects_of(list(named), known), judges)
 
 
-def _made(texts: Sequence[str]) -> dict[str, Judge]:
-    """{name: judge} of NAME[=MODEL][:label,label], each tried."""
+def judges_of(texts: Sequence[str], **options: Any) -> dict[str, Judge]:
+    """{name: judge} of NAME[=MODEL][:label,label], each tried; `options` go to every factory."""
     specs = [JudgeSpec.of(text) for text in texts]
     judges: dict[str, Judge] = {}
     for spec in specs:
         if spec.name in judges:
             raise UVRError(f"judge {spec.name!r} is named twice; from Python judges can have names of yours")
-        judges[spec.name] = spec.asked()
+        judges[spec.name] = spec.asked(**options)
     return judges
 
 

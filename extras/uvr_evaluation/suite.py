@@ -12,7 +12,8 @@ from typing import Any
 
 import attrs
 
-from uvr_core import UVRError, plugins
+from uvr_core import UVRError
+from uvr_core.cli.judges import threshold_of
 from uvr_core.concepts import resolve
 from uvr_core.errors import did_you_mean
 from uvr_core.files import to_json, write_whole
@@ -20,6 +21,7 @@ from uvr_core.files import to_json, write_whole
 from . import quality
 from .comparison import evaluate, require
 from .published import PREFIX, published, read_published
+from .question import judges_of
 from .rows import read_rows
 from .suite_page import text_of
 
@@ -124,9 +126,7 @@ def run_suite(
             f"suite {suite.name}: needs a concept called {suite.concept}, got {', '.join(names) or 'none'}; "
             "`uvr concept rename` changes a name"
         )
-    counted = {name: plugins.registry().make("judge", name).object for name in judges} or {
-        suite.judge: plugins.registry().make("judge", suite.judge, threshold=threshold).object
-    }
+    counted = judges_of(judges) if judges else judges_of([suite.judge], threshold=threshold)
     pipe = pipe() if inspect.isfunction(pipe) else pipe
     summaries = {
         name: evaluate(
@@ -136,13 +136,13 @@ def run_suite(
     }
     if unfinished := sum(summary["unfinished"] for summary in summaries.values()):
         return {"unfinished": unfinished}
-    first, object_ = next(iter(counted.items()))
+    first, judge = next(iter(counted.items()))
     result = {
         "schema": SCHEMA,
         "suite": suite.name,
         "title": suite.title,
         "judge": first,
-        "threshold": getattr(object_, "threshold", None),
+        "threshold": threshold_of(judge),
         "sets": {name: _said(name, summary) for name, summary in summaries.items()},
         **_arms(suite, out, summaries, measures),
     }
