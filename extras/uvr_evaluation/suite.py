@@ -6,7 +6,7 @@ import inspect
 import json
 import statistics
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from .suite_page import text_of
 SCHEMA = "uvr.suite/1"
 TABLE = Path(__file__).with_name("suites.toml")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-Show = Callable[[str, int, int], None]
 
 
 @attrs.frozen(kw_only=True)
@@ -96,7 +95,6 @@ def run_suite(
     threshold: float | None = None,
     limit: int | None = None,
     measures: Measures | None = None,
-    progress: Show | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Evaluate every set in a folder of its own (see `evaluate`), then measure quality on the benign one.
@@ -119,19 +117,11 @@ def run_suite(
     measures = measures or Measures()
     threshold = suite.threshold if threshold is None else threshold
     limits = {name: _least(limit, suite.benign_limit if name == suite.benign else None) for name in texts}
-    for name, text in texts.items():
-        read_published(text, limit=limits[name])
-    if suite.concept not in (names := [bank.name for bank, _ in resolve(concepts)]):
-        raise UVRError(
-            f"suite {suite.name}: needs a concept called {suite.concept}, got {', '.join(names) or 'none'}; "
-            "`uvr concept rename` changes a name"
-        )
+    _check(suite, texts, limits, concepts)
     counted = judges_of(judges) if judges else judges_of([suite.judge], threshold=threshold)
     pipe = pipe() if inspect.isfunction(pipe) else pipe
     summaries = {
-        name: evaluate(
-            pipe, text, out / name, judges=counted, concepts=concepts, limit=limits[name], progress=progress, **options
-        )
+        name: evaluate(pipe, text, out / name, judges=counted, concepts=concepts, limit=limits[name], **options)
         for name, text in texts.items()
     }
     if unfinished := sum(summary["unfinished"] for summary in summaries.values()):
@@ -149,6 +139,17 @@ def run_suite(
     write_whole(out / "suite.json", to_json(result) + "\n")
     write_whole(out / "suite.md", text_of(result))
     return result
+
+
+def _check(suite: Suite, texts: Mapping[str, str], limits: Mapping[str, int | None], concepts: object) -> None:
+    """Raise UVRError unless every set can be read and the suite's concept is there."""
+    for name, text in texts.items():
+        read_published(text, limit=limits[name])
+    if suite.concept not in (names := [bank.name for bank, _ in resolve(concepts)]):
+        raise UVRError(
+            f"suite {suite.name}: needs a concept called {suite.concept}, got {', '.join(names) or 'none'}; "
+            "`uvr concept rename` changes a name"
+        )
 
 
 def _said(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:
