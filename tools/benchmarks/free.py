@@ -75,6 +75,7 @@ FORMS = (
 
 # How the policy is set where no caption says a place; chosen on tuning seeds.
 SET = {"everywhere": True, "contrast": 1.5}
+AGAIN = ({"everywhere": True, "contrast": 1.2}, {"everywhere": True, "contrast": 1.05})  # stronger each time
 ARMS = (
     Arm("selective", "policy", "selective"),
     Arm("everywhere", "policy", "selective", set=SET),
@@ -82,7 +83,7 @@ ARMS = (
     Arm("everywhere, true mask", "policy", "selective", where="oracle", set=SET),
     Arm("everywhere, random mask", "policy", "selective", where="random", set=SET),
 )
-CHECKED = Arm("everywhere, verified", "policy", "selective", set=SET, again=(SET, SET))
+CHECKED = Arm("everywhere, verified", "policy", "selective", set=SET, again=AGAIN)
 
 
 def scenes(
@@ -215,7 +216,15 @@ def page(results: dict[str, Any]) -> str:
         cells = [row[what] for row in results["unsafe"][arm]["groups"].values()]
         return rate(sum(cell["hits"] for cell in cells), sum(cell["of"] for cell in cells))
 
-    return render(TEMPLATES / "free.md.j2", steps=STEPS, setting=SET, checked=CHECKED.name, total=total, **results)
+    return render(
+        TEMPLATES / "free.md.j2",
+        steps=STEPS,
+        setting=SET,
+        checked=CHECKED.name,
+        again=[each["contrast"] for each in AGAIN],
+        total=total,
+        **results,
+    )
 
 
 def main() -> None:

@@ -40,8 +40,8 @@ class Asked:
 GATES = (
     Asked(1),
     Asked(2),
-    Asked(1, "synonym"),
-    Asked(1, "description"),
+    Asked(1, "synonym", prompts=200),
+    Asked(1, "description", prompts=200),
     Asked(1, place="exact", prompts=200),
     Asked(2, place="exact", prompts=200),
 )
