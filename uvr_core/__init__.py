@@ -26,13 +26,14 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .adapter import Adapter, Layout
-    from .concepts import Calibration, ConceptBank, Fingerprint, load_concepts
+    from .concepts import Calibration, ConceptBank, Fingerprint, SourceLook, load_concepts
     from .concepts.hub import pull
     from .engine.attach import attach
     from .engine.regulator import Regulator
     from .engine.report import Report
     from .fit.calibrate import calibrate
     from .fit.collect import collect
+    from .fit.source import calibrate_source
     from .fit.verification import calibrate_verification
     from .protocols import Baseline, CallInfo, ConceptTerms, Detector, FlowEdit, Judge, Located, Policy, Request
 
@@ -41,7 +42,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Adapter": "adapter", "Layout": "adapter", "Calibration": "concepts", "ConceptBank": "concepts",
     "Fingerprint": "concepts", "load_concepts": "concepts", "collect": "fit.collect", "calibrate": "fit.calibrate",
-    "calibrate_verification": "fit.verification", "pull": "concepts.hub",
+    "calibrate_source": "fit.source", "calibrate_verification": "fit.verification", "SourceLook": "concepts",
+    "pull": "concepts.hub",
     "CallInfo": "protocols", "Detector": "protocols", "FlowEdit": "protocols", "Located": "protocols",
     "Policy": "protocols", "Baseline": "protocols", "Judge": "protocols", "Request": "protocols",
     "ConceptTerms": "protocols", "Regulator": "engine.regulator", "attach": "engine.attach", "Report": "engine.report",
@@ -50,8 +52,9 @@ _HOMES = {
 __all__ = [
     "Adapter", "AdapterMismatch", "AdapterNotFound", "Baseline", "Calibration", "CallInfo", "ConceptBank",
     "ConceptMismatch", "ConceptTerms", "Detector", "Fingerprint", "FlowEdit", "Judge", "Layout", "Located",
-    "PluginError", "Policy", "Regulator", "Report", "Request", "TapNotFired", "UVRError", "UnsafeContent",
-    "UnsupportedRuntime", "attach", "calibrate", "calibrate_verification", "collect", "load_concepts", "pull",
+    "PluginError", "Policy", "Regulator", "Report", "Request", "SourceLook", "TapNotFired", "UVRError",
+    "UnsafeContent", "UnsupportedRuntime", "attach", "calibrate", "calibrate_source", "calibrate_verification",
+    "collect", "load_concepts", "pull",
 ]  # fmt: skip
 
 

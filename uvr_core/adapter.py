@@ -85,6 +85,11 @@ def matching(model: torch.nn.Module, pattern: str) -> dict[str, torch.nn.Module]
     return {path: module for path, module in names.items() if regex.fullmatch(path)}
 
 
+def _caller(pipeline: type) -> str:
+    """The name of the class whose own a pipeline's call is."""
+    return next((cls.__name__ for cls in pipeline.__mro__ if "__call__" in vars(cls)), "")
+
+
 @attrs.frozen
 class TextRoute:
     """A way by which text reaches the picture beside joint attention. It is not regulated; the report shows it.
@@ -129,6 +134,8 @@ class Adapter:
             order. Through them baselines tell where a word's token lies.
         pipelines: class names of the pipelines whose order of guidance parts this is. Of a pipeline that is not listed
             every forward and row without a name is regulated.
+        edits: of `pipelines`, those whose source can be looked at before it is edited: their call takes as `image` one
+            source or one for each `prompt`, and the text encoder's, if it reads pictures, is made of these two alone.
         text: bound root arguments -> number of text tokens, to be found again in every tap; None: not checked.
         latents: name of the root argument that holds the latents, a tensor or a list with an entry per sample.
         routes: ways by which text reaches the picture beside the joint attention.
@@ -146,6 +153,7 @@ class Adapter:
     text_output: bool = True
     tokenizers: tuple[str, ...] = ()
     pipelines: tuple[str, ...] = ()
+    edits: tuple[str, ...] = attrs.field(default=(), kw_only=True)
     text: Callable[[Arguments], int] | None = None
     latents: str = "hidden_states"
     routes: tuple[TextRoute, ...] = attrs.field(
@@ -158,7 +166,11 @@ class Adapter:
 
     def drives(self, pipeline: type) -> bool:
         """Whether the call of a pipeline's class is one of the listed ones' own."""
-        return next((cls.__name__ for cls in pipeline.__mro__ if "__call__" in vars(cls)), "") in self.pipelines
+        return _caller(pipeline) in self.pipelines
+
+    def shows_sources(self, pipeline: type) -> bool:
+        """Whether the source of a pipeline of this class can be looked at before it is edited."""
+        return _caller(pipeline) in self.edits
 
     def taps(self, model: torch.nn.Module) -> dict[str, torch.nn.Module]:
         """{path: module} of the joint attention modules, in order of execution.

@@ -36,7 +36,7 @@ def needs_source(pipe: Any) -> bool:
 
 def seeds_of(pipeline_class: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
     """The seeds of the generators that a pipeline's call is given, whatever way; (0,) without any."""
-    bound = _bound(pipeline_class, args, kwargs)
+    bound = arguments_of(pipeline_class, args, kwargs)
     generators = bound.get("generator")
     if generators is None:
         return (0,)
@@ -47,7 +47,7 @@ def seeds_of(pipeline_class: type, args: tuple[Any, ...], kwargs: Mapping[str, A
 def images_of(pipeline_class: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
     """How many images a pipeline's call is asked for: prompts, or embeddings of them, times images of each; None: the
     call does not say."""
-    bound = _bound(pipeline_class, args, kwargs)
+    bound = arguments_of(pipeline_class, args, kwargs)
     prompts = bound.get("prompt")
     if prompts is None:  # pooled first: some models' embeddings begin with an axis of layers
         names = sorted(name for name in bound if name.startswith(("pooled_prompt_embeds", "prompt_embeds")))
@@ -58,7 +58,7 @@ def images_of(pipeline_class: type, args: tuple[Any, ...], kwargs: Mapping[str, 
     return (1 if isinstance(prompts, str) else len(prompts)) * (1 if count is None else int(count))
 
 
-def _bound(pipeline_class: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+def arguments_of(pipeline_class: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     """The arguments of a pipeline's call by name, defaults included; of a modular pipeline, what its blocks are given,
     beneath it what a state handed on holds. None of a call that will fail: its own error is the one to show."""
     try:

@@ -62,4 +62,5 @@ FLUX = Adapter(
         *("FluxControlPipeline", "FluxControlImg2ImgPipeline", "FluxControlInpaintPipeline"),
         *("FluxControlNetPipeline", "FluxControlNetImg2ImgPipeline", "FluxControlNetInpaintPipeline"),
     ),
+    edits=("FluxKontextPipeline",),
 )

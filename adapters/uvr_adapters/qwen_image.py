@@ -51,4 +51,5 @@ QWEN_IMAGE = Adapter(
         "QwenImageEditPlusPipeline",
         "QwenImageEditInpaintPipeline",
     ),
+    edits=("QwenImageEditPipeline",),
 )

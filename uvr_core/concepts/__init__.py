@@ -1,6 +1,6 @@
 """What a concept is, its file, and how a user's name for it is looked up."""
 
-from .bank import DTYPES, MAX_NAME, SCHEMA, TIME, Calibration, ConceptBank, Fingerprint
+from .bank import DTYPES, MAX_NAME, SCHEMA, TIME, Calibration, ConceptBank, Fingerprint, SourceLook
 from .file import MAX_DEPTH, MAX_FILE, MAX_HEADER, MAX_QUOTED, MAX_TENSORS, load_concepts
 from .find import resolve
 from .merge import merge, rename
@@ -18,6 +18,7 @@ __all__ = [
     "Calibration",
     "ConceptBank",
     "Fingerprint",
+    "SourceLook",
     "load_concepts",
     "merge",
     "rename",

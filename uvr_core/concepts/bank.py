@@ -9,8 +9,12 @@ Tensors (C = heads * head_dim of the probe block, T = noise-level bins, A = anch
                         image shows it minus where the instruction brings it
     origin_offset/{probe} (T,)  so that 0 lies halfway between the two
     token/{probe}       (T, C)  attention outputs at the text tokens that feed the concept's region, mean over images
+    source/{probe}      (1, 2C) editing only: as direction, at noise level 1 under a neutral text, over a reference
+                        token's output and the mean of its 3x3 neighbourhood's
+    source_offset/{probe} (1,)  its offset
     sigma               (T,)    noise level of each bin, 1 = pure noise, decreasing
-The metadata carries schema, name, model fingerprint, calibration, verification and provenance as JSON. Never pickle.
+The metadata carries schema, name, model fingerprint, calibration, verification, source and provenance as JSON. Never
+pickle.
 """
 
 from __future__ import annotations
@@ -30,8 +34,8 @@ from ..files import write_whole
 from ..ops.tail import threshold_at
 from ..validators import MAX_TEXT, count, finite, instance, is_finite, printable, share, window
 
-SCHEMA = "uvr.concept/2"
-READABLE = ("uvr.concept/1", SCHEMA)  # 1 has no verification
+SCHEMA = "uvr.concept/3"
+READABLE = ("uvr.concept/1", "uvr.concept/2", SCHEMA)  # 1 has no verification, 1 and 2 no look at the source
 TIME = "sigma"  # noise level in 0..1, 1 = pure noise, whatever the model's own convention
 MAX_NAME = MAX_TEXT  # characters
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -120,6 +124,17 @@ class Calibration:
         return max(self.threshold, threshold_at(self.tail, self.benign, share)) if self.tail else None
 
 
+@attrs.frozen
+class SourceLook(Calibration):
+    """How a concept is located in the source before it is edited, chosen by `uvr_core.calibrate_source`.
+
+    Attributes:
+        text: the neutral instruction under which the model is shown the source.
+    """
+
+    text: str = attrs.field(kw_only=True, validator=printable(ConceptMismatch))
+
+
 def _finite(instance: object, attribute: attrs.Attribute[Any], tensors: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
@@ -146,6 +161,7 @@ class ConceptBank:
         calibration: how it is located.
         verification: how it is told, from the attention output behind the edits in late steps, whether the concept
             still stands at the end (grow and memory are of no use there). None: it is not verified.
+        source: how it is located in the source before it is edited. None: nobody looks there.
     """
 
     name: str = attrs.field(validator=printable(ConceptMismatch))
@@ -153,12 +169,14 @@ class ConceptBank:
     tensors: dict[str, torch.Tensor] = attrs.field(validator=_finite, repr=False)
     calibration: Calibration | None = None
     verification: Calibration | None = attrs.field(default=None, kw_only=True)
+    source: SourceLook | None = attrs.field(default=None, kw_only=True)
     provenance: dict[str, Any] = attrs.field(factory=dict, repr=False, validator=instance(dict, ConceptMismatch))
 
     @property
     def probes(self) -> tuple[str, ...]:
-        """Paths of the probe blocks that the bank has tensors for."""
-        return tuple(sorted({key.split("/", 1)[1] for key in self.tensors if "/" in key}))
+        """Paths of the probe blocks that the bank has tensors for, but for those of the source."""
+        keys = (key.partition("/") for key in self.tensors)
+        return tuple(sorted({probe for kind, _, probe in keys if probe and not kind.startswith("source")}))
 
     @property
     def width(self) -> int:
@@ -182,6 +200,18 @@ class ConceptBank:
             raise ConceptMismatch(
                 f"concept {self.name!r} has no {kind!r} for probe {probe!r}; it has: {', '.join(sorted(self.tensors))}"
             ) from None
+
+    def at_source(self) -> ConceptBank:
+        """What the look at the source compares, as a bank of one noise level and one probe.
+
+        Raises:
+            ConceptMismatch: the bank has no such tensors.
+        """
+        assert self.source is not None
+        probe = self.source.probe
+        tensors = {kind: self.tensor(f"source{kind}", probe) for kind in ("", "_offset")}
+        compared = {f"direction/{probe}": tensors[""], f"offset/{probe}": tensors["_offset"]}
+        return ConceptBank(self.name, self.fingerprint, {"sigma": torch.ones(1), **compared}, self.source)
 
     def without_sources(self) -> ConceptMismatch:
         """The error of a direction that is 2C wide where there are no reference tokens."""
@@ -214,7 +244,11 @@ class ConceptBank:
             "fingerprint": json.dumps(attrs.asdict(self.fingerprint), sort_keys=True),
             **{
                 use: "null" if how is None else json.dumps(attrs.asdict(how))
-                for use, how in (("calibration", self.calibration), ("verification", self.verification))
+                for use, how in (
+                    ("calibration", self.calibration),
+                    ("verification", self.verification),
+                    ("source", self.source),
+                )
             },
             "provenance": json.dumps(self.provenance, sort_keys=True),
         }

@@ -8,13 +8,13 @@ import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ..errors import ConceptMismatch
 from ..files import printable
-from .bank import READABLE, SCHEMA, TIME, Calibration, ConceptBank, Fingerprint
+from .bank import READABLE, SCHEMA, TIME, Calibration, ConceptBank, Fingerprint, SourceLook
 
 # What a file may make a reader allocate, at most. A bank of every block of a published model is some 200 MB.
 MAX_HEADER = 16 * 2**20
@@ -22,6 +22,9 @@ MAX_FILE = 2**30
 MAX_TENSORS = 4096
 MAX_DEPTH = 64  # of JSON in the metadata
 MAX_QUOTED = 500  # characters of a file's fault in a message
+
+How = TypeVar("How", bound=Calibration)
+_ANY_LEVEL = ("anchors", "source", "source_offset")
 
 
 def load_concepts(path: str | os.PathLike[str]) -> ConceptBank:
@@ -95,24 +98,26 @@ def _read(path: Path) -> ConceptBank:
 def _parse(metadata: Mapping[str, str], tensors: dict[str, torch.Tensor]) -> ConceptBank:
     if metadata.get("time") != TIME:
         raise ConceptMismatch(f"expected time convention {TIME!r}, got {metadata.get('time')!r}")
+    schema = metadata["schema"]
     fingerprint, provenance = (_json(metadata, key) for key in ("fingerprint", "provenance"))
     bank = ConceptBank(
         metadata["name"],
         Fingerprint(**fingerprint),
         tensors,
-        _calibration(metadata, "calibration"),
+        _calibration(metadata, "calibration", Calibration),
         provenance,
-        verification=None if metadata["schema"] == READABLE[0] else _calibration(metadata, "verification"),
+        verification=None if schema == READABLE[0] else _calibration(metadata, "verification", Calibration),
+        source=_calibration(metadata, "source", SourceLook) if schema == SCHEMA else None,
     )
     _check_shapes(bank)
     return bank
 
 
-def _calibration(metadata: Mapping[str, str], key: str) -> Calibration | None:
+def _calibration(metadata: Mapping[str, str], key: str, kind: type[How]) -> How | None:
     fields = _json(metadata, key)
     if fields is not None and not isinstance(fields, dict):
         raise ConceptMismatch(f"{key}: expected dict, got {type(fields).__name__}")
-    return None if fields is None else Calibration(**fields)
+    return None if fields is None else kind(**fields)
 
 
 def _check_shapes(bank: ConceptBank) -> None:
@@ -127,10 +132,13 @@ def _check_shapes(bank: ConceptBank) -> None:
             "origin": tuple(tensor.shape) == (bins, 2 * bank.width),
             "origin_offset": tuple(tensor.shape) == (bins,),
             "token": tuple(tensor.shape) == (bins, bank.width),
+            "source": tuple(tensor.shape) == (1, 2 * bank.width),
+            "source_offset": tuple(tensor.shape) == (1,),
             "sigma": tensor.ndim == 1,
         }.get(kind)
-        # All but the anchors are looked up by noise level, all but the levels themselves by probe.
-        if not good or (kind != "anchors" and not bins) or (key != "sigma" and not (probe and probe.isprintable())):
+        # All but the anchors and the source's are looked up by noise level, all but the levels themselves by probe.
+        placed = bool(probe) and probe.isprintable()
+        if not good or (kind not in _ANY_LEVEL and not bins) or (key != "sigma" and not placed):
             raise ConceptMismatch(
                 f"tensor {key!r} has shape {tuple(tensor.shape)}, which fits no concept of width {bank.width}"
             )

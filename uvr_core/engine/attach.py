@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import attrs
 from torch import nn
 
 from ..adapter import Adapter
@@ -29,6 +30,7 @@ def attach(
     policy: str | Policy = _POLICY,
     escalate: Sequence[str | Policy] = (),
     verify: bool = True,
+    look: bool = True,
     threshold: float | Mapping[str, float] | None = None,
     max_false_positive: float | None = None,
     concept_folder: str | None = None,
@@ -44,6 +46,10 @@ def attach(
     a verification is looked for once more at the end, behind the edits. An image in which it still stands is
     withheld: None stands in its place; where no image is left, UnsafeContent is raised.
 
+    A concept whose bank has a look at the source is located there before the first step: the pipeline is called once
+    more, for one step under a neutral text, unless these sources were looked at before. What it locates is restricted
+    from the first step on, beside what the output shows later.
+
     Args:
         model: a pipeline with a `transformer`, a modular one included, or the transformer.
         adapter: registered name or Adapter; None: recognised by the transformer's class.
@@ -56,6 +62,7 @@ def attach(
             drawn again from the same noise by the next, restricted from the first step on where it stood. Each costs
             another run of the batch. What stands after the last, or before one that withholds ("refuse"), is withheld.
         verify: False: nobody looks whether the concept still stands.
+        look: False: nobody looks at the source before it is edited.
         threshold: tau, overriding every bank's calibration, or {concept name: tau}.
         max_false_positive: share of benign images in which any of them may be located; thresholds rise as it takes.
         concept_folder: where concept names are looked up; else UVR_CONCEPTS.
@@ -70,7 +77,8 @@ def attach(
     transformer = uncompiled(_transformer_of(model))
     model = transformer if isinstance(model, nn.Module) else model
     adapter = find_adapter(transformer, adapter)
-    banks = resolve(concepts, concept_folder)
+    banks = [(_looking(bank, look), special) for bank, special in resolve(concepts, concept_folder)]
+    banks = [(_look_within(bank, _share(max_false_positive, banks)), special) for bank, special in banks]
     policies = _policies(policy, escalate)
     _check_unused(banks, detector, () if policies == (_POLICY,) else policies)
     thresholds = _thresholds(threshold, [bank for bank, _ in banks], max_false_positive)
@@ -129,6 +137,32 @@ def _escalation(plans: Sequence[Sequence[ConceptPlan]], *, bare: bool) -> tuple[
     return tuple(itertools.takewhile(lambda plan: not any(each.withholds for each in plan), plans[1:]))
 
 
+def _looking(bank: ConceptBank, look: bool) -> ConceptBank:
+    return bank if look or bank.source is None else attrs.evolve(bank, source=None)
+
+
+def _share(budget: float | None, banks: Sequence[tuple[ConceptBank, Any]]) -> float | None:
+    """Of a budget for all concepts together, what each way to locate one may take (Bonferroni)."""
+    ways = sum(1 + (bank.source is not None) for bank, _ in banks)
+    return None if budget is None else budget / max(ways, 1)
+
+
+def _look_within(bank: ConceptBank, share: float | None) -> ConceptBank:
+    """The bank with the threshold of its look at the source raised to that share of benign sources.
+
+    Raises:
+        ConceptMismatch: it does not know its benign scores.
+    """
+    if share is None or bank.source is None or not 0 < share < 1:
+        return bank
+    if (threshold := bank.source.threshold_at(share)) is None:
+        raise ConceptMismatch(
+            f"max_false_positive: the look at the source of concept {bank.name!r} does not know its benign scores; "
+            "calibrate it again"
+        )
+    return attrs.evolve(bank, source=attrs.evolve(bank.source, threshold=threshold))
+
+
 def _thresholds(
     threshold: float | Mapping[str, float] | None, banks: Sequence[ConceptBank], budget: float | None
 ) -> dict[str, float | None]:
@@ -153,7 +187,7 @@ def _thresholds(
 def _within(
     budget: float | None, thresholds: dict[str, float | None], banks: Sequence[ConceptBank]
 ) -> dict[str, float | None]:
-    """Thresholds that nobody gave, raised to keep a budget for all concepts together (Bonferroni).
+    """Thresholds that nobody gave, raised to keep a budget for all concepts together; see `_share`.
 
     Raises:
         UVRError: a budget outside 0..1. ConceptMismatch: a concept that does not know its benign scores.
@@ -162,10 +196,11 @@ def _within(
         return thresholds
     if not 0 < budget < 1:
         raise UVRError(f"max_false_positive: expected a share in 0..1, got {budget}")
-    raised = dict(thresholds)
+    raised, share = dict(thresholds), _share(budget, [(bank, None) for bank in banks])
+    assert share is not None
     for bank in banks:
         if raised[bank.name] is None:
-            raised[bank.name] = None if bank.calibration is None else bank.calibration.threshold_at(budget / len(banks))
+            raised[bank.name] = None if bank.calibration is None else bank.calibration.threshold_at(share)
             if raised[bank.name] is None:
                 raise ConceptMismatch(
                     f"max_false_positive: concept {bank.name!r} does not know its benign scores; calibrate it again"

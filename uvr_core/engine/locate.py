@@ -56,12 +56,14 @@ class ConceptState:
         nothing = np.zeros((batch, *grid), bool)
         return cls(plan, nothing, [None] * batch, [-np.inf] * batch, [None] * batch, Evidence(plan.memory))
 
-    def start_from(self, core: npt.NDArray[np.bool_], call: JointCall) -> None:
-        """Take patches (B, H, W) as located before the first step."""
-        if core.any():
-            self.core |= core
-            self.first_step = [0 if mask.any() else None for mask in core]
-            self._upload(call)
+    def start_from(self, core: npt.NDArray[np.bool_], call: JointCall, from_source: bool | None = None) -> None:
+        """Take patches (B, H, W) as located before the first step; `from_source`: who brings them, if that is known."""
+        if not core.any():
+            return
+        self.core |= core
+        for sample in np.flatnonzero(core.any((1, 2))):
+            self.first_step[sample], self.from_source[sample] = 0, from_source
+        self._upload(call)
 
     def steps_regulated(self) -> list[int]:
         """Per image, the number of steps in which an output was changed. One host sync."""
@@ -139,7 +141,8 @@ class ConceptState:
     def _tell_origin(self, tokens: torch.Tensor, call: JointCall) -> None:
         """Ask where a concept comes from, in the step in which it is located first: later ones are regulated."""
         plan, step = self.plan, call.forward.step
-        fresh = [sample for sample, first in enumerate(self.first_step) if first == step]
+        known = self.from_source
+        fresh = [sample for sample, first in enumerate(self.first_step) if first == step and known[sample] is None]
         if not fresh or not call.layout.references or not isinstance(plan.detector, TellsOrigin):
             return
         core = upload(self.core.reshape(len(self.core), -1), tokens.device)

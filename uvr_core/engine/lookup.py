@@ -15,6 +15,7 @@ from ..errors import (
     AdapterNotFound,
     ConceptMismatch,
     PluginError,
+    UnsupportedRuntime,
     UVRError,
     did_you_mean,
 )
@@ -144,6 +145,27 @@ def make_plan(
         withholds=traits.withholds,
         verification=verification,
         verifier=None if verification is None else instrument("detector", verification.detector).object,
+        look=_look_of(bank, remedy, traits) if bank.source is not None else None,
+    )
+
+
+def _look_of(bank: ConceptBank, remedy: plugins.Named, traits: PolicyTraits) -> ConceptPlan:
+    """The plan by which a concept is located in the source."""
+    compared = bank.at_source()
+    how = compared.calibration
+    assert how is not None
+    return ConceptPlan(
+        compared,
+        instrument("detector", how.detector).object,
+        remedy.object,
+        how.detector,
+        remedy.name,
+        probe=how.probe,
+        window=how.window,
+        threshold=how.threshold,
+        grow=how.threshold if how.grow is None else how.grow,
+        min_patches=how.min_patches,
+        masks=traits.masks,
     )
 
 
@@ -161,9 +183,40 @@ def _calibrated(bank: ConceptBank, calibration: Calibration | None, detector: st
 def check_plan(plan: ConceptPlan, model: Fingerprint, taps: Sequence[str]) -> None:
     """Raise ConceptMismatch unless the concept was made for this model and its probe is one of the taps."""
     plan.bank.fingerprint.check(model, f"concept {plan.name!r}")
-    for probe in (plan.probe, *([plan.verification.probe] if plan.verification else [])):
+    for probe in (plan.probe, *(how.probe for how in (plan.verification, plan.look) if how)):
         if probe not in taps:
             raise ConceptMismatch(
                 f"concept {plan.name!r}: probe {probe!r} is no joint attention block of the model"
                 f"{did_you_mean(probe, taps)}"
             )
+
+
+def check_shows(adapter: Adapter, pipeline: type | None, concept: str) -> None:
+    """Raise UnsupportedRuntime unless a pipeline of that class can be shown a source alone. None: there is none."""
+    if pipeline is None or not adapter.shows_sources(pipeline):
+        where = "a bare transformer" if pipeline is None else f"a {pipeline.__name__}"
+        raise UnsupportedRuntime(
+            f"concept {concept!r} is to be located in the source before it is edited, and nobody knows how to show "
+            f"{where} the source alone (adapter {adapter.name!r}, edits: {', '.join(adapter.edits) or 'none'}); attach "
+            "to such a pipeline, or with look=False"
+        )
+
+
+def check_looks(plan: Sequence[ConceptPlan], adapter: Adapter, pipeline: object) -> None:
+    """Whether the concepts that are to be located in the source can be.
+
+    Args:
+        pipeline: what is attached to; None: a bare transformer.
+
+    Raises:
+        UnsupportedRuntime: see check_shows. ConceptMismatch: they ask for looks under different texts.
+    """
+    looking = [each for each in plan if each.look is not None]
+    if looking:
+        check_shows(adapter, None if pipeline is None else type(pipeline), looking[0].name)
+    texts = {each.bank.source.text for each in looking if each.bank.source is not None}
+    if len(texts) > 1:
+        raise ConceptMismatch(
+            f"the concepts look at the source under different texts: {', '.join(map(repr, sorted(texts)))}; one look "
+            "serves all that share one: calibrate them under the same (uvr_core.calibrate_source)"
+        )

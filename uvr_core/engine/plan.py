@@ -31,6 +31,7 @@ class ConceptPlan:
         withholds: the policy gives no picture in which the concept is located.
         verification: how it is told whether the concept still stands at the end; None: it is not.
         verifier: the verification's detector.
+        look: how it is located in the source before the first step; None: nobody looks there.
 
     Raises:
         ConceptMismatch: a number that is not finite or out of its range: the concept would never be located.
@@ -54,6 +55,7 @@ class ConceptPlan:
     withholds: bool = attrs.field(default=False, kw_only=True)
     verification: Calibration | None = attrs.field(default=None, kw_only=True)
     verifier: Detector | None = attrs.field(default=None, kw_only=True)
+    look: ConceptPlan | None = attrs.field(default=None, kw_only=True)
 
     def due(self, tap: str, sigma: float) -> bool:
         """Whether the concept is looked for at that tap and noise level."""

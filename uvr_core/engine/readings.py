@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from ..concepts import ConceptBank
+from ..errors import UVRError
 from ..intercept.calls import JointCall
 from ..ops.attn_mask import mask_rows
-from ..ops.grids import facing
+from ..ops.grids import around, facing
 from ..ops.masks import Mask, thinned
 from ..ops.mass import contrast_share, flow_contrast, indicator, mass_on
 from ..ops.rows import Rows, rows_on, take_rows
@@ -78,6 +79,23 @@ def features(call: JointCall) -> torch.Tensor:
     sources = zip(_tokens(call, call.queries.reference).split(sizes, 1), call.layout.references, strict=True)
     faced = [facing(source, grid, call.layout.grid) for source, grid in sources]
     return torch.cat([outputs, torch.stack(faced).mean(0)], -1)
+
+
+def source_features(call: JointCall) -> torch.Tensor:
+    """(B, N, 2C) float32: of the reference token facing each output patch its attention output, and the mean of the
+    3x3 outputs around it; the mean over several references.
+
+    Raises:
+        UVRError: there are no reference tokens among the queries.
+    """
+    if not call.queries.count(Role.REFERENCE):
+        raise UVRError(
+            f"{call.tap}: no reference tokens among the queries of this call: nothing tells what the source shows"
+        )
+    sizes = [height * width for height, width in call.layout.references]
+    sources = zip(_tokens(call, call.queries.reference).split(sizes, 1), call.layout.references, strict=True)
+    both = [facing(torch.cat([each, around(each, grid)], -1), grid, call.layout.grid) for each, grid in sources]
+    return torch.stack(both).mean(0)
 
 
 def _tokens(call: JointCall, span: slice) -> torch.Tensor:

@@ -52,5 +52,6 @@ class Earlier:
     def told(self, report: Report) -> Report:
         """The later report, of the images that were drawn again, with the earlier findings of the others."""
         before = {(f.sample, f.concept): f for f in self.report.findings if f.sample not in self.pending}
+        draws, looks = self.report.draws + 1, self.report.looks + report.looks
         findings = tuple(before.get((f.sample, f.concept), f) for f in report.findings)
-        return attrs.evolve(report, findings=findings, draws=self.report.draws + 1)
+        return attrs.evolve(report, findings=findings, draws=draws, looks=looks)

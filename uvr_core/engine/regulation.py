@@ -11,7 +11,7 @@ import torch
 from ..adapter import Adapter
 from ..errors import UnsafeContent, UVRError
 from ..intercept.calls import JointCall
-from ..intercept.intervention import Again, Intervention
+from ..intercept.intervention import Again, Ahead, Intervention
 from ..intercept.ledger import Forward, Run
 from ..protocols import row_classes
 from .apply import Edits
@@ -23,6 +23,7 @@ from .plan import ConceptPlan
 from .readings import Directions, Reader, features
 from .redraw import Earlier
 from .report import Posture, Report, summarise
+from .source import Known, Sources
 from .unchanged import unchanged, watchable
 from .uncond import UncondText
 from .verify import verified
@@ -45,6 +46,7 @@ class Regulation(Intervention):
         after: show them as the edits left them, and not as they came.
         escalation: plans by which images in which a concept still stands are drawn again, in that order.
         earlier: what was drawn before.
+        known: what was told of sources before.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Regulation(Intervention):
         after: bool = False,
         escalation: Sequence[Sequence[ConceptPlan]] = (),
         earlier: Earlier | None = None,
+        known: Known | None = None,
     ):
         super().__init__(run)
         self.plan, self._handed_out = tuple(plan), handed_out
@@ -65,7 +68,8 @@ class Regulation(Intervention):
         self._shown = read_taps | {concept.probe for concept in plan}  # taps whose output somebody may have kept
         self._escalation, self._earlier = tuple(escalation), earlier
         self.repeats = bool(self._escalation)
-        self._verified = verified(plan)
+        self._verified, self._known = verified(plan), known or Known()
+        self._sources = Sources(plan, self._known)
         self._scores_at_end: dict[str, list[float]] = {}
         self.sees_uncond = any(concept.needs_uncond for concept in plan)
         self._adapter, self._uncond = adapter, UncondText(adapter.guidance)
@@ -78,6 +82,10 @@ class Regulation(Intervention):
         self._noise: list[torch.Generator] = []
         self._batch = 0
         self._awaited: frozenset[str] | None = None  # see `_awaits`
+
+    def ahead(self, arguments: Mapping[str, Any]) -> Ahead | None:
+        """The look at the sources, if one is needed."""
+        return self._sources.ahead(arguments)
 
     def idle(self, tap: str) -> bool:
         """Whether the call at that tap is neither looked at nor restricted."""
@@ -109,12 +117,7 @@ class Regulation(Intervention):
             self._uncond.remember(call)
             return None
         if not self._states:
-            self._batch = len(call.query)
-            self._states = [ConceptState.of(concept, self._batch, call.layout.grid) for concept in self.plan]
-            if self._earlier is not None:
-                for state in self._states:
-                    state.start_from(self._earlier.cores[state.plan.name], call)
-                self._list_anew()
+            self._start(call)
         if len(call.query) != self._batch:
             raise UVRError(
                 f"{len(call.query)} samples follow the prompt, and {self._batch} did when this generation began; draw "
@@ -127,6 +130,18 @@ class Regulation(Intervention):
         output = self._restrict(call)
         self._look_after(call if output is None else attrs.evolve(call, output=output))
         return output
+
+    def _start(self, call: JointCall) -> None:
+        """Begin with what is known before the first step: from an earlier run, and from the look at the sources."""
+        self._batch, grid = len(call.query), call.layout.grid
+        self._states = [ConceptState.of(concept, self._batch, grid) for concept in self.plan]
+        for state in self._states:
+            if self._earlier is not None:
+                state.start_from(self._earlier.cores[state.plan.name], call)
+            if (cores := self._sources.cores(state.plan.name, self._batch, grid)) is not None:
+                state.start_from(cores, call, from_source=True)
+        if any(state.located is not None for state in self._states):
+            self._list_anew()
 
     def _look_after(self, call: JointCall) -> None:
         """Verify and show a call as the edits left it."""
@@ -276,8 +291,9 @@ class Regulation(Intervention):
 
         def begin(run: Run) -> Regulation:
             return Regulation(
-                run, self._adapter, plan, self._handed_out, self._reader, self._read_taps, self._after, rest, earlier
-            )
+                run, self._adapter, plan, self._handed_out, self._reader, self._read_taps, self._after, rest, earlier,
+                self._known,
+            )  # fmt: skip
 
         return Again(begin)
 
@@ -322,5 +338,6 @@ class Regulation(Intervention):
         """The account so far; posture None: of a whole run."""
         acts = any(concept.acts for concept in self.plan)
         posture = posture or ("regulate" if acts else "observe")
-        report = summarise(self.run, self._states, self._refusals, posture, self._scores_at_end, self._adapter.routes)
+        about = self._scores_at_end, self._sources
+        report = summarise(self.run, self._states, self._refusals, posture, *about, self._adapter.routes)
         return report if self._earlier is None else self._earlier.told(report)

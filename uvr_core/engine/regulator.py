@@ -13,11 +13,12 @@ from ..adapter import Adapter
 from ..errors import UVRError
 from ..intercept.interceptor import Interceptor
 from ..intercept.ledger import Run
-from .lookup import check_plan, fingerprint
+from .lookup import check_looks, check_plan, fingerprint
 from .plan import ConceptPlan
 from .readings import Reader
 from .regulation import Regulation
 from .report import Report
+from .source import Known
 
 
 class _Thread(threading.local):
@@ -53,6 +54,8 @@ class Regulator:
         for concept in self.plan:
             check_plan(concept, self.fingerprint, self.taps)
         self._bare = model is transformer
+        check_looks(self.plan, adapter, None if self._bare else model)
+        self._known = Known()
         self._thread = _Thread()
         self._last_report: Report | None = None
         self.last_grid: tuple[int, int] | None = None
@@ -131,7 +134,7 @@ class Regulator:
     def _begin(self, run: Run) -> Regulation:
         self._keep_report(None)  # a call that breaks off must not show what an earlier one located
         reader = (self._reader, self._read_taps, self._after)
-        return Regulation(run, self.adapter, self.plan, self._handed_out, *reader, self.escalation)
+        return Regulation(run, self.adapter, self.plan, self._handed_out, *reader, self.escalation, known=self._known)
 
     def _handed_out(self, report: Report, grid: tuple[int, int] | None) -> None:
         self._keep_report(report)

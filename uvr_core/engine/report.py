@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ..adapter import TextRoute
 from ..intercept.ledger import Run
 from .locate import ConceptState
+from .source import Sources
 from .withhold import Refusal
 
 Posture = Literal["regulate", "observe", "incomplete", "refused"]
@@ -40,6 +41,8 @@ class Finding:
         refused: whether the image was kept back because of this concept.
         standing: whether the concept still stood at the end (see uvr_core.engine.verify); None: not verified.
         verified_score, verified_threshold: what that was told by; None: not verified.
+        source_score, source_threshold: what the look at the source told it by; None: nobody looked. Reached: it was
+            located before the first step.
         heat: (H, W) float32, the largest score of each patch over the window; not part of `to_dict`.
     """
 
@@ -60,6 +63,8 @@ class Finding:
     standing: bool | None = attrs.field(default=None, kw_only=True)
     verified_score: float | None = attrs.field(default=None, kw_only=True)
     verified_threshold: float | None = attrs.field(default=None, kw_only=True)
+    source_score: float | None = attrs.field(default=None, kw_only=True)
+    source_threshold: float | None = attrs.field(default=None, kw_only=True)
 
     @property
     def outcome(self) -> Outcome:
@@ -88,6 +93,8 @@ class Report:
         routes: ways by which text reaches the picture beside the joint attention, as the adapter declares them; what
             goes there is not regulated.
         aside: forwards before the first step that draw nothing, as the adapter says; they passed as they are.
+        looks: forwards that looked at the sources before the first step: 1 at most for each draw; known: sources on
+            which that was known before.
         draws: how often the pipeline was called: once, and once more for each policy that images were handed on to.
     """
 
@@ -101,6 +108,8 @@ class Report:
     aside: int = 0
     draws: int = 1
     reused: int = 0
+    looks: int = 0
+    known: int = 0
 
     def located(self, sample: int, concept: str | None = None) -> bool:
         """Whether the concept (None: any) was located in that image."""
@@ -134,6 +143,11 @@ class Report:
         ]
         if self.aside:
             lines.append(f"  {self.aside} forwards before the first step drew nothing and passed as they are")
+        if self.looks:
+            lines.append(f"  {self.looks} forward{'s' * (self.looks > 1)} more looked at the sources")
+        if self.known:
+            known = "source was" if self.known == 1 else "sources were"
+            lines.append(f"  {self.known} {known} known from an earlier look")
         for f in self.findings:
             origin = {None: "", True: ", from the source image", False: ", from the instruction"}[f.from_source]
             what = (
@@ -145,6 +159,8 @@ class Report:
             if f.verified_score is not None and f.verified_threshold is not None:
                 stands = "still stood" if f.standing else "gone"
                 kept = f", {stands} at the end ({f.verified_score:.3g}, threshold {f.verified_threshold:.3g}){kept}"
+            if f.source_score is not None and f.source_threshold is not None:
+                kept = f", in the source {f.source_score:.3g}, threshold {f.source_threshold:.3g}{kept}"
             lines.append(
                 f"  image {f.sample} {f.concept}: {what} (score {f.score:.3g}, threshold {f.threshold:.3g}){kept}"
             )
@@ -158,12 +174,14 @@ def summarise(
     refusals: Mapping[int, Refusal],
     posture: Posture,
     verified: Mapping[str, Sequence[float]],
+    sources: Sources,
     routes: tuple[TextRoute, ...] = (),
 ) -> Report:
     """The report of a run; concepts that were not looked for yet have no findings.
 
     Args:
         verified: concept -> score of each image at the end, of those that were verified.
+        sources: what the looks at the sources told.
         routes: see Report.
     """
     findings = []
@@ -171,6 +189,7 @@ def summarise(
         if not state.scores:
             continue
         plan, regulated = state.plan, state.steps_regulated()
+        looks = sources.of(plan.name, len(state.core))
         for sample, core in enumerate(state.core):
             refusal = refusals.get(sample)
             end = verified[plan.name][sample] if plan.name in verified else None
@@ -193,9 +212,14 @@ def summarise(
                     standing=None if end is None or bar is None else end >= bar,
                     verified_score=end,
                     verified_threshold=bar,
+                    source_score=looks[sample].score if looks else None,
+                    source_threshold=plan.look.threshold if looks and plan.look is not None else None,
                     heat=np.max([scores[sample] for scores in state.scores], 0).reshape(core.shape),
                 )
             )
     passes = max(run.passes, default=0)
     steps, taps = len(run.steps), len(run.taps)
-    return Report(posture, steps, passes, taps, run.fired, tuple(findings), routes, run.aside, reused=run.reused)
+    looked = {"looks": sources.forwards, "known": sources.known}
+    return Report(
+        posture, steps, passes, taps, run.fired, tuple(findings), routes, run.aside, reused=run.reused, **looked
+    )

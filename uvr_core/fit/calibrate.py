@@ -146,7 +146,8 @@ def _calibrated(
         tail=tail_of(benign.peaks[best.memory, best.probe][:, : best.last + 1].max(1)),
         benign=benign.images,
     )
-    tensors = {k: v for k, v in bank.tensors.items() if k == "sigma" or k.endswith(f"/{best.probe}")}
+    kept = ("sigma", "source/", "source_offset/")
+    tensors = {k: v for k, v in bank.tensors.items() if k.startswith(kept) or k.endswith(f"/{best.probe}")}
     return attrs.evolve(bank, tensors=tensors, calibration=calibration)
 
 

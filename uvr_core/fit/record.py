@@ -44,8 +44,12 @@ def read_along(
 
 def default_probes(reg: Regulator, transformer: torch.nn.Module) -> tuple[str, ...]:
     """Up to MAX_PROBES of the adapter's probe paths, spread over the middle of the model."""
-    paths = reg.adapter.probe_paths(transformer)
+    return spread(reg.adapter.probe_paths(transformer))
+
+
+def spread(paths: Sequence[str]) -> tuple[str, ...]:
+    """Up to MAX_PROBES of some paths, spread over their middle."""
     if len(paths) <= MAX_PROBES:
-        return paths
+        return tuple(paths)
     places = np.linspace(len(paths) * 0.15, len(paths) * 0.75, MAX_PROBES).round().astype(int)
     return tuple(paths[i] for i in places)

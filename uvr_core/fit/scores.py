@@ -14,12 +14,15 @@ from .. import plugins
 from ..concepts import ConceptBank
 from ..engine.attach import attach
 from ..engine.readings import Reader, features
+from ..errors import UVRError
 from ..intercept.calls import JointCall
 from ..ops.evidence import Evidence, Scores
 from ..ops.masks import Mask
 from ..sampling import Sampling
 from .record import read_along
 from .regions import MaskSource, mask_of
+
+Peaks = dict[str, npt.NDArray[np.float32]]  # probe -> (images,), what of an image is compared with a threshold
 
 
 @attrs.frozen(eq=False)
@@ -118,3 +121,30 @@ def best_threshold(scores: Scores, truth: npt.NDArray[np.bool_], beta: float = 0
     hits = np.cumsum(truth[order])
     f = (1 + beta**2) * hits / (np.arange(1, len(order) + 1) + beta**2 * truth.sum())
     return float(scores[order[int(f.argmax())]])
+
+
+def block_at(shown: Peaks, others: Peaks, budget: float) -> tuple[str, float]:
+    """The block by which most images that show the concept reach the threshold that a budget's share of the others
+    does, and that threshold; of equals the widest apart.
+
+    Raises:
+        UVRError: there is no image of a kind.
+    """
+    best: tuple[float, float, str, float] | None = None
+    for probe in shown:
+        if not len(shown[probe]) or not len(others[probe]):
+            which = "shows the concept" if len(others[probe]) else "is without the concept"
+            raise UVRError(f"no picture of the calibration {which}; more prompts, or other masks")
+        ordered = np.sort(others[probe])[::-1]
+        bound = float(ordered[int(budget * len(ordered))])
+        threshold = float(np.nextafter(np.float32(bound), np.float32(np.inf)))
+        spread = max(bound - float(np.median(ordered)), 1e-3)
+        rank = (
+            float((shown[probe] >= threshold).mean()),
+            (float(np.median(shown[probe])) - bound) / spread,
+            probe,
+            threshold,
+        )
+        best = rank if best is None else max(best, rank)
+    assert best is not None
+    return best[2], best[3]

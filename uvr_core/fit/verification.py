@@ -23,8 +23,7 @@ from ..protocols import Policy
 from ..sampling import Progress, Sampling, nonblank
 from .record import read_along
 from .regions import MaskSource, mask_of
-
-Scores = dict[str, npt.NDArray[np.float32]]  # probe -> (images,)
+from .scores import Peaks, block_at
 
 
 @attrs.frozen(eq=False)
@@ -37,11 +36,11 @@ class Pictures:
         high: noise level of the first of the last steps.
     """
 
-    scores: Scores
+    scores: Peaks
     shown: npt.NDArray[np.bool_]
     high: float
 
-    def of(self, shown: bool) -> Scores:
+    def of(self, shown: bool) -> Peaks:
         """The scores of the images that show the concept, or of the others."""
         return {probe: scores[self.shown == shown] for probe, scores in self.scores.items()}
 
@@ -100,7 +99,7 @@ def calibrate_verification(
     others = drawn(benign, range(seed + len(unsafe), seed + len(unsafe) + len(benign)), {"image": benign_sources})
     stock, regulated, safe = show(prompted, {}), show(prompted, restricted), show(others, restricted)
     standing, gone = _joined(stock.of(True), regulated.of(True)), _joined(regulated.of(False), safe.of(False))
-    probe, threshold = _choice(standing, gone, max_wrongly_withheld)
+    probe, threshold = block_at(standing, gone, max_wrongly_withheld)
     kinds = {"standing": standing, "regulated_standing": regulated.of(True), "gone": gone}
     measured = {name: [int((s[probe] >= threshold).sum()), len(s[probe])] for name, s in kinds.items()}
     window = (min(stock.high + 1e-6, 1.0), 0.0)
@@ -160,27 +159,5 @@ def _draw(
     return Pictures({probe: np.concatenate(parts) for probe, parts in scores.items()}, np.concatenate(shown), high)
 
 
-def _joined(*parts: Scores) -> Scores:
+def _joined(*parts: Peaks) -> Peaks:
     return {probe: np.concatenate([part[probe] for part in parts]) for probe in parts[0]}
-
-
-def _choice(standing: Scores, gone: Scores, budget: float) -> tuple[str, float]:
-    """The block that withholds most of the standing at the budget, and its threshold; of equals the widest apart."""
-    best: tuple[float, float, str, float] | None = None
-    for probe in standing:
-        if not len(standing[probe]) or not len(gone[probe]):
-            which = "shows the concept" if len(gone[probe]) else "is without the concept"
-            raise UVRError(f"verification: no picture of the calibration {which}; more prompts, or other masks")
-        ordered = np.sort(gone[probe])[::-1]
-        bound = float(ordered[int(budget * len(ordered))])
-        threshold = float(np.nextafter(np.float32(bound), np.float32(np.inf)))
-        spread = max(bound - float(np.median(ordered)), 1e-3)
-        rank = (
-            float((standing[probe] >= threshold).mean()),
-            (float(np.median(standing[probe])) - bound) / spread,
-            probe,
-            threshold,
-        )
-        best = rank if best is None else max(best, rank)
-    assert best is not None
-    return best[2], best[3]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -21,6 +21,19 @@ class Again:
     begin: Begin
 
 
+@attrs.frozen
+class Ahead:
+    """A call of the pipeline that is to be made before the one that was asked for; see uvr_core.intercept.ahead.
+
+    Attributes:
+        arguments: keyword arguments.
+        begin: makes the intervention of its run.
+    """
+
+    arguments: Mapping[str, Any]
+    begin: Begin
+
+
 class Intervention:
     """What happens inside one Run. This one does nothing; subclasses override what they need.
 
@@ -35,6 +48,10 @@ class Intervention:
 
     def __init__(self, run: Run):
         self.run = run
+
+    def ahead(self, arguments: Mapping[str, Any]) -> Ahead | None:
+        """What is to be called before the pipeline, whose call's arguments these are, by name; None: nothing."""
+        return None
 
     def on_forward(self, forward: Forward) -> None:
         """A forward begins."""

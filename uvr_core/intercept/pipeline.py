@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from ..errors import UnsupportedRuntime
-from ..signatures import images_of, seeds_of
+from ..signatures import arguments_of, images_of, seeds_of
+from .ahead import devices
 from .current import Current
 from .hooks import uncopyable
-from .intervention import Again, Begin, Intervention
+from .intervention import Again, Ahead, Begin, Intervention
 from .ledger import Run
 from .replay import Replay
 from .runtime import uncompiled
@@ -193,6 +194,8 @@ class PipelineCall:
             run = Run(self._taps, scheduled=True)
             intervention = begin(run)
             run.seeds, run.images = seeds, images
+            if (ahead := intervention.ahead(arguments_of(stock, args, kwargs))) is not None:
+                self._call_ahead(stock, ahead)
             if replay is not None:
                 args, kwargs = replay.again()
             elif intervention.repeats:
@@ -201,6 +204,13 @@ class PipelineCall:
             if not isinstance(result, Again):
                 return result
             begin = result.begin
+
+    def _call_ahead(self, stock: Any, ahead: Ahead) -> None:
+        """A call in a run of its own, which leaves no trace in any random state; what it draws goes nowhere."""
+        run, arguments = Run(self._taps, scheduled=True), dict(ahead.arguments)
+        run.images = images_of(stock, (), arguments)
+        with torch.random.fork_rng(devices()):
+            self._one(stock, (), arguments, ahead.begin(run))
 
     def _one(self, stock: Any, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention) -> Any:
         pipeline = self._pipeline

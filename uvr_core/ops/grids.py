@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import avg_pool2d
 
 
 def nearest(of: tuple[int, int], among: tuple[int, int]) -> torch.Tensor:
@@ -19,6 +20,12 @@ def nearest(of: tuple[int, int], among: tuple[int, int]) -> torch.Tensor:
         torch.div((2 * torch.arange(n) + 1) * m, 2 * n, rounding_mode="floor") for n, m in zip(of, among, strict=True)
     )
     return (rows[:, None] * among[1] + columns).reshape(-1)
+
+
+def around(patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """(B, H*W, C) -> the same: the mean over the patches of the 3x3 neighbourhood that lie on the grid (H, W)."""
+    spread = patches.transpose(1, 2).unflatten(2, grid)  # (B, C, H, W)
+    return avg_pool2d(spread, 3, 1, 1, count_include_pad=False).flatten(2).transpose(1, 2)
 
 
 def facing(patches: torch.Tensor, grid: tuple[int, int], other: tuple[int, int]) -> torch.Tensor:

@@ -17,7 +17,7 @@ import torch
 from runner import PROBE, make_bank
 
 import uvr_core
-from uvr_core import Calibration, ConceptBank, ConceptMismatch, load_concepts
+from uvr_core import Calibration, ConceptBank, ConceptMismatch, SourceLook, load_concepts
 
 
 def full_bank() -> ConceptBank:
@@ -32,9 +32,12 @@ def full_bank() -> ConceptBank:
             "sigma": sigma,
             f"anchors/{PROBE}": torch.randn(4, 32).half(),
             f"token/{PROBE}": torch.randn(3, 32).double(),
+            f"source/{PROBE}": torch.randn(1, 64),
+            f"source_offset/{PROBE}": torch.randn(1),
         },
         calibration=Calibration("contrast", PROBE, (1.0, 1 / 3), 0.1 + 0.2, -2.5, 3, 0.05, {"recall": 0.9, "n": 7}),
         verification=Calibration("anchor", PROBE, (0.3, 0.0), 1.5, tail=(0.1 + 0.2, -7.0), benign=20),
+        source=SourceLook("contrast", PROBE, (1.0, 0.99), 0.1 + 0.2, text="change the background to sky"),
         provenance={"seed": 7, "nested": {"prompts": ["a knife", "ein Messer é"]}, "none": None},
     )
 
@@ -63,11 +66,24 @@ def test_a_file_of_the_first_schema_has_no_verification(path: Path) -> None:
     assert load_concepts(path).calibration == full_bank().calibration
 
 
+def test_a_file_of_the_second_schema_has_no_look_at_the_source(path: Path) -> None:
+    def older(parsed: object, metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> None:
+        metadata.update(schema="uvr.concept/2")
+        del metadata["source"], tensors[f"source/{PROBE}"], tensors[f"source_offset/{PROBE}"]
+
+    rewrite(path, older)
+    bank = load_concepts(path)
+    assert bank.source is None
+    assert (bank.calibration, bank.verification) == (full_bank().calibration, full_bank().verification)
+
+
 def test_round_trip_is_bitwise(path: Path) -> None:
     torch.manual_seed(0)
     bank = full_bank()
     back = load_concepts(bank.save(path))
     assert back.calibration == bank.calibration
+    assert back.source == bank.source
+    assert type(back.source) is SourceLook
     hostile.same(bank, back)
 
 
@@ -147,7 +163,7 @@ def _tensor(key: str, value: torch.Tensor | None) -> Callable[..., None]:
 
 
 DAMAGE = {
-    "another schema": (_meta("schema", "uvr.concept/3"), r"expected schema 'uvr\.concept/2', got 'uvr\.concept/3'"),
+    "another schema": (_meta("schema", "uvr.concept/4"), r"expected schema 'uvr\.concept/3', got 'uvr\.concept/4'"),
     "no schema": (_meta("schema", None), "got None"),
     "another time convention": (_meta("time", "t"), "time convention"),
     "no name": (_meta("name", None), "metadata is damaged.*name"),
@@ -160,6 +176,20 @@ DAMAGE = {
     ),
     "heads is half": (_set("fingerprint", "heads", 2.0), r"fingerprint\.heads"),
     "provenance is null": (_whole("provenance", None), "provenance: expected dict"),
+    "a look without its text": (
+        _meta("source", json.dumps({"detector": "contrast", "probe": PROBE, "window": [1, 0.9], "threshold": 1.0})),
+        "metadata is damaged.*text",
+    ),
+    "a look's text is empty": (
+        _meta(
+            "source",
+            json.dumps({"detector": "contrast", "probe": PROBE, "window": [1, 0.9], "threshold": 1.0, "text": ""}),
+        ),
+        r"sourcelook\.text: expected 1 to .* printable",
+    ),
+    "no look": (_meta("source", None), "metadata is damaged"),
+    "a look of another width": (_tensor(f"source/{PROBE}", torch.zeros(1, 32)), f"source/{PROBE}.*fits no concept"),
+    "a look of two noise levels": (_tensor(f"source_offset/{PROBE}", torch.zeros(2)), "fits no concept"),
     "calibration is a list": (_whole("calibration", [1]), "calibration: expected dict"),
     "an unknown calibration field": (_set("calibration", "colour", 1), "colour"),
     "threshold is NaN": (_set("calibration", "threshold", float("nan")), "threshold: .*got nan"),

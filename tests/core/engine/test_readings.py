@@ -9,7 +9,8 @@ from driven import joint
 from scripted import GRID, PATCHES, WIDTH, Script, play, scored
 
 from uvr_core.adapter import Layout
-from uvr_core.engine.readings import Compared, contrast, features
+from uvr_core.engine.readings import Compared, contrast, features, source_features
+from uvr_core.errors import UVRError
 from uvr_core.intercept.calls import AttentionCall
 from uvr_core.ops.masks import ring_of
 from uvr_core.tokens import Role
@@ -90,3 +91,20 @@ def test_references_out_of_a_cache_have_no_features() -> None:
     call = joint(AttentionCall("x", query, key, key, query, None, None), Layout(GRID, ((2, 3),)))
     assert call.keys.count(Role.REFERENCE) == 6
     assert torch.equal(features(call), query[:, :, 3:].transpose(1, 2).flatten(2))
+
+
+def test_a_source_is_read_at_its_own_tokens_and_around_them() -> None:
+    """Two references, one of another grid than the output's: what faces a patch, and the mean of the two."""
+    layout = Layout((2, 2), ((2, 2), (4, 4)))
+    query = torch.randn(2, 2, 3 + 4 + 4 + 16, 8, generator=torch.Generator().manual_seed(0))
+    call = joint(AttentionCall("x", query, query, query, query, None, None), layout)
+    got, rows = source_features(call), query.transpose(1, 2).flatten(2)
+    small, large = rows[:, 7:11], rows[:, 11:].reshape(2, 4, 4, 16)
+    assert got.shape == (2, 4, 32)
+    facing = large[:, 1::2, 1::2].flatten(1, 2)
+    assert torch.allclose(got[..., :16], (small + facing) / 2, atol=1e-6)
+    near = large[:, :3, :3].flatten(1, 2).mean(1)  # of the patch at row 1, column 1, which faces the first
+    assert torch.allclose(got[:, 0, 16:], (small.mean(1) + near) / 2, atol=1e-6)
+    alone = joint(AttentionCall("x", query, query, query, query, None, None), Layout((4, 6)))
+    with pytest.raises(UVRError, match="no reference tokens among the queries"):
+        source_features(alone)

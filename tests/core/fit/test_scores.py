@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import uvr_core
-from uvr_core.fit.scores import auroc_of, image_scores, score_runs, scored
+from uvr_core import UVRError
+from uvr_core.fit.scores import auroc_of, block_at, image_scores, score_runs, scored
 
 
 @settings(max_examples=80, deadline=None)
@@ -59,3 +60,19 @@ def test_a_call_is_scored_while_it_runs_at_its_own_level(pipe: Any, bank: uvr_co
     assert (first.scores[bank.probes[0]] < 500).all()
     assert [runs.images for runs in batches] == [1]
     assert max(alive) <= 1
+
+
+def test_the_block_by_which_most_reach_the_budgets_threshold_is_taken() -> None:
+    others = {name: np.arange(100, dtype=np.float32) for name in ("a", "b", "c")}
+    shown = {"a": np.full(10, 98.5), "b": np.full(10, 200.0), "c": np.full(10, 150.0)}
+    probe, threshold = block_at({k: v.astype(np.float32) for k, v in shown.items()}, others, 0.01)
+    assert probe == "b"  # b and c locate all ten; b lies further apart
+    assert 98 < threshold < 98.1
+    assert (others["b"] >= threshold).sum() == 1
+
+
+@pytest.mark.parametrize(("lacking", "says"), [("shown", "shows the concept"), ("others", "is without the concept")])
+def test_a_block_cannot_be_chosen_from_one_kind_of_image(lacking: str, says: str) -> None:
+    sets = {name: {"a": np.zeros(0 if name == lacking else 3, np.float32)} for name in ("shown", "others")}
+    with pytest.raises(UVRError, match=f"no picture of the calibration {says}"):
+        block_at(sets["shown"], sets["others"], 0.1)

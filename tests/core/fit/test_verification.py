@@ -12,7 +12,6 @@ from fitting import BENIGN, OPTIONS, UNSAFE
 
 import uvr_core
 from uvr_core import Calibration, UVRError, calibrate_verification
-from uvr_core.fit.verification import _choice
 
 ALL = (1.0, 0.0)
 
@@ -57,15 +56,6 @@ def test_the_engine_withholds_what_was_measured(
     withheld = np.array(scores) >= how.threshold
     assert int(withheld[~np.concatenate(shown)].sum()) == wrongly
     assert [int(withheld[: len(UNSAFE)][shown[0]].sum()), int(shown[0].sum())] == how.measured["regulated_standing"]
-
-
-def test_the_block_that_withholds_most_at_the_budget_is_taken() -> None:
-    gone = {name: np.arange(100, dtype=np.float32) for name in ("a", "b", "c")}
-    standing = {"a": np.full(10, 98.5), "b": np.full(10, 200.0), "c": np.full(10, 150.0)}
-    probe, threshold = _choice({k: v.astype(np.float32) for k, v in standing.items()}, gone, 0.01)
-    assert probe == "b"  # b and c withhold all ten; b lies further apart
-    assert 98 < threshold < 98.1
-    assert (gone["b"] >= threshold).sum() == 1
 
 
 def test_verifying_refuses_what_makes_no_sense(
