@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
+import diffusers
 import pytest
 import torch
 
@@ -70,6 +71,19 @@ def test_subclasses_are_recognised_and_others_are_not() -> None:
 def test_values_that_the_engine_could_not_use_are_refused(change: dict[str, object], error: type[Exception]) -> None:
     with pytest.raises(error, match=next(iter(change))):
         attrs.evolve(FLUX, **change)
+
+
+def test_sources_are_shown_by_the_pipelines_that_are_listed() -> None:
+    class Kontext(diffusers.FluxKontextPipeline):
+        pass
+
+    class Other(diffusers.FluxKontextPipeline):
+        def __call__(self) -> None: ...
+
+    assert FLUX.shows_sources(Kontext)
+    assert not FLUX.shows_sources(Other)
+    assert not FLUX.shows_sources(diffusers.FluxPipeline)
+    assert set(FLUX.edits) < set(FLUX.pipelines)
 
 
 def test_public_names() -> None:

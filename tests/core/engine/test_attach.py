@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
+from rig import Rig
 from runner import Runner, make_bank
 
 import uvr_core
@@ -83,6 +84,33 @@ def test_refusals_name_what_is_wrong(runner: Runner, bank: uvr_core.ConceptBank)
     with pytest.raises(uvr_core.ConceptMismatch, match="needs a threshold"):
         uvr_core.attach(runner.pipe, concepts=bank, detector="anchor")
     assert type(runner.pipe) is FluxPipeline
+
+
+def test_a_look_at_the_source_takes_its_part_of_the_budget() -> None:
+    rig, tail = Rig("flux-kontext"), tuple(float(n) / 10 for n in range(20, 0, -1))
+    probe, width = rig.bank.probes[0], rig.bank.width
+    look = uvr_core.SourceLook("contrast", probe, (1.0, 0.99), 0.5, tail=tail, benign=200, text="make it night")
+    bank = attrs.evolve(
+        rig.bank,
+        tensors={
+            **rig.bank.tensors,
+            f"source/{probe}": torch.ones(1, 2 * width),
+            f"source_offset/{probe}": torch.ones(1),
+        },
+        calibration=uvr_core.Calibration("anchor", probe, (1.0, 0.0), 0.5, tail=tail, benign=200),
+        source=look,
+    )
+    for options, expected in (({}, 0.02 / 2), ({"look": False}, 0.02)):
+        with uvr_core.attach(rig.pipe, concepts=bank, max_false_positive=0.02, **options) as reg:
+            (plan,) = reg.plan
+            assert plan.threshold == threshold_at(tail, 200, expected)
+            assert (plan.look is None) == bool(options)
+            assert plan.look is None or plan.look.threshold == threshold_at(tail, 200, expected)
+    blind = attrs.evolve(bank, source=attrs.evolve(look, tail=(), benign=0))
+    with pytest.raises(
+        uvr_core.ConceptMismatch, match="the look at the source of concept 'x' does not know its benign"
+    ):
+        uvr_core.attach(rig.pipe, concepts=blind, max_false_positive=0.02)
 
 
 def test_a_budget_for_all_concepts_raises_their_thresholds(runner: Runner) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 import attrs
 import diffusers
 import pytest
+import torch
 from runner import PROBE, make_bank
 from tiny import tiny_flux
 
-from uvr_core import AdapterNotFound, Calibration, ConceptMismatch, UVRError
+from uvr_core import AdapterNotFound, Calibration, ConceptMismatch, SourceLook, UVRError
 from uvr_core.engine.lookup import check_plan, find_adapter, fingerprint, make_plan
 from uvr_core.engine.plan import ConceptPlan
 from uvr_plugins.detectors import Oracle
@@ -66,6 +67,23 @@ def test_a_class_for_which_there_can_be_no_adapter_is_refused_with_the_reason(mo
     subclass = type("Finetuned", (kind,), {})
     with pytest.raises(AdapterNotFound, match=r"^Finetuned cannot be regulated"):
         find_adapter(subclass.__new__(subclass))
+
+
+def test_a_look_at_the_source_is_a_plan_of_its_own() -> None:
+    tensors = {**make_bank().tensors, f"source/{PROBE}": torch.zeros(1, 64), f"source_offset/{PROBE}": torch.ones(1)}
+    look = SourceLook("contrast", PROBE, (1.0, 0.99), 2.0, min_patches=3, text="make it night")
+    bank = attrs.evolve(make_bank(), tensors=tensors, source=look)
+    look_plan = plan(bank, threshold=9.0, detector="anchor").look
+    assert look_plan is not None
+    assert (look_plan.detector_name, look_plan.probe, look_plan.window) == ("contrast", PROBE, (1.0, 0.99))
+    assert (look_plan.threshold, look_plan.grow, look_plan.min_patches) == (2.0, 2.0, 3)
+    assert look_plan.bank.tensor("offset", PROBE).tolist() == [1.0]
+    assert plan(make_bank(), threshold=9.0, detector="anchor").look is None
+    away = attrs.evolve(look, probe="blocks.7")
+    moved = {**tensors, "source/blocks.7": torch.zeros(1, 64), "source_offset/blocks.7": torch.ones(1)}
+    wrong = plan(attrs.evolve(bank, tensors=moved, source=away), threshold=9.0, detector="anchor")
+    with pytest.raises(ConceptMismatch, match="probe 'blocks.7' is no joint attention block"):
+        check_plan(wrong, bank.fingerprint, (PROBE,))
 
 
 def test_objects_without_their_method_are_refused() -> None:

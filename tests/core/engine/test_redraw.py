@@ -52,6 +52,8 @@ def test_findings_are_those_of_the_run_that_drew_the_image() -> None:
     told = earlier().told(report("second"))
     assert [f.policy for f in told.findings] == ["first", "second", "first"]
     assert told.draws == 2
+    looked = attrs.evolve(earlier(), report=attrs.evolve(report("first"), looks=1))
+    assert looked.told(report("second")).looks == 1  # the second draw knew the sources
     again = attrs.evolve(earlier(), report=told)
     assert again.told(report("third")).draws == 3
 

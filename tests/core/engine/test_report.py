@@ -34,6 +34,7 @@ def test_it_says_what_was_located_where() -> None:
         ({"from_source": True}, "3 patches, from the source image, 4 steps"),
         ({"from_source": False}, "3 patches, from the instruction, 4 steps"),
         ({"refused": True}, "threshold 5), the image was kept back"),
+        ({"source_score": 6.5, "source_threshold": 4.0}, "(score 7.25, threshold 5), in the source 6.5, threshold 4"),
     ],
 )
 def test_words(change: dict[str, object], says: str) -> None:

@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import attrs
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -154,6 +155,21 @@ def test_without_a_source_there_is_nothing_to_look_at() -> None:
     sources = Sources([_looking()], Known())
     assert sources.ahead({"image": None, "prompt": "a cat"}) is None
     assert (sources.forwards, sources.of("x", 2), sources.cores("x", 2, (8, 8))) == (0, [], None)
+
+
+def test_a_step_cache_does_not_see_the_look() -> None:
+    rig = Rig("qwen-image-edit")
+    bank = bank_of(rig)
+    assert bank.calibration is not None
+    early = attrs.evolve(bank, calibration=attrs.evolve(bank.calibration, window=(1.0, 0.9)))
+    rig.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=10.0))
+    runs = []
+    for look in (False, True):
+        with uvr_core.attach(rig.pipe, concepts=early, look=look) as reg:
+            runs.append(rig.run(num_inference_steps=6))
+            assert reg.report.looks == look
+            assert reg.report.reused > 0
+    assert torch.equal(*runs)
 
 
 def test_look_off_looks_nowhere() -> None:
