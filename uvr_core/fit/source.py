@@ -129,7 +129,8 @@ class _Shown:
 
         @contextmanager
         def reading(batch: slice) -> Iterator[Reader]:
-            some, where = pictures[batch], []
+            some = pictures[batch]
+            where: list[Mask] = []
 
             def read(joint: JointCall) -> None:
                 if not where:

@@ -82,7 +82,7 @@ def test_a_look_at_the_source_is_a_plan_of_its_own() -> None:
     away = attrs.evolve(look, probe="blocks.7")
     moved = {**tensors, "source/blocks.7": torch.zeros(1, 64), "source_offset/blocks.7": torch.ones(1)}
     wrong = plan(attrs.evolve(bank, tensors=moved, source=away), threshold=9.0, detector="anchor")
-    with pytest.raises(ConceptMismatch, match="probe 'blocks.7' is no joint attention block"):
+    with pytest.raises(ConceptMismatch, match=r"probe 'blocks\.7' is no joint attention block"):
         check_plan(wrong, bank.fingerprint, (PROBE,))
 
 
