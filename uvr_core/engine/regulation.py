@@ -27,7 +27,7 @@ from .source import Known, Sources
 from .unchanged import unchanged, watchable
 from .uncond import UncondText
 from .verify import verified
-from .withhold import Refusal, images_of, without_refused
+from .withhold import Refusal, check_count, images_of, without_refused
 
 HandedOut = Callable[[Report, tuple[int, int] | None], None]
 
@@ -253,7 +253,7 @@ class Regulation(Intervention):
         for concept in self.plan:
             if concept.name not in looked_for:
                 raise self._never_looked_for(concept)
-        self._check_count(result)
+        check_count(result, self._batch)
         standing = self._standing()
         if standing and self._escalation and images_of(result) is not None:
             return self._again(result, standing)
@@ -311,15 +311,6 @@ class Regulation(Intervention):
     @property
     def _looked_for(self) -> set[str]:
         return {state.plan.name for state in self._states if state.scores}
-
-    def _check_count(self, result: Any) -> None:
-        """The rows that followed the prompt must be the images: else some image was no regulated row."""
-        images = images_of(result)
-        if images is not None and self._batch and (not len(images) or self._batch % len(images)):
-            raise UVRError(
-                f"the pipeline returned {len(images)} images, where {self._batch} rows of the batch followed the "
-                "prompt: its guidance is laid out in a way that UVR does not know; the images are withheld"
-            )
 
     def _never_looked_for(self, concept: ConceptPlan) -> UVRError:
         (high, low), sigmas = concept.window, self.run.sigmas

@@ -9,7 +9,7 @@ import attrs
 import numpy as np
 import torch
 
-from ..errors import UnsafeContent
+from ..errors import UnsafeContent, UVRError
 
 
 @attrs.frozen
@@ -29,6 +29,17 @@ def images_of(result: Any) -> Any:
     if isinstance(getattr(result, "values", None), dict):
         return None
     return result[0] if isinstance(result, tuple) else getattr(result, "images", None)
+
+
+def check_count(result: Any, batch: int) -> None:
+    """Raise UVRError unless the rows that followed the prompt, `batch` of them, are the images of a pipeline's result:
+    else some image was no regulated row."""
+    images = images_of(result)
+    if images is not None and batch and (not len(images) or batch % len(images)):
+        raise UVRError(
+            f"the pipeline returned {len(images)} images, where {batch} rows of the batch followed the prompt: its "
+            "guidance is laid out in a way that UVR does not know; the images are withheld"
+        )
 
 
 def with_images(result: Any, images: Any) -> Any:
