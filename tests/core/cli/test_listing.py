@@ -22,7 +22,8 @@ def test_plugins_json():
         "uvr_policies",
         "uvr_recipes",
     ]
-    brought = {"analyze": "analysis", "concept": "evaluation", "demo": "zoo", "eval": "evaluation", "zoo": "zoo"}
+    evaluation = ("concept", "eval", "judge", "prompt-sets", "push")
+    brought = {"analyze": "analysis", "demo": "zoo", "zoo": "zoo", **dict.fromkeys(evaluation, "evaluation")}
     assert data["names"]["command"] == brought
     assert "uvr" in data["names"]["policy"]
 
