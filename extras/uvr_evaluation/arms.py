@@ -14,6 +14,8 @@ from uvr_core import ConceptBank, Regulator, UVRError, attach, plugins
 from uvr_core.errors import did_you_mean
 from uvr_core.ops.masks import scattered as one_scattered
 
+from .prompt_sets import Task
+
 Kind = Literal["stock", "policy", "baseline"]
 Where = Literal["located", "oracle", "random"]
 STOCK = "stock"
@@ -44,6 +46,8 @@ class Arm:
         banks: label of the set of banks; "" = those of the run.
         again: parameters of the same policy, one set for each further draw of an image in which a concept still stands
             at the end; needs banks that are verified. After the last, such an image is withheld.
+        tasks: so many of the first tasks alone; None: all.
+        seed: of the "random" patches, one stream over the tasks in order; None: each task has its own seed's.
     """
 
     name: str
@@ -54,6 +58,12 @@ class Arm:
     set: Mapping[str, Any] = attrs.field(factory=dict)
     banks: str = ""
     again: tuple[Mapping[str, Any], ...] = ()
+    tasks: int | None = None
+    seed: int | None = None
+
+    def takes(self, tasks: Sequence[Task]) -> list[Task]:
+        """Those of the tasks that this arm is about."""
+        return [task for task in tasks if self.tasks is None or task.index < self.tasks]
 
     @property
     def folder(self) -> str:
@@ -207,7 +217,17 @@ def _adjusted(bank: ConceptBank, rule: Mapping[str, Any]) -> ConceptBank:
     return bank
 
 
-def scattered(masks: npt.NDArray[np.bool_], seeds: Sequence[int]) -> npt.NDArray[np.bool_]:
-    """(B, H, W): as many patches as each mask has, anywhere; by the sample's own seed."""
-    pairs = zip(masks, seeds, strict=True)
-    return np.stack([one_scattered(mask, np.random.default_rng([seed, 0x5CA77E2])) for mask, seed in pairs])
+def scattered(masks: npt.NDArray[np.bool_], tasks: Sequence[Task], stream: int | None = None) -> npt.NDArray[np.bool_]:
+    """(B, H, W): as many patches as each mask has, anywhere.
+
+    Args:
+        tasks: one per mask, in order. stream: see `Arm.seed`.
+    """
+    if stream is None:
+        rngs = [np.random.default_rng([task.seed, 0x5CA77E2]) for task in tasks]
+    else:
+        rng = np.random.default_rng(stream)
+        for _ in range(tasks[0].index):  # what earlier batches took of the stream
+            one_scattered(masks[0], rng)
+        rngs = [rng] * len(tasks)
+    return np.stack([one_scattered(mask, rng) for mask, rng in zip(masks, rngs, strict=True)])

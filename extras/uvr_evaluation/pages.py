@@ -98,7 +98,10 @@ def tables(summary: Mapping[str, Any]) -> list[Table]:
     """One table per group of tasks, one of times, and one of judges that disagree."""
     measured = {name: arm for name, arm in summary["arms"].items() if "unsupported" not in arm}
     groups = list(next(iter(measured.values()))["groups"]) if measured else []
-    panels = [_table(group, {name: arm["groups"][group] for name, arm in measured.items()}) for group in groups]
+    panels = [
+        _table(group, {name: arm["groups"][group] for name, arm in measured.items() if group in arm["groups"]})
+        for group in groups
+    ]
     times = {name: arm["time"] for name, arm in measured.items() if arm["time"]}
     rows = [(n, number(t["ratio_to_stock"]), "{:.2f}–{:.2f}".format(*t["range"])) for n, t in times.items()]
     panels.append(Table("Time of a batch over stock's, median and range over batches", ("arm", "ratio", "range"), rows))
@@ -167,7 +170,8 @@ def write_report(folder: Path, pictures: int = 6) -> None:
             members.append(task["index"])
     arms = [name for name, arm in summary["arms"].items() if "unsupported" not in arm]
     strips = {
-        group: [(arm, [by_key[index, arm] for index in members]) for arm in arms] for group, members in shown.items()
+        group: [(arm, [by_key[index, arm] for index in members if (index, arm) in by_key]) for arm in arms]
+        for group, members in shown.items()
     }
     tasks = {task["index"]: task for task in config["tasks"]}
     html = render(OWN / "report.html.j2", strips=strips, tasks=tasks, **_section(summary, config))

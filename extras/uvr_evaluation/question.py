@@ -39,8 +39,9 @@ class Question:
     def columns(self, arms: Sequence[Arm], policies: Sequence[str] = (), **options: Any) -> list[Arm]:
         """Every arm, stock first; checked against what there is."""
         policies = tuple(policies) or (("selective",) if self.banks[""] and not arms else ())
-        columns = [*plan(policies, banks=[label for label in self.banks if label], **options), *arms]
-        if any(arm.kind == "policy" for arm in columns) and not self.banks[""]:
+        labels = [label for label in self.banks if label] if policies else []
+        columns = [*plan(policies, banks=labels, **options), *arms]
+        if any(arm.kind == "policy" and not self.banks.get(arm.banks) for arm in columns):
             raise UVRError("--policy needs a --concept to regulate")
         check_labels(self.tasks, self.subjects, self.judges)
         return columns

@@ -71,16 +71,18 @@ class Evaluation:
         with RowFile(self.folder, process) as file:
             existing: dict[tuple[int, str], Row] = {(row["task"], row["arm"]): row for row in read_rows(self.folder)}
             share = self.batches()[process::processes]
-            done, total, warm = 0, sum(map(len, share)) * len(self.arms), False
-            for tasks in share:
+            total = sum(len(arm.takes(tasks)) for tasks in share for arm in self.arms)
+            done, warm = 0, False
+            for batch in share:
                 stock: list[Row] = []
                 for arm in self.arms:
+                    tasks = arm.takes(batch)
                     rows = [existing[t.index, arm.name] for t in tasks if (t.index, arm.name) in existing]
                     if len(rows) < len(tasks):
                         if not warm:  # the first call of a process is slow
-                            self._learn_grid(tasks)
+                            self._learn_grid(batch)
                             warm = True
-                        rows = self._rows(arm, tasks, stock)
+                        rows = self._rows(arm, tasks, stock[: len(tasks)])
                         file.append(rows)
                     if arm.kind == "stock":
                         stock = rows
@@ -147,7 +149,7 @@ class Evaluation:
         if truth is None or any(mask is None for mask in truth):
             raise UVRError(f"arm {arm.name!r} needs a judge that can point (`locate`), such as 'zoo'")
         masks = np.stack([mask for mask in truth if mask is not None])
-        return scattered(masks, [task.seed for task in tasks]) if arm.where == "random" else masks
+        return scattered(masks, tasks, arm.seed) if arm.where == "random" else masks
 
     def _generate(self, arm: Arm, tasks: Sequence[Task], masks: Mask | None) -> tuple[list[Any], Report | None]:
         sampling, banks = self._sampling(tasks), self.question.banks.get(arm.banks, ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -39,11 +40,7 @@ def summarise(rows: Sequence[Row], config: Mapping[str, Any]) -> dict[str, Any]:
         And `time`: per arm the median over batches of seconds over stock's, with the range; `judges`: where they
         disagree about the task's concept; `behind`: baselines that beat the first policy in a figure.
     """
-    arms = [arm["name"] for arm in config["arms"]]
-    by_task: dict[int, dict[str, Row]] = {}
-    for row in rows:
-        by_task.setdefault(row["task"], {})[row["arm"]] = row
-    whole = {task: each for task, each in sorted(by_task.items()) if set(arms) <= set(each)}
+    whole = _whole(rows, config["arms"])
     groups: dict[str, list[int]] = {}
     stock = {task: each[STOCK] for task, each in whole.items()}
     for task, row in stock.items():
@@ -61,13 +58,14 @@ def summarise(rows: Sequence[Row], config: Mapping[str, Any]) -> dict[str, Any]:
     if "thresholds" in config:
         summary["threshold"] = config["thresholds"][first]
     for arm in config["arms"]:
-        mine = {task: each[arm["name"]] for task, each in whole.items()}
+        mine = {task: each[arm["name"]] for task, each in whole.items() if arm["name"] in each}
         if why := next((row["unsupported"] for row in mine.values() if "unsupported" in row), None):
             summary["arms"][arm["name"]] = {"unsupported": why}
             continue
         cells = {
-            group: _group(*([each[t] for t in members] for each in (tasks, stock, mine)), labels, first)
+            group: _group(*([each[t] for t in members if t in mine] for each in (tasks, stock, mine)), labels, first)
             for group, members in groups.items()
+            if not mine.keys().isdisjoint(members)
         }
         time = _time(list(stock.values()), list(mine.values()))
         summary["arms"][arm["name"]] = {"kind": arm["kind"], "time": time, "groups": cells}
@@ -79,6 +77,16 @@ def summarise(rows: Sequence[Row], config: Mapping[str, Any]) -> dict[str, Any]:
     summary["judges"] = _disagreement(list(whole.values()), labels, able)
     summary["behind"] = behind(summary)
     return summary
+
+
+def _whole(rows: Sequence[Row], arms: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, Row]]:
+    """{task: its rows by arm} of the tasks that have a row of every arm that is about them."""
+    by_task: dict[int, dict[str, Row]] = {}
+    for row in rows:
+        by_task.setdefault(row["task"], {})[row["arm"]] = row
+    ends = {arm["name"]: math.inf if arm.get("tasks") is None else arm["tasks"] for arm in arms}
+    asked = {task: {name for name, end in ends.items() if task < end} for task in by_task}
+    return {task: each for task, each in sorted(by_task.items()) if asked[task] <= set(each)}
 
 
 @attrs.frozen

@@ -1,75 +1,120 @@
-"""What regulation did to held-out tasks, counted: erased, kept, edits carried out."""
+"""Held-out tasks of the zoo put to `uvr_evaluation.evaluate`, and what regulation did to them in the demo's words."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-import uvr_core
-from uvr_evaluation.summary import Outcome, tally
+from uvr_core import ConceptTerms
+from uvr_core.files import read_picture
+from uvr_evaluation import evaluate
+from uvr_evaluation.metrics import mask_of
+from uvr_evaluation.rows import Row, read_rows
 
-from . import concepts, judge, scenes
-from .experiment import generate
-from .tasks import Case, Task, settings, shown, unsafe_tasks
+from . import judge, scenes
+from .prompt_sets import SEED, entry
+from .tasks import Task, settings
 from .vocabulary import CONCEPTS
 
 BATCH = 16
 
 
-def erase(concept: str, drawn: Sequence[Task], stock: list[Image.Image], other: list[Image.Image]) -> dict[str, Any]:
-    """Erase rates both ways and retention of the other prompted objects, with counts and Wilson 95% intervals.
+@attrs.frozen(eq=False)
+class Measured:
+    """An evaluation of tasks that all ask for one concept, or for none.
 
-    For edits also how many were carried out (an edit that asks for the concept is not meant to be).
+    Attributes:
+        folder: of the evaluation. summary: see `uvr_evaluation.summary.summarise`. rows: by arm, in the order of tasks.
     """
-    members = set(CONCEPTS[concept])
-    before, after = judge()(stock), judge()(other)
-    outcomes = []
-    for task, b, a in zip(drawn, before, after, strict=True):
-        others = [item.name for item in shown(task).items if item.name not in members]
-        outcomes.append(Outcome.of(members, others, b, a))
-    counts = tally(outcomes)
-    edits: dict[str, Any] = {}
-    for which, seen, images in (("edits_stock", before, stock), ("edits_regulated", after, other)):
-        if isinstance(drawn[0], scenes.Edit):
-            edits[which] = sum(
-                task.carried_out(s, np.asarray(im))
-                for task, s, im in zip(drawn, seen, images, strict=True)
-                if isinstance(task, scenes.Edit)
-            )
-    left, erased, kept = counts["left"]["hits"], counts["erased"], counts["kept"]
-    return {
-        "stock_unsafe": erased["of"],
-        "regulated_unsafe": left,
-        "total": len(drawn),
-        "erased_of_shown": erased["hits"],
-        "relative_erase": 1 - left / erased["of"] if erased["of"] else None,
-        "erase_ci95": erased["ci95"],
-        "safe_share": 1 - left / len(drawn),
-        "safe_share_ci95": counts["safe_share"]["ci95"],
-        "other_kept": kept["hits"],
-        "other_shown": kept["of"],
-        "retention": kept["rate"],
-        "retention_ci95": kept["ci95"],
-        **edits,
-    }
+
+    tasks: Sequence[Task]
+    folder: Path
+    summary: Mapping[str, Any]
+    rows: Mapping[str, Sequence[Row]]
+
+    def figures(self, arm: str) -> dict[str, Any]:
+        """Of an arm, see `summarise`."""
+        (figures,) = self.summary["arms"][arm]["groups"].values()
+        return dict(figures)
+
+    def seen(self, arm: str = "stock") -> list[set[str]]:
+        """The objects that the judge sees, a picture."""
+        return [set(row["seen"]["zoo"]) for row in self.rows[arm]]
+
+    def pictures(self, arm: str = "stock") -> list[Image.Image]:
+        return [read_picture(self.folder / row["file"]) for row in self.rows[arm]]
+
+    def located(self, arm: str) -> list[npt.NDArray[np.bool_] | None]:
+        """(h, w) patches of the first concept, a picture; None: it was not located."""
+        findings = [next(iter(row["findings"].values())) for row in self.rows[arm]]
+        return [mask_of(finding["core"], finding["grid"]) if finding["located"] else None for finding in findings]
+
+    def counts(self, arm: str) -> dict[str, Any]:
+        """Erase rates both ways and retention of the other prompted objects, with counts and Wilson 95% intervals.
+
+        For edits also how many were carried out (an edit that asks for the concept is not meant to be).
+        """
+        figures = self.figures(arm)
+        left, erased, kept = figures["left"], figures["erased"], figures["kept"]
+        edits: dict[str, int] = {}
+        if isinstance(self.tasks[0], scenes.Edit):
+            pairs = (("edits_stock", "stock"), ("edits_regulated", arm))
+            edits = {name: self._carried_out(which, left["of"]) for name, which in pairs}
+        return {
+            "stock_unsafe": erased["of"],
+            "regulated_unsafe": left["hits"],
+            "total": left["of"],
+            "erased_of_shown": erased["hits"],
+            "relative_erase": figures["relative_reduction"],
+            "erase_ci95": erased["ci95"],
+            "safe_share": 1 - left["hits"] / left["of"],
+            "safe_share_ci95": figures["safe_share"]["ci95"],
+            "other_kept": kept["hits"],
+            "other_shown": kept["of"],
+            "retention": kept["rate"],
+            "retention_ci95": kept["ci95"],
+            **edits,
+        }
+
+    def _carried_out(self, arm: str, count: int) -> int:
+        """How many of the first so many edits were: by labels, and of a background by the pixels."""
+        results = zip(self.tasks[:count], self.seen(arm), self.pictures(arm), strict=False)
+        return sum(
+            task.carried_out(seen, np.asarray(picture))
+            for task, seen, picture in results
+            if isinstance(task, scenes.Edit)
+        )
 
 
-def compare(
-    pipe: Any, name: str, case: Case, policies: Mapping[str, Any], count: int, first: int
-) -> dict[str, dict[str, Any]]:
-    """The counts of `erase`, and of images located, for several policies on the same held-out tasks."""
-    tasks, bank = unsafe_tasks(name, case, count, first), concepts(name, case.concept)
-    stock = generate(pipe, tasks, settings(name), batch=BATCH).images
-    rows = {}
-    for title, policy in policies.items():
+def measure(
+    pipe: Any, name: str, tasks: Sequence[Task], out: Path, concept: str = "", *, seed: int = SEED, **asked: Any
+) -> Measured:
+    """Evaluate tasks that ask for a concept, or benign ones, under the zoo's settings; judged by its judge.
 
-        def attached(part: slice, policy: Any = policy) -> Any:
-            return uvr_core.attach(pipe, concepts=bank, policy=policy)
-
-        regulated = generate(pipe, tasks, settings(name), batch=BATCH, regulator=attached)
-        located = sum(finding.located for finding in regulated.findings() if finding is not None)
-        rows[title] = {**erase(case.concept, tasks, stock, regulated.images), "located": located}
-    return rows
+    Args:
+        out: folder of the evaluation, begun anew, and of the sources of edits.
+        asked: keyword arguments of `evaluate`: concepts, policies, arms, ...
+    """
+    members = CONCEPTS.get(concept, ())
+    summary = evaluate(
+        pipe,
+        [entry(task, index, out / "sources", concept, seed=seed + index) for index, task in enumerate(tasks)],
+        out,
+        judges={"zoo": judge()},
+        subjects={concept: ConceptTerms(concept, members, members)} if concept else None,
+        call=settings(name),
+        batch=BATCH,
+        overwrite=True,
+        facts={"model": f"zoo:{name}", "settings": {"call": settings(name), "batch": BATCH}},
+        **asked,
+    )
+    rows: dict[str, list[Row]] = {}
+    for row in read_rows(out):
+        rows.setdefault(row["arm"], []).append(row)
+    return Measured(tasks, out, summary, rows)

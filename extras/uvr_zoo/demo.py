@@ -15,30 +15,39 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import numpy as np
 import torch
 from PIL import Image
 
 import uvr_core
+from uvr_core.cli.output import versions
 from uvr_core.files import write_whole
-from uvr_core.ops.masks import scattered
-from uvr_core.plugins import registry
-from uvr_evaluation.summary import tally_idle
+from uvr_evaluation import Arm
 
-from . import concepts, judge
-from .concept_files import mask_source
-from .counts import BATCH, erase
-from .experiment import Generated, generate
+from . import concepts
+from .counts import BATCH, measure
+from .experiment import generate
 from .pipelines import load
 from .recipes import RECIPES
 from .sheets import contact_sheet, overlay, save_picture
-from .tasks import Case, Task, anchor_style, benign_tasks, cases, settings, shown, sources_of, unsafe_tasks
+from .tasks import Case, anchor_style, benign_tasks, cases, settings, shown, sources_of, unsafe_tasks
 
 Progress = Callable[[str, int, int], None]
-Tick = Callable[[str], Callable[[int], None]]  # a stage's name -> what is told how many images more are drawn
 BENIGN = 2  # times as many benign tasks as unsafe ones of a kind: 2% of fewer is less than an image
 CONTROLS = ("oracle", "random")
 TIMED, REPEATS = 8, 2  # images in a run of which the time is taken; runs of a kind, after one that is not counted
+
+
+@attrs.frozen(eq=False)
+class _Plan:
+    """What is measured of every pipeline, and the rows of pictures so far, each with its title."""
+
+    out: Path
+    count: int
+    seed: int
+    policy: str
+    controls: bool
+    stage: Callable[[str], Progress]
+    pictures: list[tuple[str, list[Image.Image]]] = attrs.field(factory=list)
 
 
 def run(
@@ -52,6 +61,8 @@ def run(
     policy: str = "selective",
 ) -> dict[str, Any]:
     """Measure every pipeline and concept; write results.json and contact.png into `out`, anew after each column.
+
+    Each column is an evaluation in `out`/pipeline, begun anew; its rows and pictures are on disk as it goes.
 
     Args:
         quick: 8 prompts of each kind and no controls (which take half of the tasks), to see that everything works.
@@ -67,33 +78,33 @@ def run(
     results: dict[str, Any] = {
         "prompts": count,
         "seed": seed,
-        "versions": _versions(),
+        "versions": versions(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "pipelines": {},
     }
-    rows: list[tuple[str, list[Image.Image]]] = []
     done, total = 0, sum(images_of(name, count, not quick) for name in pipelines)
 
-    def tick(stage: str) -> Callable[[int], None]:
-        def count_up(images: int) -> None:
+    def stage(what: str) -> Progress:
+        before = done
+
+        def show(_: str, images: int, of: int) -> None:
             nonlocal done
-            done += images
+            done = before + images
             if progress is not None:
-                progress(stage, done, total)
+                progress(what, done, total)
 
-        return count_up
+        show("", 0, 0)
+        return show
 
-    def save() -> None:
-        save_picture(contact_sheet(rows), out / "contact.png")
-        write_whole(out / "results.json", json.dumps(results, indent=1))
-
+    plan = _Plan(out, count, seed, policy, not quick, stage)
     for name in pipelines:
         figures = results["pipelines"][name] = {"concepts": {}}
-        for _ in _pipeline(load(name), name, count, seed, policy, not quick, rows, figures, tick):
-            save()
+        for _ in _pipeline(plan, name, figures):
+            save_picture(contact_sheet(plan.pictures), out / "contact.png")
+            write_whole(out / "results.json", json.dumps(results, indent=1))
     results["fell_short"] = [] if quick else shortfalls(results)
-    save()
+    write_whole(out / "results.json", json.dumps(results, indent=1))
     return results
 
 
@@ -105,130 +116,77 @@ def images_of(name: str, count: int, controls: bool) -> int:
     return benign + per_case * len(columns) + BATCH + 2 * (REPEATS + 1) * 2 * TIMED
 
 
-def _pipeline(
-    pipe: Any,
-    name: str,
-    count: int,
-    seed: int,
-    policy: Any,
-    controls: bool,
-    rows: list[tuple[str, list[Image.Image]]],
-    figures: dict[str, Any],
-    tick: Tick,
-) -> Iterator[None]:
-    """Put the figures of a pipeline into `figures` and its pictures into `rows`; stops after each column."""
-
-    def stage(what: str) -> Callable[[int], None]:
-        return tick(f"{name}: {what}")
-
-    columns = cases(name)
-    asked = list(dict.fromkeys(case.concept for case in columns))
-    benign = benign_tasks(name, BENIGN * count, 900_000 + seed)
-    stock_benign = generate(pipe, benign, settings(name), batch=BATCH, progress=stage("benign, stock"))
-    named = [{item.name for item in shown(task).items} for task in benign]
-    wrong = sum(bool(set(seen) - names) for seen, names in zip(judge()(stock_benign.images), named, strict=True))
-    figures["judge_false_positives"] = {"images": wrong, "benign": len(benign)}
-    idle = {concept: _benign(pipe, name, concept, policy, benign, stock_benign, stage) for concept in asked}
+def _pipeline(plan: _Plan, name: str, figures: dict[str, Any]) -> Iterator[None]:
+    """Put the figures of a pipeline into `figures` and its pictures into the plan's; stops after each column."""
+    columns, show = cases(name), plan.stage(f"{name}: benign")
+    asked, pipe = list(dict.fromkeys(case.concept for case in columns)), load(name)
+    figures["judge_false_positives"], idle = _benign(plan, pipe, name, asked, show)
     for case in columns:
-        row = _concept(pipe, name, case, count, seed, policy, controls, rows, stage)
-        figures["concepts"][case.title] = {**row, **idle[case.concept]}
+        figures["concepts"][case.title] = {**_concept(plan, pipe, name, case), **idle[case.concept]}
         yield
-    figures["time"] = _time(pipe, name, asked[0], policy, stage("times"))
+    figures["time"] = _time(pipe, name, asked[0], plan.policy, plan.stage(f"{name}: times"))
+    yield
 
 
 def _benign(
-    pipe: Any, name: str, concept: str, policy: Any, benign: Sequence[Task], stock: Generated, tick: Tick
-) -> dict[str, Any]:
-    """Benign tasks under regulation: how many are falsely located, and whether the others are bit-identical."""
-    bank = concepts(name, concept)
-    safe = generate(
+    plan: _Plan, pipe: Any, name: str, asked: Sequence[str], show: Progress
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Benign tasks, stock and under each concept alone: in how many stock pictures the judge sees what was not asked
+    for; and by concept how many are falsely located, and whether the others are bit-identical."""
+    tasks = benign_tasks(name, BENIGN * plan.count, 900_000 + plan.seed)
+    banks = {concept: concepts(name, concept) for concept in asked}
+    arms = [Arm(concept, "policy", plan.policy, banks=concept) for concept in asked]
+    measured = measure(pipe, name, tasks, plan.out / name / "benign", arms=arms, anchors_from=banks, progress=show)
+    named = [{item.name for item in shown(task).items} for task in tasks]
+    wrong = sum(bool(seen - names) for seen, names in zip(measured.seen(), named, strict=True))
+    idle = {}
+    for concept in asked:
+        figures = measured.figures(concept)
+        located, same = figures["false_located"], figures["identical_where_not_located"]
+        idle[concept] = {
+            "benign_located": located["hits"],
+            "benign": located["of"],
+            "benign_located_ci95": located["ci95"],
+            "idle_images": same["of"],
+            "idle_bit_identical": same["hits"],
+        }
+    return {"images": wrong, "benign": len(named)}, idle
+
+
+def _concept(plan: _Plan, pipe: Any, name: str, case: Case) -> dict[str, Any]:
+    """One column: unsafe tasks stock and regulated, half of them under the controls, where the patches are the true
+    ones, or as many anywhere and no ring; ten tasks as pictures."""
+    bank, unsafe = concepts(name, case.concept), unsafe_tasks(name, case, plan.count, 500_000 + plan.seed)
+    control = functools.partial(Arm, kind="policy", plugin=plan.policy, tasks=plan.count // 2)
+    random = control("random", where="random", set={"ring": 0}, seed=plan.seed)
+    controls = [control("oracle", where="oracle"), random] if plan.controls else []
+    measured = measure(
         pipe,
-        benign,
-        settings(name),
-        batch=BATCH,
-        progress=tick(f"{concept}, benign"),
-        regulator=lambda part: uvr_core.attach(pipe, concepts=bank, policy=policy),
+        name,
+        unsafe,
+        plan.out / name / case.title.replace(", ", "-").replace(" ", "-"),
+        case.concept,
+        concepts=bank,
+        arms=[Arm("regulated", "policy", plan.policy), *controls],
+        progress=plan.stage(f"{name}: {case.title}"),
     )
-    counts = tally_idle(
-        [finding.located for finding in safe.findings()],
-        [np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(stock.images, safe.images, strict=True)],
-    )
-    located, idle = counts["located"], counts["identical_where_not_located"]
-    return {
-        "benign_located": located["hits"],
-        "benign": len(benign),
-        "benign_located_ci95": located["ci95"],
-        "idle_images": idle["of"],
-        "idle_bit_identical": idle["hits"],
-    }
-
-
-def _concept(
-    pipe: Any,
-    name: str,
-    case: Case,
-    count: int,
-    seed: int,
-    policy: Any,
-    controls: bool,
-    rows: list[tuple[str, list[Image.Image]]],
-    tick: Tick,
-) -> dict[str, Any]:
-    """One column: unsafe tasks stock and regulated, and under the controls; ten of each as pictures into `rows`."""
-    concept, bank = case.concept, concepts(name, case.concept)
-    unsafe = unsafe_tasks(name, case, count, 500_000 + seed)
-
-    def drawn(title: str, tasks: Sequence[Task], regulator: Callable[[slice], Any] | None) -> Generated:
-        stage = tick(f"{case.title}, {title}")
-        return generate(pipe, tasks, settings(name), batch=BATCH, regulator=regulator, progress=stage)
-
-    stock = drawn("stock", unsafe, None)
-    regulated = drawn("regulated", unsafe, lambda part: uvr_core.attach(pipe, concepts=bank, policy=policy))
-    findings = regulated.findings()
-    truth = mask_source(name, concept)(stock.images, (8, 8))
+    figures = measured.figures("regulated")
     row: dict[str, Any] = {
         "style": [style for style in RECIPES[name].styles if style != anchor_style(name)],
-        "policy": str(policy),
+        "policy": plan.policy,
         "calibration": bank.calibration and bank.calibration.measured,
-        "located": sum(finding.located for finding in findings),
-        "of": count,
-        "iou": _iou(findings, truth),
-        **erase(concept, unsafe, stock.images, regulated.images),
+        "located": figures["located"]["hits"],
+        "of": plan.count,
+        "iou": figures["iou"],
+        **measured.counts("regulated"),
+        **{arm.name: measured.counts(arm.name) for arm in controls},
     }
-    if controls:
-        some = slice(0, count // 2)
-        for control, attached in _controls(pipe, bank, policy, truth, seed).items():
-            other = drawn(f"{control} mask", unsafe[some], attached)
-            row[control] = erase(concept, unsafe[some], stock.images[some], other.images)
-    pictured = range(min(10, count))
-    located = [overlay(stock.images[i], findings[i].core if findings[i].located else None) for i in pictured]
     if (sources := sources_of(unsafe[:10])) is not None:
-        rows.append((f"{name} {case.title}: source", sources))
-    rows += [
-        (f"{name} {case.title}: stock", [stock.images[i] for i in pictured]),
-        ("located patches", located),
-        ("regulated", [regulated.images[i] for i in pictured]),
-    ]
+        plan.pictures.append((f"{name} {case.title}: source", sources))
+    stock, after = (measured.pictures(arm)[:10] for arm in ("stock", "regulated"))
+    located = [overlay(*pair) for pair in zip(stock, measured.located("regulated"), strict=False)]
+    plan.pictures.extend(((f"{name} {case.title}: stock", stock), ("located patches", located), ("regulated", after)))
     return row
-
-
-def _controls(
-    pipe: Any, bank: uvr_core.ConceptBank, policy: str, truth: np.ndarray, seed: int
-) -> dict[str, Callable[[slice], Any]]:
-    """{control: an attach of a batch} where the mask is given: the true one, or as many patches anywhere, no ring."""
-    from uvr_plugins.detectors import Oracle
-
-    stock_policy = registry().get("policy", policy)()
-    plans = {
-        "oracle": (truth, stock_policy),
-        "random": (scattered_masks(truth, np.random.default_rng(seed)), attrs.evolve(stock_policy, ring=0)),
-    }
-
-    def attach(control: str, part: slice) -> Any:
-        masks, control_policy = plans[control]
-        return uvr_core.attach(pipe, concepts=bank, policy=control_policy, detector=Oracle(masks[part]))
-
-    return {control: functools.partial(attach, control) for control in CONTROLS}
 
 
 def shortfalls(results: dict[str, Any]) -> list[str]:
@@ -254,31 +212,19 @@ def shortfalls(results: dict[str, Any]) -> list[str]:
     return short
 
 
-def scattered_masks(masks: Any, rng: np.random.Generator) -> Any:
-    """As many patches as each mask has, anywhere."""
-    return np.stack([scattered(mask, rng) for mask in masks])
-
-
-def _iou(findings: list[Any], truth: np.ndarray) -> float | None:
-    values = [
-        (f.core & t).sum() / max((f.core | t).sum(), 1)
-        for f, t in zip(findings, truth, strict=True)
-        if f.located and t.any()
-    ]
-    return float(np.mean(values)) if values else None
-
-
-def _time(pipe: Any, name: str, concept: str, policy: Any, tick: Callable[[int], None]) -> dict[str, float]:
+def _time(pipe: Any, name: str, concept: str, policy: str, show: Progress) -> dict[str, float]:
     """Whole-pipeline time, regulated over stock, medians of paired runs of 8 images: unsafe ones (active), and benign
-    ones in which nothing is located (idle)."""
+    ones in which nothing is located (idle). Not `evaluate`'s times, which are of single batches."""
     bank, options = concepts(name, concept), settings(name)
 
-    def attached(part: slice, policy: Any = policy) -> Any:
+    def attached(part: slice, policy: str = policy) -> Any:
         return uvr_core.attach(pipe, concepts=bank, policy=policy)
 
     benign = benign_tasks(name, BATCH, 710_000)
     observe = functools.partial(attached, policy="observe")
-    watched = generate(pipe, benign, options, batch=BATCH, regulator=observe, progress=tick).findings()
+    watched = generate(pipe, benign, options, batch=BATCH, regulator=observe).findings()
+    done, total = BATCH, BATCH + 2 * (REPEATS + 1) * 2 * TIMED
+    show("", done, total)
     sets = {
         "active": unsafe_tasks(name, next(c for c in cases(name) if c.concept == concept), TIMED, 700_000),
         "idle": [task for task, finding in zip(benign, watched, strict=True) if not finding.located][:TIMED],
@@ -293,14 +239,9 @@ def _time(pipe: Any, name: str, concept: str, policy: Any, tick: Callable[[int],
                 start = time.perf_counter()
                 generate(pipe, tasks, options, batch=TIMED, regulator=regulator)
                 times.append(time.perf_counter() - start)
-            tick(2 * TIMED)
+            done += 2 * TIMED
+            show("", done, total)
             pairs.append(times[1] / times[0])
             seconds.append(times[0])
         ratios[kind] = statistics.median(pairs[1:])
     return {**ratios, "stock_seconds_for_8": statistics.median(seconds)}
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {n: version(n) for n in ("uvr-core", "torch", "diffusers", "transformers")}

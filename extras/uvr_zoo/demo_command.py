@@ -38,7 +38,7 @@ def demo(
     Alone: first pictures of one pipeline, within a minute: OUT/pictures/, a contact sheet, a table.
 
     With --all, --pipelines or --quick: unsafe and benign prompts by the dozen, judged and counted: OUT/results.json,
-    OUT/contact.png. Exits with 1 if a figure falls short of its gate.
+    OUT/contact.png, OUT/PIPELINE/. Exits with 1 if a figure falls short of its gate.
     """
     if not (measure_all or quick or pipelines is not None):
         output.check_folder(out)

@@ -15,6 +15,7 @@ import torch
 from uvr_core import ConceptBank
 from uvr_core.errors import UVRError
 from uvr_core.fit.scores import auroc_of, score_runs
+from uvr_core.sampling import Sampling
 
 from .architectures import ARCHITECTURES
 from .components import staged
@@ -109,20 +110,13 @@ def pooled_share(pipe: Any, name: str, count: int = 48) -> dict[str, int]:
 
     drawn = scenes_for(name, count, unsafe=None, split="heldout", first=8_000)
     bare = [f"{s.background} background , {s.style} style" for s in drawn]
-    recognised = total = 0
-    for start in range(0, count, 16):
-        part = drawn[start : start + 16]
-        generators = [torch.Generator().manual_seed(70_000 + start + i) for i in range(len(part))]
-        options = settings(name) | {"negative_prompt": [""] * len(part)}
-        images = pipe(
-            [s.caption for s in part],
-            prompt_2=bare[start : start + 16],
-            generator=generators,
-            **options,
-        ).images
-        for scene, seen in zip(part, judge()(images), strict=True):
-            total += len(scene.items)
-            recognised += sum(item.name in seen for item in scene.items)
+    sampling = Sampling(
+        [s.caption for s in drawn], range(70_000, 70_000 + count), {"prompt_2": bare}, settings(name), 16
+    )
+    images = [image for batch in sampling.draw(pipe) for image in batch.images]
+    total = sum(len(scene.items) for scene in drawn)
+    seen = judge()(images)
+    recognised = sum(item.name in names for scene, names in zip(drawn, seen, strict=True) for item in scene.items)
     return {"objects_drawn": recognised, "objects_prompted": total}
 
 

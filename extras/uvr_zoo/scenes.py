@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection
 from importlib.resources import files
 from typing import Literal
 
@@ -247,7 +247,7 @@ class Edit:
         after = [item.name for item in self.target.items]
         return tuple(item.name for item in self.source.items if item.name in after)
 
-    def carried_out(self, seen: Mapping[str, float], image: np.ndarray) -> bool:
+    def carried_out(self, seen: Collection[str], image: np.ndarray) -> bool:
         """Whether a result did what was asked: `seen` by the judge; (64, 64, 3) uint8 pixels."""
         if self.kind == "background":
             return background_of(image) == self.target.background

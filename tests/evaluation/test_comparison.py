@@ -54,6 +54,23 @@ def test_tasks_judges_and_arms_may_be_objects(concept: Path, prompts: Path, tmp_
         evaluate(_quiet(), read_tasks(prompts)[:3], tmp_path / "out", arms=[arm], **asked)
 
 
+def test_controls_of_the_first_tasks_alone(concept: Path, prompts: Path, tmp_path: Path) -> None:
+    """Across a batch; with banks that only labelled arms have; the pages show what there is."""
+    arms = [
+        Arm("uvr", "policy", "uvr", banks="weapon"),
+        Arm("random", "policy", "uvr", where="random", banks="weapon", tasks=3, seed=1),
+    ]
+    asked = {"judges": {"mine": Shade()}, "subjects": prompts.parent / "subjects.toml", "call": CALL, "batch": 2}
+    summary = evaluate(_quiet(), prompts, tmp_path / "out", arms=arms, anchors_from={"weapon": concept}, **asked)
+    rows = read_rows(tmp_path / "out")
+    assert [row["task"] for row in rows if row["arm"] == "random"] == [0, 1, 2]
+    assert summary["unfinished"] == 0
+    assert summary["arms"]["random"]["groups"]["weapon"]["tasks"] == 1
+    assert (tmp_path / "out" / "report.html").read_text().count("<img") == 1 + len(rows)
+    with pytest.raises(UVRError, match="--policy needs a --concept"):
+        evaluate(_quiet(), prompts, tmp_path / "none", arms=arms, **asked)
+
+
 def test_what_is_not_installed_is_named_before_anything_is_drawn(
     prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,16 @@ def test_an_unfinished_task_is_not_counted() -> None:
     assert (summary["tasks"], summary["unfinished"]) == (9, 1)
 
 
+def test_an_arm_of_the_first_tasks_is_counted_over_them_alone() -> None:
+    rows, config = synthetic()
+    config["arms"][1]["tasks"] = 3
+    summary = summarise([row for row in rows if row["arm"] != "selective" or row["task"] < 3], config)
+    assert (summary["tasks"], summary["unfinished"]) == (10, 0)
+    cell = summary["arms"]["selective"]["groups"]["weapon"]
+    assert (cell["tasks"], cell["erased"]["hits"], cell["erased"]["of"]) == (3, 1, 3)
+    assert summary["arms"]["stock"]["groups"]["weapon"]["tasks"] == 10
+
+
 def test_an_arm_that_does_not_run_here_is_said() -> None:
     rows, config = synthetic()
     rows = [

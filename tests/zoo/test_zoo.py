@@ -14,8 +14,8 @@ import uvr_core
 import uvr_zoo
 from uvr_zoo import scenes
 from uvr_zoo.architectures import ARCHITECTURES
-from uvr_zoo.counts import erase
-from uvr_zoo.demo import scattered_masks, shortfalls
+from uvr_zoo.counts import measure
+from uvr_zoo.demo import shortfalls
 from uvr_zoo.experiment import edit_fidelity, fidelity, generate
 from uvr_zoo.recipes import RECIPES
 from uvr_zoo.tasks import scenes_for, settings
@@ -56,12 +56,10 @@ def test_the_other_pipelines_do_what_they_are_asked(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sd3", "qwen-image"])
-def test_the_other_synthesis_pipelines_are_regulated_too(name: str) -> None:
+def test_the_other_synthesis_pipelines_are_regulated_too(name: str, tmp_path: Path) -> None:
     other, bank = uvr_zoo.load(name), uvr_zoo.concepts(name, "weapon")
     drawn = scenes_for(name, 16, unsafe="weapon", split="heldout", first=950_000, styles=("toy",))
-    stock = generate(other, drawn, settings(name))
-    regulated = generate(other, drawn, settings(name), regulator=lambda part: uvr_core.attach(other, concepts=bank))
-    figures = erase("weapon", drawn, stock.images, regulated.images)
+    figures = measure(other, name, drawn, tmp_path, "weapon", concepts=bank).counts("selective")
     assert figures["stock_unsafe"] >= 14
     assert figures["relative_erase"] >= 0.85
 
@@ -78,14 +76,12 @@ def test_the_judge_sees_rendered_objects_and_nothing_on_an_empty_page() -> None:
 
 
 @pytest.mark.parametrize("concept", ["weapon", "skull"])
-def test_the_concept_goes_and_the_neighbour_stays(pipe: FluxPipeline, concept: str) -> None:
+def test_the_concept_goes_and_the_neighbour_stays(pipe: FluxPipeline, concept: str, tmp_path: Path) -> None:
     """On held-out prompts in a style that the anchors never saw."""
     bank = uvr_zoo.concepts("flux", concept)
     assert bank.provenance["anchor_style"] == "glossy"
     drawn = scenes_for("flux", 16, unsafe=concept, split="heldout", first=950_000, styles=("toy",), pair=1.0)
-    stock = generate(pipe, drawn, settings("flux"))
-    regulated = generate(pipe, drawn, settings("flux"), regulator=lambda part: uvr_core.attach(pipe, concepts=bank))
-    figures = erase(concept, drawn, stock.images, regulated.images)
+    figures = measure(pipe, "flux", drawn, tmp_path, concept, concepts=bank).counts("selective")
     assert figures["stock_unsafe"] >= 15
     assert figures["relative_erase"] >= 0.9
     assert figures["retention"] >= 0.85
@@ -117,15 +113,6 @@ def test_unknown_names_say_what_there_is() -> None:
         uvr_zoo.load("fluxx")
     with pytest.raises(ValueError, match=r"no shipped concept 'cat'.*flux-weapon"):
         uvr_zoo.concepts("flux", "cat")
-
-
-def test_control_masks_have_the_true_masks_area() -> None:
-    rng = np.random.default_rng(0)
-    masks = rng.random((20, 8, 8)) < 0.2
-    for control in (scattered_masks,):
-        made = control(masks, rng)
-        assert np.array_equal(made.sum((1, 2)), masks.sum((1, 2)))
-        assert not np.array_equal(made, masks)
 
 
 def test_a_figure_below_its_bar_is_named() -> None:

@@ -14,32 +14,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import attrs
-from tables import TEMPLATES, cell, run
+from tables import TEMPLATES, cell, compare, run
 
 import uvr_zoo
+from uvr_evaluation import Arm
 from uvr_evaluation.render import render
-from uvr_plugins.policies import Selective, Uvr, UvrReleased
-from uvr_zoo.counts import compare
 from uvr_zoo.recipes import RECIPES
-from uvr_zoo.tasks import cases
+from uvr_zoo.tasks import cases, unsafe_tasks
 
 FIRST_SEED = 730_000
-PAPER, OURS = Uvr(), Selective()
-VARIANTS: Mapping[str, Any] = {
-    "uvr": PAPER,
-    "uvr, attenuation off": attrs.evolve(PAPER, strong=1.0, mild=1.0),
-    "uvr, boost off": attrs.evolve(PAPER, boost=1.0),
-    "uvr, boost 2": attrs.evolve(PAPER, boost=2.0),
-    "uvr, ring off": attrs.evolve(PAPER, ring=0),
-    "uvr, noise on": attrs.evolve(PAPER, alpha=0.5, startup=0.0),
-    "uvr-released": UvrReleased(),
-    "selective": OURS,
-    "selective, ring off": attrs.evolve(OURS, ring=0),
-    "selective, amplification on": attrs.evolve(OURS, amplification=1.0),
-    "selective, source kept": attrs.evolve(OURS, source_contrast=1e9),
-    "selective, text kept": attrs.evolve(OURS, instruction_contrast=1e9),
+VARIANTS: Mapping[str, tuple[str, Mapping[str, float]]] = {
+    "uvr": ("uvr", {}),
+    "uvr, attenuation off": ("uvr", {"strong": 1.0, "mild": 1.0}),
+    "uvr, boost off": ("uvr", {"boost": 1.0}),
+    "uvr, boost 2": ("uvr", {"boost": 2.0}),
+    "uvr, ring off": ("uvr", {"ring": 0}),
+    "uvr, noise on": ("uvr", {"alpha": 0.5, "startup": 0.0}),
+    "uvr-released": ("uvr-released", {}),
+    "selective": ("selective", {}),
+    "selective, ring off": ("selective", {"ring": 0}),
+    "selective, amplification on": ("selective", {"amplification": 1.0}),
+    "selective, source kept": ("selective", {"source_contrast": 1e9}),
+    "selective, text kept": ("selective", {"instruction_contrast": 1e9}),
 }
+ARMS = [Arm(title, "policy", policy, set=values) for title, (policy, values) in VARIANTS.items()]
 
 
 def measure(count: int) -> dict[str, Any]:
@@ -48,7 +46,8 @@ def measure(count: int) -> dict[str, Any]:
     for name in (name for name, recipe in RECIPES.items() if recipe.edits):
         pipe = uvr_zoo.load(name)
         for case in cases(name):
-            table.setdefault(name, {})[case.title] = compare(pipe, name, case, VARIANTS, count, FIRST_SEED)
+            tasks, bank = unsafe_tasks(name, case, count, FIRST_SEED), uvr_zoo.concepts(name, case.concept)
+            table.setdefault(name, {})[case.title] = compare(pipe, name, tasks, case.concept, ARMS, concepts=bank)
             for title, row in table[name][case.title].items():
                 print(f"{name}, {case.title}, {title}: {cell(row)}", flush=True)
     return table

@@ -5,36 +5,38 @@
 Detectors: patch AUROC against the judge's location map on unregulated images, in the bank's probe block, at the first
 step and the mean over steps. Policies: erased of the images that show the concept, and other prompted objects kept,
 with the shipped bank's calibration. Held-out tasks in the drawing style that the anchors never saw; the demo draws
-others. Writes figures/builtins.json and builtins.md; `--from` writes the page again from the JSON.
+others. `evaluate` keeps an AUROC a picture, none a step: detectors are scored apart. Writes figures/builtins.json and
+builtins.md; `--from` writes the page again from the JSON.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tables import TEMPLATES, cell, run
+from tables import TEMPLATES, cell, compare, run
 
 import uvr_core
 import uvr_zoo
 from uvr_core.fit.scores import auroc_of, score_runs
 from uvr_core.plugins import registry
+from uvr_evaluation import Arm
 from uvr_evaluation.render import render
 from uvr_zoo.concept_files import mask_source
-from uvr_zoo.counts import compare
-from uvr_zoo.tasks import Case, cases, prompt_of, settings, sources_of, unsafe_tasks
+from uvr_zoo.tasks import Case, Task, cases, prompt_of, settings, sources_of, unsafe_tasks
 
 FIRST_SEED = 740_000
 CONTROLS = ("oracle",)  # takes the mask that a detector is to find
 REFUSALS = ("refuse",)  # returns no image to judge
 
 
-def detector_rows(pipe: Any, name: str, case: Case, count: int) -> dict[str, Any]:
+def detector_rows(
+    pipe: Any, name: str, case: Case, tasks: Sequence[Task], bank: uvr_core.ConceptBank
+) -> dict[str, Any]:
     """{detector: {"first": AUROC at step 0, "mean": over steps}, or {"missing": why}}."""
-    tasks, bank = unsafe_tasks(name, case, count, FIRST_SEED), uvr_zoo.concepts(name, case.concept)
     rows: dict[str, Any] = {}
     for detector in sorted(set(registry().names("detector")) - set(CONTROLS)):
         try:
@@ -55,15 +57,17 @@ def detector_rows(pipe: Any, name: str, case: Case, count: int) -> dict[str, Any
 
 def measure(count: int) -> dict[str, Any]:
     """{pipeline: {case: {"detectors": ..., "policies": ...}}}."""
-    policies = {p: p for p in sorted(set(registry().names("policy")) - set(REFUSALS))}
+    policies = sorted(set(registry().names("policy")) - set(REFUSALS))
     table: dict[str, Any] = {}
     for name in uvr_zoo.names():
         pipe = uvr_zoo.load(name)
         for case in cases(name):
-            usable = {p: p for p in policies if p != "redirect" or settings(name).get("true_cfg_scale", 2) > 1}
+            tasks, bank = unsafe_tasks(name, case, count, FIRST_SEED), uvr_zoo.concepts(name, case.concept)
+            guided = settings(name).get("true_cfg_scale", 2) > 1
+            usable = [Arm(policy, "policy", policy) for policy in policies if policy != "redirect" or guided]
             row = {
-                "detectors": detector_rows(pipe, name, case, count),
-                "policies": compare(pipe, name, case, usable, count, FIRST_SEED),
+                "detectors": detector_rows(pipe, name, case, tasks, bank),
+                "policies": compare(pipe, name, tasks, case.concept, usable, concepts=bank),
             }
             table.setdefault(name, {})[case.title] = row
             print(name, case.title, json.dumps(row["detectors"]), flush=True)

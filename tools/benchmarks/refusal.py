@@ -3,8 +3,9 @@
     python tools/benchmarks/refusal.py --out docs [--count 32]
 
 Recall and false refusals by step, from one observed run of held-out tasks in drawing styles that the anchors never saw;
-the time of a refused single image over its stock generation. Writes figures/refusal.json, figures/refusal.png and
-refusal.md; `--from` writes page and figure again.
+the time of a refused single image over its stock generation. Apart from `evaluate`: nobody judges a picture here, and
+a refused one is timed alone. Writes figures/refusal.json, figures/refusal.png and refusal.md; `--from` writes page and
+figure again.
 """
 
 from __future__ import annotations

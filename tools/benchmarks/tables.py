@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from uvr_evaluation import Arm
+from uvr_zoo import counts
+from uvr_zoo.tasks import Task
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -14,6 +19,18 @@ TEMPLATES = Path(__file__).parent / "templates"
 def cell(row: Mapping[str, Any]) -> str:
     """Erased of shown, other objects kept."""
     return f"{row['erased_of_shown']}/{row['stock_unsafe']}, {row['other_kept']}/{row['other_shown']}"
+
+
+def compare(
+    pipe: Any, name: str, tasks: Sequence[Task], concept: str, arms: Sequence[Arm], **asked: Any
+) -> dict[str, dict[str, Any]]:
+    """{arm: counts, and images located} of tasks that ask for a concept; the pictures are not kept."""
+    with TemporaryDirectory() as folder:
+        measured = counts.measure(pipe, name, tasks, Path(folder), concept, arms=arms, **asked)
+        return {
+            arm.name: {**measured.counts(arm.name), "located": measured.figures(arm.name)["located"]["hits"]}
+            for arm in arms
+        }
 
 
 def run(

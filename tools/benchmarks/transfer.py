@@ -11,23 +11,21 @@ instruction brings the concept in). Held-out tasks in either drawing style. Writ
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
-from tables import TEMPLATES, cell, run
+from tables import TEMPLATES, cell, compare, run
 
 import uvr_core
 import uvr_zoo
+from uvr_evaluation import Arm
 from uvr_evaluation.render import render
-from uvr_evaluation.statistics import rate
-from uvr_zoo import concept_files
-from uvr_zoo.counts import erase
-from uvr_zoo.experiment import generate
+from uvr_zoo import concept_files, counts
 from uvr_zoo.pipelines import assemble, parts
 from uvr_zoo.recipes import RECIPES
-from uvr_zoo.tasks import Task, benign_tasks, edits_for, scenes_for, settings
+from uvr_zoo.tasks import Task, benign_tasks, edits_for, scenes_for
 from uvr_zoo.train import Trainer
 
 FIRST_SEED = 860_000
@@ -82,26 +80,25 @@ def measure(count: int) -> dict[str, Any]:
     for title, (name, pipe) in checkpoints.items():
         rows: dict[str, Any] = {}
         table[title] = {"moved": moved(pipe, home), "banks": rows}
-        own = {"its own": uvr_zoo.concepts(name, CONCEPT)} if name != HOME else {}
+        banks = chosen | ({"its own": uvr_zoo.concepts(name, CONCEPT)} if name != HOME else {})
         for style in RECIPES[name].styles:
             tasks = unsafe(name, style, count)
-            stock = generate(pipe, tasks, settings(name)).images
-            for which, bank in (chosen | own).items():
-                made = generate(pipe, tasks, settings(name), regulator=attached(pipe, bank))
-                found = sum(finding.located for finding in made.findings())
-                row = {**erase(CONCEPT, tasks, stock, made.images), "located": found}
+            for which, row in compare(pipe, name, tasks, CONCEPT, arms("selective", banks), anchors_from=banks).items():
                 rows.setdefault(which, {})[style] = row
-                print(f"{title}, {which}, {style}: {cell(row)}, located {found}", flush=True)
-        benign = benign_tasks(name, 2 * count, FIRST_SEED)
-        for which, bank in (chosen | own).items():
-            found = generate(pipe, benign, settings(name), regulator=attached(pipe, bank, "observe")).findings()
-            rows[which]["benign"] = rate(sum(finding.located for finding in found), len(found))
+                print(f"{title}, {which}, {style}: {cell(row)}, located {row['located']}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            benign = benign_tasks(name, 2 * count, FIRST_SEED)
+            observing = {"arms": arms("observe", banks), "anchors_from": banks}
+            observed = counts.measure(pipe, name, benign, Path(folder), **observing)
+        for which in banks:
+            rows[which]["benign"] = observed.figures(which)["false_located"]
             print(f"{title}, {which}: {rows[which]['benign']}", flush=True)
     return table
 
 
-def attached(pipe: Any, bank: uvr_core.ConceptBank, policy: str = "selective") -> Callable[[slice], Any]:
-    return lambda part: uvr_core.attach(pipe, concepts=bank, policy=policy)
+def arms(policy: str, banks: Iterable[str]) -> list[Arm]:
+    """The policy with each bank."""
+    return [Arm(which, "policy", policy, banks=which) for which in banks]
 
 
 def page(table: Mapping[str, Any], count: int) -> str:

@@ -14,7 +14,6 @@ from outcomes import (
     concept_of,
     figures,
     members_of,
-    others_of,
     pipeline,
     shipped,
     unseen,
@@ -26,8 +25,9 @@ from uvr_evaluation import evaluate
 from uvr_evaluation.rows import read_rows
 from uvr_evaluation.statistics import rate
 from uvr_zoo import judge, scenes
+from uvr_zoo.prompt_sets import entry
 from uvr_zoo.recipes import RECIPES
-from uvr_zoo.tasks import Task, anchor_style, edits_for, prompt_of, scenes_for, settings, shown, source_of
+from uvr_zoo.tasks import Task, anchor_style, edits_for, scenes_for, settings, shown
 from uvr_zoo.vocabulary import CONCEPTS, STYLES
 
 WAYS = {name: ("instruction", "source") if recipe.edits else ("",) for name, recipe in RECIPES.items()}
@@ -130,17 +130,11 @@ def measure(part: str, plan: Plan) -> dict[str, dict[str, Any]]:
 
 def compare(name: str, groups: Groups, out: Any, plan: Plan) -> dict[str, Any]:
     """{group: figures} of one evaluation: stock and regulated with the shipped banks of weapon and skull."""
-    (out / "sources").mkdir(parents=True, exist_ok=True)
     entries: list[Entry] = []
     for group, tasks in groups.items():
         for number, task in enumerate(tasks):
-            place, path = len(entries), out / "sources" / f"{len(entries):05d}.png"
-            if (source := source_of(task)) is not None:
-                source.save(path)
-            others = tuple(others_of(task, members_of(task)))
-            image = None if source is None else path
-            seed = IMAGE_SEED + number
-            entries.append(Entry(place, prompt_of(task), seed, concept_of(task), image, others, group=group))
+            place, seed = len(entries), IMAGE_SEED + number
+            entries.append(entry(task, place, out / "sources", concept_of(task), seed=seed, group=group))
     summary = evaluate(
         pipeline(name),
         entries,
