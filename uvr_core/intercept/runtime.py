@@ -52,28 +52,27 @@ class Along:
 
     def __init__(self, transformer: nn.Module, taps: Sequence[str]):
         self._transformer, self._taps = transformer, taps
-        self._children: list[tuple[nn.Module, str, nn.Module]] = []
-        self._modules: tuple[nn.Module, ...] = ()
+        # What leads from where to which module, and the modules: put in place together, for threads may share it.
+        self._walked: tuple[tuple[tuple[nn.Module, str, nn.Module], ...], tuple[nn.Module, ...]] = (), ()
 
     def __iter__(self) -> Iterator[nn.Module]:
-        if not self._modules or any(
-            parent.__dict__["_modules"].get(name) is not module for parent, name, module in self._children
-        ):
-            self._walk()
-        return iter(self._modules)
+        children, modules = self._walked
+        if not modules or any(parent.__dict__["_modules"].get(name) is not module for parent, name, module in children):
+            modules = self._walk()
+        return iter(modules)
 
-    def _walk(self) -> None:
-        seen = {"": self._transformer}
-        self._children.clear()
+    def _walk(self) -> tuple[nn.Module, ...]:
+        seen, children = {"": self._transformer}, []
         for path in self._taps:
             parent = ""
             for name in path.split("."):
                 here = f"{parent}.{name}" if parent else name
                 if here not in seen:
                     seen[here] = getattr(seen[parent], name)
-                    self._children.append((seen[parent], name, seen[here]))
+                    children.append((seen[parent], name, seen[here]))
                 parent = here
-        self._modules = tuple(seen.values())
+        self._walked = tuple(children), tuple(seen.values())
+        return self._walked[1]
 
 
 def uncompiled(module: Any) -> Any:
