@@ -17,7 +17,7 @@ from uvr_core.cli.options import Settings, check_registered, generation_options,
 from uvr_core.cli.progress import stages
 from uvr_core.files import to_json
 
-from .suite_command import NAMES, settings_of, suite_options
+from .suite_command import NAMES, suite_options, told_alike
 from .suite_command import run as run_suite
 
 PATH = click.Path(path_type=Path)
@@ -129,15 +129,8 @@ def evaluate(
     with stages() as show:
         summary = comparison.evaluate(
             lambda: loading.load_model(model, settings),
-            call=settings.call,
-            seed=settings.seed,
-            batch=settings.batch,
-            adapter=settings.adapter,
             size=settings.size,
-            share=share,
-            running=loading.running,
-            progress=show,
-            facts={"model": model, "settings": settings_of(settings)},
+            **told_alike(model, settings, share, show),
             **asked,
         )
     if summary["unfinished"]:

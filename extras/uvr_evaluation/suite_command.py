@@ -49,6 +49,17 @@ def settings_of(settings: Settings) -> dict[str, Any]:
     return {name: value for name, value in attrs.asdict(settings).items() if name != "device"}
 
 
+def told_alike(
+    model: str, settings: Settings, share: tuple[int, int], show: Callable[[str, int, int], None]
+) -> dict[str, Any]:
+    """What an evaluation and a suite are told alike: how pictures are drawn, by whom, and who shows it."""
+    return {
+        "call": settings.call, "seed": settings.seed, "batch": settings.batch, "adapter": settings.adapter,
+        "share": share, "running": loading.running, "progress": show,
+        "facts": {"model": model, "settings": settings_of(settings)},
+    }  # fmt: skip
+
+
 def run(
     model: str,
     settings: Settings,
@@ -79,14 +90,7 @@ def run(
             texts=texts,
             threshold=told["threshold"],
             measures=measures,
-            call=settings.call,
-            seed=settings.seed,
-            batch=settings.batch,
-            adapter=settings.adapter,
-            share=share,
-            running=loading.running,
-            progress=show,
-            facts={"model": model, "settings": settings_of(settings)},
+            **told_alike(model, settings, share, show),
             **asked,
         )
     if "unfinished" in result:
