@@ -92,13 +92,15 @@ cache(
     "apply_faster_cache",
     guidance_scale=3.0,
 )
-cache(
-    "MagCache",
-    lambda rig: diffusers.MagCacheConfig(
-        threshold=100.0, retention_ratio=0.1, num_inference_steps=STEPS, mag_ratios=[1.0] * STEPS
-    ),
-    "apply_mag_cache",
-)
+
+
+def mag_cache(rig: Rig) -> None:
+    """It reuses in every step but the first, if it may."""
+    options = {"threshold": 100.0, "retention_ratio": 0.1, "mag_ratios": [1.0] * STEPS}
+    hook("apply_mag_cache")(rig.transformer, diffusers.MagCacheConfig(num_inference_steps=STEPS, **options))
+
+
+topic.both_orders("MagCache", mag_cache, plain)
 cache(
     "TaylorSeer",
     lambda rig: diffusers.TaylorSeerCacheConfig(cache_interval=2, disable_cache_before_step=1),

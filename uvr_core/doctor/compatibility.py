@@ -150,7 +150,7 @@ MATRIX: dict[str, tuple[Situation, ...]] = {
         _refused("PyramidAttentionBroadcast", _ALL, "pyramid_attention_broadcast", _CACHE, _BOTH),
         _refused("FasterCache, attention", _ALL, "faster_cache", _CACHE, _BOTH),
         _refused("FasterCache, unconditional half", _SD3, "FasterCache", _CACHE, _BOTH),
-        _refused("MagCache", _ALL, "mag_cache", _CACHE, _BOTH),
+        _exact("MagCache", _ALL, "as FirstBlockCache; of pipelines that open no cache context too", _BOTH),
         _refused("TaylorSeer", _NAMED, "taylorseer_cache", _CACHE, _BOTH),
         _stock(
             "FirstBlockCache or TaylorSeer without a cache context", ("sd3", "flux-kontext"), "context is set",

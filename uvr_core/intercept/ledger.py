@@ -46,6 +46,11 @@ class Forward:
     spans: dict[tuple[int, int], tuple[TokenSpans, TokenSpans] | None] = attrs.field(factory=dict)
     orders: dict[int, torch.Tensor] = attrs.field(factory=dict)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its guidance parts: what one computed is not another's."""
+        return tuple(part.name for part in self.parts)
+
 
 @attrs.define(eq=False)
 class Step:
@@ -73,7 +78,7 @@ class Run:
         seeds: of the images' generators; a short list is extended by counting up.
         images: how many the pipeline was asked for; None: not known.
         bare: no pipeline drives the transformer: nobody can withhold an image.
-        scheduled: a scheduler ends the steps; else a new noise level begins one.
+        scheduled: a scheduler ends the steps; else a new noise level begins one. scheduler: that one, if it is known.
         steps: what happened so far.
         forward: the forward that is open.
         fired: joint calls that were verified; reused: those that a step cache served from earlier ones.
@@ -89,6 +94,7 @@ class Run:
     bare: bool = False
     scheduled: bool = False
     images: int | None = None
+    scheduler: Any = attrs.field(default=None, kw_only=True)
     steps: list[Step] = attrs.field(factory=list, init=False)
     forward: Forward | None = attrs.field(default=None, init=False)
     layout: Layout | None = attrs.field(default=None, init=False)
@@ -232,14 +238,14 @@ class Run:
     def note_computed(self, path: str) -> None:
         """A joint call of the open forward ran, and was edited as is right now."""
         if self.forward is not None:
-            self._computed[path, _names(self.forward)] = self.version
+            self._computed[path, self.forward.names] = self.version
 
     def computed_rest(self, forward: Forward) -> bool:
         """Whether every joint call that has not run in a forward ran in an earlier one, edited as would be now."""
         return all(forward.taps[path] or self._is_computed(path, forward) for path in self.taps)
 
     def _is_computed(self, path: str, forward: Forward) -> bool:
-        return self._computed.get((path, _names(forward))) == self.version
+        return self._computed.get((path, forward.names)) == self.version
 
     def abort(self) -> None:
         """The open forward raised: forget it, and remember that this generation broke off."""
@@ -297,11 +303,6 @@ def _same_pictures(layout: Layout, first: Layout) -> bool:
     """Whether a forward of a run draws what its first did. Padding may go with the text, and a part of guidance may do
     without the references."""
     return layout.grid == first.grid and layout.references in (first.references, ())
-
-
-def _names(forward: Forward) -> tuple[str, ...]:
-    """Of the guidance parts: what one computed is not another's."""
-    return tuple(part.name for part in forward.parts)
 
 
 def _unclosed(path: str, step: int) -> TapNotFired:
