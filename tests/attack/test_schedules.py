@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchHeunDiscreteScheduler, FluxImg2ImgPipeline
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    FluxImg2ImgPipeline,
+    UniPCMultistepScheduler,
+)
 from diffusers.pipelines.flux import pipeline_flux
 from PIL import Image
 from rig import MASK, Rig, reference
@@ -52,6 +60,32 @@ def test_a_second_order_scheduler_makes_two_steps_of_each() -> None:
     stock = rig.run(num_inference_steps=4)
     images, report = drawn(rig, 4)
     assert report.steps == len(rig.pipe.scheduler.timesteps) == 7
+    assert torch.equal(images[0], stock[0])
+    assert not torch.equal(images[1], stock[1])
+
+
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+SCHEDULERS = {
+    "Euler": FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "Heun": FlowMatchHeunDiscreteScheduler(shift=3.0),
+    "UniPC": UniPCMultistepScheduler(**FLOW),
+    "DPM++": DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", **FLOW),
+    "LCM": FlowMatchLCMScheduler(shift=3.0),
+}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 20, 50])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_any_schedule_is_regulated_in_every_step(name: str, steps: int) -> None:
+    """The first image is stock's, bit for bit; the second is regulated in each step of the scheduler."""
+    rig = Rig("sd3")
+    rig.pipe.scheduler = copy.deepcopy(SCHEDULERS[name])
+    torch.manual_seed(0)  # LCM draws noise of its own in each step
+    stock = rig.run(num_inference_steps=steps)
+    torch.manual_seed(0)
+    images, report = drawn(rig, steps)
+    assert report.steps == report.findings[1].steps_regulated == len(rig.pipe.scheduler.timesteps)
+    assert report.steps == (2 * steps - 1 if name == "Heun" else steps)
     assert torch.equal(images[0], stock[0])
     assert not torch.equal(images[1], stock[1])
 

@@ -23,6 +23,7 @@ from .plan import ConceptPlan
 from .readings import Directions, Reader, features
 from .redraw import Earlier
 from .report import Posture, Report, summarise
+from .schedule import refuse_missed
 from .source import Known, Sources
 from .unchanged import unchanged, watchable
 from .uncond import UncondText
@@ -224,11 +225,8 @@ class Regulation(Intervention):
         return self._noise[:batch]
 
     def on_forward(self, forward: Forward) -> None:
-        """A concept whose window is past and was never looked for: better now than after the whole run.
-
-        Raises:
-            UVRError: naming the concept.
-        """
+        """Raise UVRError for a concept that is never looked for: before the first step, or when its window is past."""
+        refuse_missed(self.plan, self.run.scheduler, forward)
         looked_for = self._looked_for
         for concept in self.plan:
             if forward.sigma < concept.window[1] and concept.name not in looked_for:

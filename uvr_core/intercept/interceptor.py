@@ -86,7 +86,8 @@ class Interceptor:
                 "a generation began inside another one of this thread; let each end before the next begins, or run "
                 "them in threads of their own"
             )
-        intervention = self._begin(Run(self.forwards.taps, bare=True, scheduled=scheduler is not None))
+        run = Run(self.forwards.taps, bare=True, scheduled=scheduler is not None, scheduler=scheduler)
+        intervention = self._begin(run)
         token = self._current.set(intervention)
         try:
             with nullcontext() if scheduler is None else counted_steps(scheduler, self._current):

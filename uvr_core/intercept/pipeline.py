@@ -191,7 +191,7 @@ class PipelineCall:
         begin, replay = self._begin, None
         seeds, images = seeds_of(stock, args, kwargs), images_of(stock, args, kwargs)
         while True:
-            run = Run(self._taps, scheduled=True)
+            run = Run(self._taps, scheduled=True, scheduler=self._pipeline.scheduler)
             intervention = begin(run)
             run.seeds, run.images = seeds, images
             if (ahead := intervention.ahead(arguments_of(stock, args, kwargs))) is not None:
