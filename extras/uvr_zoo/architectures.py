@@ -152,7 +152,7 @@ class Flux(WithAutoencoderKL):
             timestep=sigma,
             encoder_hidden_states=text,
             pooled_projections=condition["pooled"],
-            guidance=guidance,
+            guidance=guidance if model.config.guidance_embeds else None,
             img_ids=torch.cat(ids),
             txt_ids=torch.zeros(text.shape[1], 3, device=x.device),
             return_dict=False,

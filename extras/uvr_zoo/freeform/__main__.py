@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import attrs
 import click
 
 from ..pipelines import DATA
@@ -18,6 +19,7 @@ from .pool import Mix
 from .wordings import Kind
 
 PATH = click.Path(path_type=Path)
+STUDENTS_SMALL = 0.2  # their share of steps on the small canvas, at the start
 TEXT = DATA / "freeform" / "text"  # .pipelines would load torch
 folder_option = click.option("--folder", type=PATH, required=True, help="Checkpoint and log; what is there goes on.")
 minutes_option = click.option("--minutes", type=float, required=True, help="In all, what is spent already counts.")
@@ -90,13 +92,15 @@ def vae(folder: Path, minutes: float, dry_run: bool, export: Path) -> None:
 @dry_option
 @click.option("--text", "encoders", type=PATH, default=TEXT, help="Folder of the text encoders.")
 @click.option("--vae", "autoencoder", type=PATH, help="Folder of the autoencoder, instead of the shipped one.")
-@click.option("--start-from", type=PATH, help="Folder of a transformer, instead of the first edition's.")
+@click.option(
+    "--start-from", type=PATH, help="Folder of a transformer, instead of the first edition's, of a student what ships."
+)
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--fresh", type=click.IntRange(min=1), default=8, show_default=True, help="New pictures a step.")
 @click.option("--pool", type=click.IntRange(min=1), default=2048, show_default=True, help="Pictures kept a canvas.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that draw them.")
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--export", type=PATH, help="Folder for the average's weights, int8.")
+@click.option("--export", type=PATH, help="Folder for the average's weights, int8; a student's LoRA, float16.")
 def train(
     name: str,
     folder: Path,
@@ -112,18 +116,27 @@ def train(
     """The transformer of a pipeline, from the first edition's weights on; or a student, from its teacher's."""
     import torch
 
-    from .distil import COURSES, Student
-    from .pipelines import family, pipeline, recipe
+    from .distil import Student
+    from .pipelines import family, pipeline, recipe, trained
+    from .students import COURSES
     from .train import Plan, Trainer
 
-    course = COURSES.get(name)
-    name = course.teacher if course else name
-    plain = recipe(name)
+    course, plain = COURSES.get(name), recipe(name)
     mix = Mix(plain.objects, plain.styles, edits=plain.edits)
     plan = Plan(
         mix, minutes, batch_size=sizes["batch"], fresh=sizes["fresh"], pool=sizes["pool"], workers=sizes["workers"]
     )
-    if _plan(dry_run, plan=plan, folder=folder, goes_on=(folder / "checkpoint.pt").exists(), device=device):
+    if course is not None:  # its teacher draws well already
+        plan, name = attrs.evolve(plan, small=STUDENTS_SMALL, first=128), course.teacher
+        start_from = start_from or trained(name)
+    if _plan(
+        dry_run,
+        plan=plan,
+        folder=folder,
+        goes_on=(folder / "checkpoint.pt").exists(),
+        device=device,
+        start_from=start_from,
+    ):
         return
     torch.set_float32_matmul_precision("high")  # TF32 where the device has it
     pipe, kind = pipeline(name, encoders, autoencoder, start_from), family(name)
@@ -161,7 +174,7 @@ def reading(encoders: Path, cut: float) -> None:
 
 @main.command()
 @click.argument("name")
-@click.option("--transformer", type=PATH, required=True, help="As `train --export` wrote it.")
+@click.option("--transformer", type=PATH, required=True, help="As `train --export` wrote it; a student's LoRA.")
 @click.option("--folder", type=PATH, required=True, help="Of the training run: its log is summed up on the card.")
 @click.option("--export", type=PATH, required=True, help="Folder in which the folder NAME is made or gone on with.")
 @click.option("--prompts", type=click.IntRange(min=1), help="Of each gate.  [default: 400, and 200 with places]")

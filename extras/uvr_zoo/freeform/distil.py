@@ -1,60 +1,27 @@
-"""Students of a trained free-form pipeline: guidance in one pass, few steps, or both; a whole model or a LoRA.
-
-    flux-dev              guidance distilled into the embedding (Meng et al. 2023), as FLUX.1-dev
-    flux-schnell          4 steps without guidance, as FLUX.1-schnell
-    qwen-image-lightning  8 steps without guidance, a LoRA over its teacher, as Qwen-Image-Lightning
+"""Distillation: a LoRA over a trained free-form pipeline learns what its teacher does in two passes and more steps.
 
 A few-step student takes in one step of its schedule what its teacher takes in several guided ones (Salimans and Ho
-2022, for rectified flow).
+2022, for rectified flow), from where its teacher would stand and from where it came to stand itself (Ross et al. 2011).
+Lessons cost several times what a step of training does, so they are kept and learned from again. They are not in the
+checkpoint: a resumed run makes new ones.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
 
-from uvr_core.errors import UVRError, did_you_mean
-
-from ..architectures import Architecture
+from ..architectures import Architecture, Grid
 from .pipelines import SHIFT
+from .pool import Ring
+from .students import Course
 from .train import Draw, Plan, Trainer
 
-
-@attrs.frozen
-class Course:
-    """What a student learns.
-
-    Attributes:
-        teacher: the pipeline's name.
-        steps: of its schedule; None: any level, one step of its teacher each.
-        substeps: the teacher's within one of them.
-        scale: guidance of the teacher, drawn between the two for a student whose embedding is told of it.
-        rank: of a LoRA; None: the whole model learns.
-    """
-
-    teacher: str
-    steps: int | None
-    scale: tuple[float, float]
-    substeps: int = 1
-    rank: int | None = None
-
-
-COURSES = {
-    "flux-dev": Course("flux", None, (1.0, 4.0)),
-    "flux-schnell": Course("flux", 4, (3.0, 3.0), substeps=5),
-    "qwen-image-lightning": Course("qwen-image", 8, (3.0, 3.0), substeps=3, rank=16),
-}
-
-
-def course(name: str) -> Course:
-    """Raises UVRError: there is no such student."""
-    if name not in COURSES:
-        raise UVRError(f"no student {name!r}{did_you_mean(name, COURSES)}")
-    return COURSES[name]
+Lessons = dict[str, torch.Tensor]
 
 
 def schedule(steps: int, shift: float = SHIFT) -> torch.Tensor:
@@ -67,14 +34,17 @@ class Student(Trainer):
     """One distillation in a folder. `pipe` holds the teacher, from which the student starts."""
 
     def __init__(self, lesson: Course, plan: Plan, pipe: Any, family: Architecture, folder: Path, device: str = "cpu"):
+        from peft import LoraConfig
+
         self.course = lesson
         self.teacher = copy.deepcopy(pipe.transformer).float().eval().requires_grad_(False).to(device)
-        if lesson.rank is not None:
-            pipe.transformer.add_adapter(lora(lesson.rank))
+        adapter = LoraConfig(r=lesson.rank, lora_alpha=lesson.rank, target_modules=list(lesson.linears))
+        pipe.transformer.add_adapter(adapter)
         super().__init__(plan, pipe, family, folder, device)
-        if lesson.rank is not None:
-            for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_("lora_" in name)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+        self.kept: dict[Grid, Ring] = {}
+        self.grid: Grid | None = None  # of the newest lessons
 
     def guided(self, d: Draw, x: torch.Tensor, sigma: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """The teacher's velocity u + w (c - u) at levels (B,) and scales (B,)."""
@@ -84,42 +54,63 @@ class Student(Trainer):
         return empty + scale[:, None, None] * (prompted - empty)
 
     @torch.no_grad()
-    def lesson(self, d: Draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Where the student stands, at which level, told of which scale, and the velocity that it should have."""
+    def lessons(self, d: Draw) -> Lessons:
+        """Where the student stands, at which level, told of which scale, and the velocity that it should have.
+
+        Columns x, target (K, N, 16), sigma, scale (K,), weight (K, N), text.NAME and reference; K = B, or B for each
+        step of a short schedule, one step after the other.
+        """
         low, high = self.course.scale
         scale = (low + (high - low) * torch.rand(len(d.x), generator=self.generator)).to(self.device)
         if self.course.steps is None:
             x = d.noisy(d.sigma)
-            return x, d.sigma, scale, self.guided(d, x, d.sigma, scale)
-        levels = schedule(self.course.steps).to(self.device)
-        index = torch.randint(self.course.steps, (len(d.x),), generator=self.generator).to(self.device)
-        start, stop = levels[index], levels[index + 1]
-        x = end = d.noisy(start)
-        for part in range(self.course.substeps):
-            width = (stop - start) / self.course.substeps
-            end = end + width[:, None, None] * self.guided(d, end, start + part * width, scale)
-        return x, start, torch.ones_like(scale), (end - x) / (stop - start)[:, None, None]
+            rows = {"x": x, "sigma": d.sigma, "scale": scale, "weight": d.weight}
+            return {**rows, "target": self.guided(d, x, d.sigma, scale), **_conditions(d)}
+        x, one, steps = d.noise, torch.ones_like(scale), []
+        teachers = (torch.rand(len(x), 1, 1, generator=self.generator) < 0.5).to(self.device)
+        for start, stop in itertools.pairwise(schedule(self.course.steps).tolist()):
+            target = (self.way(d, x, start, stop, scale) - x) / (stop - start)
+            at = start * one
+            steps.append({"x": x, "sigma": at, "scale": one, "weight": torch.ones_like(d.weight), "target": target})
+            took = self.family.predict(self.model, x, at, d.prompt, d.reference, one, d.grid)
+            x = x + (stop - start) * torch.where(teachers, target, took)
+        columns = {name: torch.cat([rows[name] for rows in steps]) for name in steps[0]}
+        return columns | {
+            name: value.repeat(len(steps), *[1] * (value.ndim - 1)) for name, value in _conditions(d).items()
+        }
 
-    def loss(self, d: Draw) -> torch.Tensor:
+    def way(self, d: Draw, x: torch.Tensor, start: float, stop: float, scale: torch.Tensor) -> torch.Tensor:
+        """(B, N, 16): where the teacher comes from x at one level when it goes to another."""
+        width, one = (stop - start) / self.course.substeps, torch.ones_like(scale)
+        for part in range(self.course.substeps):
+            x = x + width * self.guided(d, x, (start + part * width) * one, scale)
+        return x
+
+    def objective(self, progress: float) -> torch.Tensor:
+        """The loss of a random batch of the lessons that are kept; every `repeats` steps there are new ones."""
+        size = self.plan.batch_size
+        if self.grid is None or self.step % self.course.repeats == 0:
+            d = self.draw(progress, max(1, size // (self.course.steps or 1)))
+            self.grid = d.grid
+            self.kept.setdefault(d.grid, Ring(self.plan.pool, self.device, torch.float32)).put(self.lessons(d))
+        kept = self.kept[self.grid]
+        return self.distance(kept.at(kept.some(min(size, len(kept)), self.generator)), self.grid)
+
+    def distance(self, rows: Lessons, grid: Grid) -> torch.Tensor:
         """Mean squared distance to the teacher's velocity; patches by their weight."""
-        x, sigma, scale, target = self.lesson(d)
-        error = (self.family.predict(self.model, x, sigma, d.prompt, d.reference, scale, d.grid) - target).square()
-        return (error.mean(-1) * d.weight).sum() / d.weight.sum()
+        text = {name.removeprefix("text."): value for name, value in rows.items() if name.startswith("text.")}
+        told = rows["sigma"], text, rows.get("reference"), rows["scale"], grid
+        error = (self.family.predict(self.model, rows["x"], *told) - rows["target"]).square()
+        return (error.mean(-1) * rows["weight"]).sum() / rows["weight"].sum()
 
     def export(self, folder: Path) -> None:
-        """Write the average: the whole of it as `storage` keeps it, or a LoRA as diffusers loads it."""
-        if self.course.rank is None:
-            super().export(folder)
-            return
+        """Write the average's LoRA as diffusers loads it, float16."""
         from peft import get_peft_model_state_dict
 
         state = get_peft_model_state_dict(self.ema)
         self.pipe.save_lora_weights(folder, transformer_lora_layers={k: v.half() for k, v in state.items()})
 
 
-def lora(rank: int) -> Any:
-    """Adapters of that rank on the projections of joint attention."""
-    from peft import LoraConfig
-
-    names = ["to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0", "to_add_out"]
-    return LoraConfig(r=rank, lora_alpha=rank, target_modules=names)
+def _conditions(d: Draw) -> Lessons:
+    text = {f"text.{name}": value for name, value in d.prompt.items()}
+    return text if d.reference is None else {**text, "reference": d.reference}

@@ -18,6 +18,7 @@ from ..vision_text import processor
 from . import chat
 from .encoders import load
 from .families import FAMILIES
+from .students import COURSES, fuse
 from .words import MAX_TOKENS
 
 FOLDER = DATA / "freeform"
@@ -52,27 +53,42 @@ def names() -> tuple[str, ...]:
     return (*SAMPLING, *FAMILIES)
 
 
+def part(name: str) -> str:
+    """The folder of a pipeline's folder in which its weights are: "transformer", or a student's "lora"."""
+    return "lora" if name in COURSES else "transformer"
+
+
 def shipped() -> tuple[str, ...]:
-    """The free-form pipelines that ship trained."""
-    return tuple(name for name in names() if (FOLDER / name / "transformer").is_dir())
+    """The free-form pipelines that ship trained, students among them."""
+    return tuple(name for name in (*names(), *COURSES) if (FOLDER / name / part(name)).is_dir())
+
+
+def trained(name: str) -> Path | None:
+    """The folder of the weights that ship, if they do."""
+    return FOLDER / name / part(name) if name in shipped() else None
 
 
 def load_free(name: str, folder: Path | None = None) -> Any:
-    """A trained free-form pipeline, see `pipeline`; `folder`: of another transformer. Raises UVRError: none ships."""
-    if folder is None and name not in shipped():
+    """A trained free-form pipeline, see `pipeline`; `folder`: of other weights. Raises UVRError: none ships."""
+    weights = folder or trained(name)
+    if weights is None:
         raise UVRError(f"no trained free-form pipeline {name!r}{did_you_mean(name, shipped())}")
-    return pipeline(name, TEXT, transformer=folder or FOLDER / name / "transformer")
+    return pipeline(name, TEXT, transformer=weights)
 
 
 def family(name: str) -> Architecture:
     """How a pipeline's classes are called. Raises UVRError: there is no such free-form pipeline."""
+    if name in COURSES:
+        return family(COURSES[name].teacher)
     if name not in names():
-        raise UVRError(f"no free-form pipeline {name!r}{did_you_mean(name, names())}")
+        raise UVRError(f"no free-form pipeline {name!r}{did_you_mean(name, (*names(), *COURSES))}")
     return FAMILIES.get(name) or _QWEN.get(name) or ARCHITECTURES[name]
 
 
 def recipe(name: str) -> Recipe:
     """The recipe of a free-form pipeline: the first edition's, at the second's schedule and settings."""
+    if name in COURSES:
+        return attrs.evolve(recipe(COURSES[name].teacher), name=name, sampling=COURSES[name].sampling)
     kind: Any = family(name)
     first = RECIPES.get(name) or attrs.evolve(RECIPES["flux"], name=name, transformer=kind.config)
     return attrs.evolve(first, shift=SHIFT, sampling=SAMPLING.get(name) or kind.sampling)
@@ -82,12 +98,17 @@ def pipeline(name: str, text: Path, vae: Path | None = None, transformer: Path |
     """A pipeline of separately stored parts, on CPU in float32; it draws 96 x 96 pixels by default.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`, or a student.
         text: folder of the free-form encoders.
         vae: folder of an AutoencoderKL, for Qwen-Image of an AutoencoderKLQwenImage; None: the shipped one.
         transformer: folder of a transformer, as diffusers or `storage` wrote it; None: what training starts from, the
-            first edition's or a new one.
+            first edition's or a new one. Of a student, the folder of a LoRA over what ships of its teacher; None: none.
     """
+    if name in COURSES:
+        pipe = pipeline(COURSES[name].teacher, text, vae, trained(COURSES[name].teacher))
+        if transformer is not None:
+            fuse(pipe, COURSES[name], transformer)
+        return pipe
     kind: Any = family(name)
     vae = vae or DATA / "shared" / ("vae_qwen" if isinstance(kind, Qwen) else "vae")
     if isinstance(kind, Flux | SD3):

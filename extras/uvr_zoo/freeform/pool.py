@@ -117,34 +117,54 @@ class Supply(Dataset[Drawn]):
         return iter(DataLoader(self, batch_sampler=batches, num_workers=workers, collate_fn=list))  # type: ignore[arg-type]
 
 
-class Pool:
-    """Up to `size` encoded examples of one canvas, the oldest replaced first.
+class Ring:
+    """Up to `size` rows of some columns, the oldest replaced first.
 
     Attributes:
-        columns: name -> (size, ...) float16 on `device`: `x` (N, 16), `weight` (N,), `reference` (N, 16) of editing,
-            `text.NAME` (captions, ...) of the condition, and `empty.NAME` where the empty prompt's condition depends
-            on the picture.
-        taken: how many examples it has taken in so far.
+        columns: name -> (size, ...) of a type, on `device`.
+        taken: how many rows it has taken in so far.
     """
 
-    def __init__(self, canvas: Canvas, size: int, device: str = "cpu"):
-        self.canvas, self.size, self.device, self.taken = canvas, size, device, 0
-        self.grid = (canvas[0] // PATCH, canvas[1] // PATCH)
+    def __init__(self, size: int, device: str = "cpu", dtype: torch.dtype = torch.float16):
+        self.size, self.device, self.dtype, self.taken = size, device, dtype, 0
         self.columns: dict[str, torch.Tensor] = {}
 
     def __len__(self) -> int:
         return min(self.taken, self.size)
 
+    def put(self, rows: Condition) -> None:
+        """Keep some more rows, name -> (K, ...)."""
+        count = len(next(iter(rows.values())))
+        slots = torch.tensor([(self.taken + i) % self.size for i in range(count)], device=self.device)
+        for name, value in rows.items():
+            if name not in self.columns:
+                shape = (self.size, *value.shape[1:])
+                self.columns[name] = torch.zeros(shape, dtype=self.dtype, device=self.device)
+            self.columns[name][slots] = value.to(self.device, self.dtype)
+        self.taken += count
+
+    def some(self, size: int, generator: torch.Generator) -> torch.Tensor:
+        """(size,) random indices of rows that are held."""
+        return torch.randint(len(self), (size,), generator=generator)
+
+    def at(self, index: torch.Tensor) -> Condition:
+        """The rows of some indices."""
+        return {name: column[index.to(self.device)] for name, column in self.columns.items()}
+
+
+class Pool(Ring):
+    """Encoded examples of one canvas: `x` (N, 16), `weight` (N,), `reference` (N, 16) of editing, `text.NAME`
+    (captions, ...) of the condition, and `empty.NAME` where the empty prompt's condition depends on the picture."""
+
+    def __init__(self, canvas: Canvas, size: int, device: str = "cpu"):
+        super().__init__(size, device)
+        self.canvas = canvas
+        self.grid = (canvas[0] // PATCH, canvas[1] // PATCH)
+
     @torch.no_grad()
     def take(self, drawn: list[Drawn], pipe: Any, family: Architecture) -> None:
         """Encode some more examples and keep them."""
-        slots = torch.tensor([(self.taken + i) % self.size for i in range(len(drawn))], device=self.device)
-        for name, value in self._encoded(drawn, pipe, family).items():
-            if name not in self.columns:
-                shape = (self.size, *value.shape[1:])
-                self.columns[name] = torch.zeros(shape, dtype=torch.float16, device=self.device)
-            self.columns[name][slots] = value.half().to(self.device)
-        self.taken += len(drawn)
+        self.put(self._encoded(drawn, pipe, family))
 
     def _encoded(self, drawn: list[Drawn], pipe: Any, family: Architecture) -> Condition:
         def tokens(pictures: list[Any]) -> torch.Tensor:
@@ -168,11 +188,10 @@ class Pool:
 
     def rows(self, size: int, generator: torch.Generator) -> Condition:
         """Columns of a random batch, float32, each with one of its captions."""
-        index = torch.randint(len(self), (size,), generator=generator)
+        index = self.some(size, generator)
         which = torch.randint(2**31, (size,), generator=generator)
         rows = {}
-        for name, column in self.columns.items():
-            row = column[index.to(self.device)]
+        for name, row in self.at(index).items():
             if name.startswith("text."):
                 row = row[torch.arange(size, device=self.device), (which % row.shape[1]).to(self.device)]
             rows[name] = row.float()

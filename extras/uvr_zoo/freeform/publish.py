@@ -1,7 +1,7 @@
-"""A free-form pipeline as it ships: int8 weights, a card with its gates by both judges, a sheet of free prompts.
+"""A free-form pipeline as it ships: weights, a card with its gates by both judges, a sheet of free prompts.
 
-Gates are measured on what ships, weights rounded to int8, on held-out scenes in held-out wordings, and written one by
-one: a run that is cut goes on with the next.
+Gates are measured on what ships, weights rounded to int8 or a LoRA to float16, on held-out scenes in held-out wordings,
+and written one by one: a run that is cut goes on with the next.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image
 from .. import judge
 from . import gate
 from .captions import PlaceKind
-from .pipelines import TEXT, pipeline, recipe
+from .pipelines import load_free, part, recipe
 from .pool import Mix
 from .render import render
 from .wordings import Kind
@@ -56,22 +56,23 @@ PROMPTS = (
 )
 
 
-def publish(name: str, transformer: Path, export: Path, training: dict[str, Any], prompts: int | None = None) -> Path:
-    """Measure the transformer in a folder and write the pipeline under `export`/NAME.
+def publish(name: str, weights: Path, export: Path, training: dict[str, Any], prompts: int | None = None) -> Path:
+    """Measure the weights in a folder, a transformer's or a student's LoRA, and write the pipeline under `export`/NAME.
 
     Args:
         training: how it was trained, for the card.
         prompts: of every gate, instead of its number.
 
     Returns:
-        The pipeline's folder, with transformer/, card.json and samples.webp.
+        The pipeline's folder, with transformer/ or lora/, card.json and samples.webp.
     """
     folder = export / name
-    if transformer.resolve() != (folder / "transformer").resolve():
-        shutil.rmtree(folder / "transformer", ignore_errors=True)
-        shutil.copytree(transformer, folder / "transformer")
+    stored = folder / part(name)
+    if weights.resolve() != stored.resolve():
+        shutil.rmtree(stored, ignore_errors=True)
+        shutil.copytree(weights, stored)
     plain, path = recipe(name), folder / "card.json"
-    pipe, mix = pipeline(name, TEXT, transformer=folder / "transformer"), Mix(plain.objects, plain.styles)
+    pipe, mix = load_free(name, stored), Mix(plain.objects, plain.styles)
     card: dict[str, Any] = {
         "name": name,
         "parameters": sum(parameter.numel() for parameter in pipe.transformer.parameters()),

@@ -144,9 +144,9 @@ class Trainer(training.FlowTrainer):
         training.log(self.folder, {"step": self.step, **record})
 
     # -- one step
-    def draw(self, progress: float) -> Draw:
-        """The next batch; takes fresh pictures into the pool of their canvas."""
-        plan, size, g = self.plan, self.plan.batch_size, self.generator
+    def draw(self, progress: float, size: int | None = None) -> Draw:
+        """The next batch, of so many rows instead of the plan's; takes fresh pictures into their canvas's pool."""
+        plan, size, g = self.plan, size or self.plan.batch_size, self.generator
         self._take()
         pool = self.pools[CANVASES[int(torch.multinomial(plan.chances(progress), 1, generator=g))]]
         rows = pool.rows(size, g)
@@ -186,7 +186,11 @@ class Trainer(training.FlowTrainer):
         """
         warm = min(1.0, (self.step + 1) / 100)
         rate = self.plan.learning_rate * warm * min(1.0, max(1 - progress, 0.01) / self.plan.decay)
-        return self.update(lambda: self.loss(self.draw(progress)), rate)
+        return self.update(lambda: self.objective(progress), rate)
+
+    def objective(self, progress: float) -> torch.Tensor:
+        """The loss of the next batch."""
+        return self.loss(self.draw(progress))
 
     # -- the loop
     def run(self, log_every: int = 20) -> None:

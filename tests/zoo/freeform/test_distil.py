@@ -1,10 +1,9 @@
-"""Students: what they are to learn is their teacher's, and what they are stored as is loaded by diffusers."""
+"""Distillation: what students are to learn is their teacher's, lessons are kept, a LoRA alone learns."""
 
 from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 import attrs
 import numpy as np
@@ -12,18 +11,17 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from uvr_core.errors import UVRError
 from uvr_zoo.freeform import distil, train
-from uvr_zoo.freeform.pipelines import SHIFT, family, pipeline
+from uvr_zoo.freeform.pipelines import SHIFT, TEXT, family, pipeline
 from uvr_zoo.freeform.pool import Mix
-from uvr_zoo.pipelines import DATA
+from uvr_zoo.freeform.students import COURSES, Course
 
-PLAN = train.Plan(Mix(("cat", "knife"), ("glossy",)), minutes=1, batch_size=2, fresh=1, pool=4, first=2)
-GUIDED = distil.Course("flux", None, (1.0, 1.0))
+PLAN = train.Plan(Mix(("cat", "knife"), ("glossy",)), minutes=1, batch_size=4, fresh=1, pool=4, first=2)
+GUIDED = Course("flux", None, (1.0, 1.0), rank=2)
 
 
-def student(course: distil.Course, folder: Path) -> distil.Student:
-    return distil.Student(course, PLAN, pipeline("flux", DATA / "freeform" / "text"), family("flux"), folder)
+def student(course: Course, folder: Path) -> distil.Student:
+    return distil.Student(course, PLAN, pipeline("flux", TEXT), family("flux"), folder)
 
 
 def test_schedules_are_the_schedulers() -> None:
@@ -33,52 +31,70 @@ def test_schedules_are_the_schedulers() -> None:
         assert torch.allclose(distil.schedule(steps), scheduler.sigmas, atol=1e-6)
 
 
-@pytest.mark.parametrize("course", [GUIDED, attrs.evolve(GUIDED, steps=4), attrs.evolve(GUIDED, steps=4, rank=2)])
-def test_at_scale_one_a_student_has_nothing_to_learn_yet(course: distil.Course, tmp_path: Path) -> None:
-    one = student(course, tmp_path)
-    assert float(one.loss(one.draw(0.5)).detach()) < 1e-9
+@pytest.mark.parametrize("course", [GUIDED, attrs.evolve(GUIDED, steps=4)])
+def test_at_scale_one_a_student_has_nothing_to_learn_yet(course: Course, tmp_path: Path) -> None:
+    assert float(student(course, tmp_path).objective(0.5).detach()) < 1e-9
 
 
 def test_a_few_step_student_is_to_go_where_its_teacher_goes(tmp_path: Path) -> None:
-    one = student(distil.Course("flux", 2, (3.0, 3.0), substeps=3), tmp_path)
-    d = one.draw(0.5)
-    x, sigma, scale, target = one.lesson(d)
-    assert set(sigma.tolist()) <= set(distil.schedule(2)[:-1].tolist())
-    assert scale.tolist() == [1.0, 1.0]
+    """From noise on; half of the rows then go on from where the student itself came to stand."""
+    one = student(Course("flux", 2, (3.0, 3.0), substeps=3, rank=2), tmp_path)
+    d = one.draw(0.5, 8)
+    rows = one.lessons(d)
     levels = distil.schedule(2)
-    for row in range(2):
-        index = levels.tolist().index(float(sigma[row]))
-        fine = torch.linspace(float(levels[index]), float(levels[index + 1]), 4)
-        here = x
+    assert rows["sigma"].tolist() == [float(levels[0])] * 8 + [float(levels[1])] * 8
+    assert rows["scale"].tolist() == [1.0] * 16
+    x, again = rows["x"].split(8)
+    assert torch.equal(x, d.noise)
+    ends = []
+    for start, (high, low) in zip((x, again), itertools.pairwise(levels.tolist()), strict=True):
+        here = start
         with torch.no_grad():
-            for high, low in itertools.pairwise(fine):
-                here = here + (low - high) * one.guided(d, here, high.expand(2), torch.full((2,), 3.0))
-        reached = x[row] + (levels[index + 1] - levels[index]) * target[row]
-        assert torch.allclose(reached, here[row], atol=1e-4)
+            for at, to in itertools.pairwise(torch.linspace(high, low, 4)):
+                here = here + (to - at) * one.guided(d, here, at.expand(8), torch.full((8,), 3.0))
+        ends.append(here)
+    for number, end in enumerate(ends):
+        part = slice(8 * number, 8 * number + 8)
+        width = float(levels[number + 1] - levels[number])
+        assert torch.allclose(rows["x"][part] + width * rows["target"][part], end, atol=1e-3)
+    width = float(levels[1] - levels[0])
+    with torch.no_grad():
+        took = one.family.predict(one.model, x, levels[:1].expand(8), d.prompt, None, torch.ones(8), d.grid)
+    as_teacher, as_student = (
+        torch.isclose(again, end, atol=1e-3).all(-1).all(-1) for end in (ends[0], x + width * took)
+    )
+    assert (as_teacher ^ as_student).all()
+    assert 0 < int(as_teacher.sum()) < 8
 
 
-def test_a_lora_alone_learns_and_diffusers_loads_it(tmp_path: Path) -> None:
-    one = student(distil.Course("flux", 4, (3.0, 3.0), rank=2), tmp_path / "run")
+def test_a_student_told_of_the_scale_learns_it(tmp_path: Path) -> None:
+    one = student(attrs.evolve(COURSES["flux-dev"], rank=2), tmp_path)
+    d = one.draw(0.5)
+    rows = one.lessons(d)
+    assert rows["scale"].unique().numel() == 4
+    assert 1 <= float(rows["scale"].min()) < float(rows["scale"].max()) <= 4
+    assert torch.equal(rows["target"], one.guided(d, rows["x"], rows["sigma"], rows["scale"]))
+
+
+def test_lessons_are_kept_and_learned_from_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = student(Course("flux", 2, (3.0, 3.0), rank=2, repeats=3), tmp_path)
+    made, stock = [], one.lessons
+    monkeypatch.setattr(one, "lessons", lambda d: (made.append(len(d.x)), stock(d))[1])
+    for _ in range(4):
+        one.train_step(0.1)
+    assert made == [2, 2]  # at steps 0 and 3: two pictures of two steps each
+    assert sum(ring.taken for ring in one.kept.values()) == 8
+
+
+def test_a_lora_alone_learns_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    one = student(attrs.evolve(COURSES["flux-schnell"], rank=2, substeps=1), tmp_path / "run")
     before = {name: value.clone() for name, value in one.model.state_dict().items()}
     for _ in range(2):
         one.train_step(0.1)
     moved = {name for name, value in one.model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved
     assert all("lora_" in name for name in moved)
-    one.ema.load_state_dict(one.model.state_dict())
-    one.export(tmp_path / "out")
-    pipe: Any = pipeline("flux", DATA / "freeform" / "text")
-    pipe.load_lora_weights(tmp_path / "out")
-    d = one.draw(0.5)
-    with torch.no_grad():
-        ours, theirs = (
-            one.family.predict(model, d.x, d.sigma, d.prompt, None, torch.ones(2), d.grid)
-            for model in (one.model, pipe.transformer)
-        )
-    assert torch.allclose(ours, theirs, atol=2e-3)
-
-
-def test_names_are_told() -> None:
-    assert distil.course("flux-dev").teacher == "flux"
-    with pytest.raises(UVRError, match="did you mean 'flux-schnell'"):
-        distil.course("flux-schnel")
+    one.save()
+    again = student(one.course, tmp_path / "run")
+    assert again.step == 2
+    assert all(torch.equal(value, again.model.state_dict()[name]) for name, value in one.model.state_dict().items())
