@@ -10,6 +10,7 @@ The conformance kit runs on each; `tests/docs/test_models.py` holds everything e
 from __future__ import annotations
 
 import functools
+import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,12 +35,13 @@ Written by `tools/models.py`; `tests/docs/test_models.py` says when it is out of
 one of these transformers is regulated in every row and forward that has no name. To add a class:
 [port a model](port-a-model.md).
 
+- **class, adapter**: `attach(pipe)` without a name recognises each. **lines**: of the adapter's file.
 - **pipelines**: each drew two prompts of unequal length from tiny random weights in its own `__call__`, with guidance
   and without, with references where it takes them; in every forward exactly the edited patches moved, in the
   conditional rows alone, and detached it drew bitwise what it drew before. In italics: listed by its source, not run.
 - **beside**: text that reaches the picture beside the joint attention. It is not regulated, and each report names it.
 - **kit**: checks of `uvr_core.testing.check_adapter` passed, of those that apply.
-- **at 1024 x 1024**: published configurations, run on the meta device without weights: taps, grid and tokens add up.
+- **1024 x 1024**: published configurations, run on the meta device without weights: taps, grid and tokens add up.
 - **trained**: pipelines of the zoo, in which erasing is measured. The others are shown on random weights alone.
 - **diffusers**: the first release with the class, of those that UVR supports.
 
@@ -51,7 +53,7 @@ UNFIT = """
 ## Refused, and why
 
 """
-COLUMNS = ("class, adapter", "pipelines", "guidance", "beside", "kit", "at 1024 x 1024", "trained", "diffusers")
+COLUMNS = ("class, adapter", "lines", "pipelines", "guidance", "beside", "kit", "1024 x 1024", "trained", "diffusers")
 GUIDANCE = {"two_pass": "two passes", "single": "distilled or a model of its own"}
 
 
@@ -69,6 +71,15 @@ def pipelines(adapter: Adapter) -> str:
         for name in adapter.pipelines
     ]
     return ", ".join(names) or "modular alone"
+
+
+def lines(adapter: Adapter) -> int:
+    """Lines of the adapter's file."""
+    target, _ = plugins.registry().names("adapter")[adapter.name]
+    module = importlib.util.find_spec(str(target).partition(":")[0])
+    assert module is not None
+    assert module.origin is not None
+    return Path(module.origin).read_text().count("\n")
 
 
 def guidance(adapter: Adapter) -> str:
@@ -101,7 +112,7 @@ def kits() -> dict[str, str]:
 
 def shown() -> dict[str, str]:
     """{adapter: the kit's result} of the page as it is."""
-    return dict(re.findall(r"^\| `\w+` ([\w.-]+) \|(?:[^|]*\|){3} (\d+ of \d+) \|", PAGE.read_text(), re.MULTILINE))
+    return dict(re.findall(r"^\| `\w+` ([\w.-]+) \|(?:[^|]*\|){4} (\d+ of \d+) \|", PAGE.read_text(), re.MULTILINE))
 
 
 def row(adapter: Adapter, result: str) -> tuple[str, ...]:
@@ -109,6 +120,7 @@ def row(adapter: Adapter, result: str) -> tuple[str, ...]:
     beside = ", ".join(route.name for route in adapter.routes)
     return (
         f"`{adapter.model}` {adapter.name}",
+        str(lines(adapter)),
         pipelines(adapter),
         guidance(adapter),
         beside,
@@ -124,8 +136,15 @@ def page(results: Mapping[str, str]) -> str:
     adapters: list[Any] = sorted((get("adapter", name) for name in built_in("adapter")), key=lambda a: a.model.lower())
     rows = [COLUMNS, ("---",) * len(COLUMNS), *(row(adapter, results.get(adapter.name, "?")) for adapter in adapters)]
     table = "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
-    reasons = sorted(plugins.registry().names("unfit").items())
-    return HEAD + table + UNFIT + "".join(f"- `{model}`: {reason}.\n" for model, (reason, _) in reasons)
+    return HEAD + table + UNFIT + "".join(f"- {', '.join(classes)}: {reason}.\n" for reason, classes in unfit().items())
+
+
+def unfit() -> dict[str, list[str]]:
+    """{reason: classes that are refused for it}, by name."""
+    reasons: dict[str, list[str]] = {}
+    for model, (reason, _) in sorted(plugins.registry().names("unfit").items()):
+        reasons.setdefault(str(reason), []).append(f"`{model}`")
+    return reasons
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def uvr_adapters() -> Mapping[str, object]:  # type: ignore[empty-body]
 
 @hookspec
 def uvr_unfit() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """{model class name: what in its architecture does not fit}: of a class for which there can be no adapter."""
+    """{model class name: what in it does not fit}: of a class for which no adapter is meant to come."""
 
 
 @hookspec

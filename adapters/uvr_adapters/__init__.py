@@ -43,17 +43,8 @@ def uvr_adapters() -> Mapping[str, object]:
     }
 
 
-CROSS = "its self-attention sees the picture alone, and text comes in by cross-attention"
-
-
 @hookimpl
 def uvr_unfit() -> Mapping[str, str]:
-    return {
-        "SanaTransformer2DModel": f"{CROSS}; the self-attention is linear and makes no weights",
-        "Kandinsky5Transformer3DModel": CROSS,
-        "Kandinsky6Transformer3DModel": f"{CROSS}; it draws videos with sound",
-        "Cosmos3OmniTransformer": "text, pictures, sound and actions of one request are packed without a batch axis, "
-        "and every layer attends a second time, causally, over the text alone",
-        "MiniMaxH3Transformer3DModel": "it draws videos with sound; frames, sound and text of one request are packed "
-        "into one sequence, in an order of the caller's",
-    }
+    from .unfit import UNFIT
+
+    return UNFIT

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from uvr_core.adapter import Adapter, Arguments
 
-from .flux import sigma
-from .sd3 import layout
+from .arguments import of_latents, sigma
 
 
 def text(arguments: Arguments) -> int:
@@ -21,7 +20,7 @@ AURAFLOW = Adapter(
     name="auraflow",
     model="AuraFlowTransformer2DModel",
     attention=("joint_transformer_blocks.*.attn", "single_transformer_blocks.*.attn"),
-    layout=layout,
+    layout=of_latents,
     time=sigma,
     text=text,
     image_at="end",

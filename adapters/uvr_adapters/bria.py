@@ -6,23 +6,16 @@ Wired as FLUX, ids included: text, output; double-stream blocks, then single-str
 
 from __future__ import annotations
 
-import torch
+from uvr_core.adapter import Adapter
 
-from uvr_core.adapter import Adapter, Arguments
-
-from .flux import layout, text
-
-
-def sigma(arguments: Arguments) -> torch.Tensor:
-    return arguments["timestep"] / 1000
-
+from .arguments import of_ids, sigma_of_thousand, text
 
 BRIA = Adapter(
     name="bria",
     model="BriaTransformer2DModel",
     attention=("transformer_blocks.*.attn", "single_transformer_blocks.*.attn"),
-    layout=layout,
-    time=sigma,
+    layout=of_ids,
+    time=sigma_of_thousand,
     text=text,
     image_at="end",
     guidance="batched:uc",

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from uvr_core.adapter import Adapter
 
-from .bria import sigma
-from .flux import layout, text
+from .arguments import of_ids, sigma_of_thousand, text
 
 BRIA_FIBO = Adapter(
     name="bria-fibo",
     model="BriaFiboTransformer2DModel",
     attention=("transformer_blocks.*.attn", "single_transformer_blocks.*.attn"),
-    layout=layout,
-    time=sigma,
+    layout=of_ids,
+    time=sigma_of_thousand,
     text=text,
     image_at="end",
     guidance="batched:uc",

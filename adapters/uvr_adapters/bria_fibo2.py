@@ -12,7 +12,7 @@ import torch
 
 from uvr_core.adapter import Adapter, Arguments, Layout, TextRoute
 
-from .flux import sigma
+from .arguments import first_last, grid_of, sigma
 
 
 def gists(arguments: Arguments) -> torch.Tensor:
@@ -26,14 +26,9 @@ def gists(arguments: Arguments) -> torch.Tensor:
 
 def layout(arguments: Arguments) -> Layout:
     patch, pictures = arguments["self"].config.patch_size, arguments.get("context_latents") or []
-    sizes = [picture.shape[-2:] for picture in (arguments["hidden_states"], *pictures)]
-    grid, *references = [(height // patch, width // patch) for height, width in sizes]
+    grid, *references = (grid_of(picture, patch) for picture in (arguments["hidden_states"], *pictures))
     plain, counts = Layout(grid, tuple(references)), gists(arguments)
-
-    def order(tokens: int) -> torch.Tensor:
-        return torch.arange(tokens).roll(-plain.image).expand(len(counts), -1)
-
-    return plain if counts.min() == counts.max() else Layout(grid, plain.references, order=order)
+    return plain if counts.min() == counts.max() else first_last(plain, plain.image, len(counts))
 
 
 CROSS = "five blocks of the released model read the prompt beside the gist, each through a gate of one number"
@@ -44,7 +39,6 @@ BRIA_FIBO2 = Adapter(
     layout=layout,
     time=sigma,
     text=lambda arguments: int(gists(arguments).max()),
-    image_at="end",
     guidance="two_pass",
     routes=(TextRoute("gated cross-attention", CROSS, modules=("layers.*.cross_attention",)),),
     pipelines=("BriaFibo2Pipeline",),

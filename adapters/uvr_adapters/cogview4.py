@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from uvr_core.adapter import Adapter
 
-from .sd3 import layout, sigma, text
+from .arguments import of_latents, sigma_of_thousand, text
 
 COGVIEW4 = Adapter(
     name="cogview4",
     model="CogView4Transformer2DModel",
     attention=("transformer_blocks.*.attn1",),
-    layout=layout,
-    time=sigma,
+    layout=of_latents,
+    time=sigma_of_thousand,
     text=text,
     image_at="end",
     guidance="two_pass",

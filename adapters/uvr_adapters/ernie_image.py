@@ -6,19 +6,9 @@ patches. The time argument is t in 0..1000. Guidance runs in one batch, [uncondi
 
 from __future__ import annotations
 
-import torch
+from uvr_core.adapter import Adapter, Arguments
 
-from uvr_core.adapter import Adapter, Arguments, Layout
-
-
-def layout(arguments: Arguments) -> Layout:
-    patch = arguments["self"].config.patch_size
-    height, width = (side // patch for side in arguments["hidden_states"].shape[-2:])
-    return Layout((height, width))
-
-
-def sigma(arguments: Arguments) -> torch.Tensor:
-    return arguments["timestep"] / 1000
+from .arguments import of_latents, sigma_of_thousand
 
 
 def text(arguments: Arguments) -> int:
@@ -29,8 +19,8 @@ ERNIE_IMAGE = Adapter(
     name="ernie-image",
     model="ErnieImageTransformer2DModel",
     attention=("layers.*.self_attention",),
-    layout=layout,
-    time=sigma,
+    layout=of_latents,
+    time=sigma_of_thousand,
     text=text,
     image_at="start",
     guidance="batched:uc",

@@ -9,28 +9,18 @@ their number alone: a row of so many patches.
 
 from __future__ import annotations
 
-import torch
-
 from uvr_core.adapter import Adapter, Arguments, Layout
 
-from . import flux
+from .arguments import of_ids, sigma, text, with_cached
 
 
 def layout(arguments: Arguments) -> Layout:
     count = arguments.get("num_ref_tokens") or getattr(arguments.get("kv_cache"), "num_ref_tokens", 0)
     if not count:
-        return flux.layout(arguments)
+        return of_ids(arguments)
     ids = arguments["img_ids"].flatten(0, -2)[-arguments["img_ids"].shape[-2] :]
-    drawn = flux.layout({"img_ids": ids[ids[:, 0] == 0]})
-    batch, text = arguments["encoder_hidden_states"].shape[:2]
-
-    def order(tokens: int) -> torch.Tensor:
-        index = torch.arange(tokens)
-        if tokens > text + drawn.output:
-            index[text:] = index[text:].roll(-count)
-        return index.expand(batch, -1)
-
-    return Layout(drawn.grid, ((1, count),), order=order)
+    drawn = of_ids({"img_ids": ids[ids[:, 0] == 0]})
+    return with_cached(arguments, drawn.grid, count, start=text(arguments))
 
 
 FLUX2 = Adapter(
@@ -38,8 +28,8 @@ FLUX2 = Adapter(
     model="Flux2Transformer2DModel",
     attention=("transformer_blocks.*.attn", "single_transformer_blocks.*.attn"),
     layout=layout,
-    time=flux.sigma,
-    text=flux.text,
+    time=sigma,
+    text=text,
     guidance="two_pass",
     pipelines=("Flux2Pipeline", "Flux2KleinPipeline", "Flux2KleinKVPipeline", "Flux2KleinInpaintPipeline"),
 )

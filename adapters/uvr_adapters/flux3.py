@@ -12,6 +12,8 @@ import torch
 
 from uvr_core.adapter import Adapter, Arguments, Layout
 
+from .arguments import sigma, text
+
 
 def _grids(ids: torch.Tensor) -> list[tuple[int, int]]:
     ids = ids[0] if ids.ndim == 3 else ids
@@ -22,14 +24,6 @@ def _grids(ids: torch.Tensor) -> list[tuple[int, int]]:
 def layout(arguments: Arguments) -> Layout:
     references = arguments.get("image_cond_ids")
     return Layout(_grids(arguments["img_ids"])[0], () if references is None else tuple(_grids(references)))
-
-
-def sigma(arguments: Arguments) -> torch.Tensor:
-    return arguments["timestep"]
-
-
-def text(arguments: Arguments) -> int:
-    return arguments["encoder_hidden_states"].shape[1]
 
 
 FLUX3 = Adapter(

@@ -13,30 +13,23 @@ import torch
 
 from uvr_core.adapter import Adapter, Arguments, Layout, TextRoute
 
+from .arguments import of_latents, text, with_cached
+
 
 def layout(arguments: Arguments) -> Layout | None:
-    patch, states, caches = arguments["self"].config.patch_size, arguments["hidden_states"], arguments.get("kv_caches")
-    grid = (states.shape[-2] // patch, states.shape[-1] // patch)
+    plain, caches = of_latents(arguments), arguments.get("kv_caches")
     if caches is None or caches[0].mode in (None, "skip"):
-        return Layout(grid)
+        return plain
     if caches[0].mode == "write":
         return None
-    count, both = caches[0].k_caches[0].shape[1], arguments["encoder_hidden_states"].shape[1] + grid[0] * grid[1]
-
-    def order(tokens: int) -> torch.Tensor:
-        return torch.arange(tokens).roll(-count if tokens > both else 0).expand(len(states), -1)
-
-    return Layout(grid, ((1, count),), order=order)
+    return with_cached(arguments, plain.grid, count=caches[0].k_caches[0].shape[1])
 
 
 def sigma(arguments: Arguments) -> torch.Tensor:
     return (arguments["timestep"] + 1) / 1000
 
 
-def text(arguments: Arguments) -> int:
-    return arguments["encoder_hidden_states"].shape[1]
-
-
+PRIOR = "a draft that another model made of the prompt, added to the patches"
 GLM_IMAGE = Adapter(
     name="glm-image",
     model="GlmImageTransformer2DModel",
@@ -45,10 +38,6 @@ GLM_IMAGE = Adapter(
     time=sigma,
     text=text,
     guidance="two_pass",
-    routes=(
-        TextRoute(
-            "prior tokens", "a draft that another model made of the prompt, added to the patches", ("prior_token_id",)
-        ),
-    ),
+    routes=(TextRoute("prior tokens", PRIOR, ("prior_token_id",)),),
     pipelines=("GlmImagePipeline",),
 )

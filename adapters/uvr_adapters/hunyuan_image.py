@@ -7,9 +7,9 @@ channels. The time argument is t in 0..1000. A guider runs the passes, the condi
 
 from __future__ import annotations
 
-import torch
-
 from uvr_core.adapter import Adapter, Arguments, Layout
+
+from .arguments import sigma_of_thousand
 
 
 def layout(arguments: Arguments) -> Layout:
@@ -18,16 +18,12 @@ def layout(arguments: Arguments) -> Layout:
     return Layout((height // rows, width // columns))
 
 
-def sigma(arguments: Arguments) -> torch.Tensor:
-    return arguments["timestep"] / 1000
-
-
 HUNYUAN_IMAGE = Adapter(
     name="hunyuan-image",
     model="HunyuanImageTransformer2DModel",
     attention=("transformer_blocks.*.attn", "single_transformer_blocks.*.attn"),
     layout=layout,
-    time=sigma,
+    time=sigma_of_thousand,
     image_at="start",
     guidance="two_pass",
     pipelines=("HunyuanImagePipeline", "HunyuanImageRefinerPipeline"),

@@ -7,10 +7,10 @@ pass runs on a transformer of its own, over the picture alone, which stays stock
 
 from __future__ import annotations
 
-import torch
-
 from uvr_core.adapter import Adapter, Arguments, Layout
 from uvr_core.errors import AdapterMismatch
+
+from .arguments import sigma_turned
 
 IMAGE = 2  # in `indicator`
 
@@ -26,16 +26,12 @@ def layout(arguments: Arguments) -> Layout:
     return Layout((height, width))
 
 
-def sigma(arguments: Arguments) -> torch.Tensor:
-    return 1 - arguments["timestep"]
-
-
 IDEOGRAM4 = Adapter(
     name="ideogram4",
     model="Ideogram4Transformer2DModel",
     attention=("layers.*.attention",),
     layout=layout,
-    time=sigma,
+    time=sigma_turned,
     guidance="single",
     pipelines=("Ideogram4Pipeline",),
 )

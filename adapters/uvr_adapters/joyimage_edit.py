@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from uvr_core.adapter import Adapter, Arguments, Layout
 
-from .bria import sigma
-from .flux import text
+from .arguments import sigma_of_thousand, text
 
 
 def layout(arguments: Arguments) -> Layout:
@@ -25,7 +24,7 @@ JOYIMAGE_EDIT = Adapter(
     model="JoyImageEditTransformer3DModel",
     attention=("double_blocks.*.attn",),
     layout=layout,
-    time=sigma,
+    time=sigma_of_thousand,
     text=text,
     image_at="start",
     guidance="two_pass",

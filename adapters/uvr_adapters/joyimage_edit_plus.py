@@ -9,19 +9,13 @@ masked. Samples of different shapes are refused. The time argument is t in 0..10
 from __future__ import annotations
 
 from uvr_core.adapter import Adapter, Arguments, Layout
-from uvr_core.errors import AdapterMismatch
 
-from .bria import sigma
-from .flux import text
+from .arguments import of_all_samples, sigma_of_thousand, text
 
 
 def layout(arguments: Arguments) -> Layout:
-    shapes = {tuple(shape[1:] for shape in sample) for sample in arguments["shape_list"]}
-    if len(shapes) > 1:
-        raise AdapterMismatch(
-            f"joyimage-edit-plus: the images of one batch have different sizes: {sorted(shapes)}; draw them one by one"
-        )
-    ((grid, *references),) = shapes
+    each = (tuple(shape[1:] for shape in sample) for sample in arguments["shape_list"])
+    grid, *references = of_all_samples("joyimage-edit-plus", each)
     return Layout(grid, tuple(references))
 
 
@@ -30,7 +24,7 @@ JOYIMAGE_EDIT_PLUS = Adapter(
     model="JoyImageEditPlusTransformer3DModel",
     attention=("double_blocks.*.attn",),
     layout=layout,
-    time=sigma,
+    time=sigma_of_thousand,
     text=text,
     image_at="start",
     guidance="batched:uc",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from uvr_core.adapter import Adapter, Arguments, Layout
 
-from .flux import sigma, text
+from .arguments import sigma, text
 
 
 def layout(arguments: Arguments) -> Layout:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from uvr_core.adapter import Adapter
 
-from .flux import layout, sigma, text
+from .arguments import of_ids, sigma, text
 
 LONGCAT_IMAGE = Adapter(
     name="longcat-image",
     model="LongCatImageTransformer2DModel",
     attention=("transformer_blocks.*.attn", "single_transformer_blocks.*.attn"),
-    layout=layout,
+    layout=of_ids,
     time=sigma,
     text=text,
     guidance="two_pass",

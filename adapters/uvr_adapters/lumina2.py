@@ -11,11 +11,11 @@ import torch
 
 from uvr_core.adapter import Adapter, Arguments, Layout
 
-from . import sd3
+from .arguments import of_latents, sigma_turned
 
 
 def layout(arguments: Arguments) -> Layout:
-    plain, texts = sd3.layout(arguments), arguments["encoder_attention_mask"].sum(1).tolist()
+    plain, texts = of_latents(arguments), arguments["encoder_attention_mask"].sum(1).tolist()
 
     def order(tokens: int) -> torch.Tensor:
         each, output = torch.arange(tokens), plain.output
@@ -28,16 +28,12 @@ def text(arguments: Arguments) -> int:
     return int(arguments["encoder_attention_mask"].sum(1).max())
 
 
-def sigma(arguments: Arguments) -> torch.Tensor:
-    return 1 - arguments["timestep"]
-
-
 LUMINA2 = Adapter(
     name="lumina2",
     model="Lumina2Transformer2DModel",
     attention=("layers.*.attn",),
     layout=layout,
-    time=sigma,
+    time=sigma_turned,
     text=text,
     image_at="end",
     guidance="two_pass",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from uvr_core.adapter import Adapter
 
-from .flux import sigma, text
+from .arguments import sigma, text
 from .qwen_image import layout
 
 NUCLEUS_IMAGE = Adapter(

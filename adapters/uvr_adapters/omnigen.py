@@ -13,16 +13,16 @@ import torch
 from uvr_core.adapter import Adapter, Arguments, Layout
 from uvr_core.errors import AdapterMismatch
 
-from . import sd3
+from .arguments import grid_of, of_latents, sigma_turned
 
 
 def layout(arguments: Arguments) -> Layout:
     patch, spans = arguments["self"].config.patch_size, arguments["input_image_sizes"]  # {row: [(start, stop) ..]}
     batch, each = len(arguments["hidden_states"]), len(next(iter(spans.values()), ()))
-    sizes = [tuple(side // patch for side in latents.shape[-2:]) for latents in arguments["input_img_latents"]]
+    sizes = [grid_of(latents, patch) for latents in arguments["input_img_latents"]]
     if spans and (3 * len(spans) != 2 * batch or sizes != sizes[:each] * len(spans)):
         raise AdapterMismatch("omnigen: the prompts of one batch have different references; draw them one by one")
-    plain = Layout(sd3.layout(arguments).grid, tuple(sizes[:each]), padding=1)
+    plain = Layout(of_latents(arguments).grid, tuple(sizes[:each]), padding=1)
 
     def order(tokens: int) -> torch.Tensor:
         every, nowhere = torch.arange(tokens), [(0, plain.image - plain.output)]
@@ -32,16 +32,12 @@ def layout(arguments: Arguments) -> Layout:
     return Layout(plain.grid, plain.references, 1, order) if spans else plain
 
 
-def sigma(arguments: Arguments) -> torch.Tensor:
-    return 1 - arguments["timestep"]
-
-
 OMNIGEN = Adapter(
     name="omnigen",
     model="OmniGenTransformer2DModel",
     attention=("layers.*.self_attn",),
     layout=layout,
-    time=sigma,
+    time=sigma_turned,
     image_at="end",
     guidance="batched:cui",
     pipelines=("OmniGenPipeline",),

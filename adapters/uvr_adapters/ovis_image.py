@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from uvr_core.adapter import Adapter
 
-from .flux import layout, sigma, text
+from .arguments import of_ids, sigma, text
 
 OVIS_IMAGE = Adapter(
     name="ovis-image",
     model="OvisImageTransformer2DModel",
     attention=("transformer_blocks.*.attn", "single_transformer_blocks.*.attn"),
-    layout=layout,
+    layout=of_ids,
     time=sigma,
     text=text,
     image_at="end",

@@ -11,7 +11,7 @@ import torch
 
 from uvr_core.adapter import Adapter, Arguments
 
-from .sd3 import layout, text
+from .arguments import of_latents, text
 
 
 def sigma(arguments: Arguments) -> torch.Tensor:
@@ -23,7 +23,7 @@ PRX = Adapter(
     name="prx",
     model="PRXTransformer2DModel",
     attention=("blocks.*.attention",),
-    layout=layout,
+    layout=of_latents,
     time=sigma,
     text=text,
     image_at="end",

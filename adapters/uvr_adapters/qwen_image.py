@@ -8,29 +8,19 @@ two passes run, named "cond" and "uncond".
 
 from __future__ import annotations
 
-import torch
-
 from uvr_core.adapter import Adapter, Arguments, Layout
 from uvr_core.errors import AdapterMismatch
+
+from .arguments import of_all_samples, sigma, text
 
 
 def layout(arguments: Arguments) -> Layout:
     sizes = arguments["img_shapes"]
-    shapes = [tuple(tuple(s) for s in (sample if hasattr(sample[0], "__len__") else [sample])) for sample in sizes]
-    if any(sample != shapes[0] for sample in shapes):
-        raise AdapterMismatch(f"qwen-image: the images of one batch have different sizes: {sorted(set(shapes))}")
-    (frames, height, width), *references = shapes[0]
+    each = (tuple(tuple(s) for s in (sample if hasattr(sample[0], "__len__") else [sample])) for sample in sizes)
+    (frames, height, width), *references = shapes = of_all_samples("qwen-image", each)
     if frames != 1 or any(shape[0] != 1 for shape in references):
-        raise AdapterMismatch(f"qwen-image: expected pictures, got several frames: {shapes[0]}")
+        raise AdapterMismatch(f"qwen-image: expected pictures, got several frames: {shapes}")
     return Layout((height, width), tuple((rows, columns) for _, rows, columns in references))
-
-
-def text(arguments: Arguments) -> int:
-    return arguments["encoder_hidden_states"].shape[1]
-
-
-def sigma(arguments: Arguments) -> torch.Tensor:
-    return arguments["timestep"]
 
 
 QWEN_IMAGE = Adapter(
@@ -44,12 +34,8 @@ QWEN_IMAGE = Adapter(
     guidance="two_pass",
     tokenizers=("tokenizer",),
     pipelines=(
-        "QwenImagePipeline",
-        "QwenImageImg2ImgPipeline",
-        "QwenImageInpaintPipeline",
-        "QwenImageEditPipeline",
-        "QwenImageEditPlusPipeline",
-        "QwenImageEditInpaintPipeline",
+        *("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline"),
+        *("QwenImageEditPipeline", "QwenImageEditPlusPipeline", "QwenImageEditInpaintPipeline"),
     ),
     edits=("QwenImageEditPipeline",),
 )

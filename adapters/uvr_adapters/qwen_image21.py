@@ -12,27 +12,19 @@ from __future__ import annotations
 import torch
 
 from uvr_core.adapter import Adapter, Arguments, Layout
-from uvr_core.errors import AdapterMismatch
 
-from .flux import sigma
-
-
-def text(arguments: Arguments) -> int:
-    return int((~arguments["img_mask"][0]).sum())
+from .arguments import of_all_samples, sigma
 
 
 def layout(arguments: Arguments) -> Layout:
-    if len({tuple(map(tuple, sample)) for sample in arguments["img_shapes"]}) > 1:
-        raise AdapterMismatch("qwen-image-2.1: the images of one batch have different sizes: draw them one by one")
-    *sources, grid = (tuple(shape[1:]) for shape in arguments["img_shapes"][0])
+    each = (tuple(map(tuple, sample)) for sample in arguments["img_shapes"])
+    *sources, grid = (shape[1:] for shape in of_all_samples("qwen-image-2.1", each))
     slots, drawn, batch = arguments["img_mask"][0].cpu(), grid[0] * grid[1], len(arguments["hidden_states"])
     images = slots.repeat_interleave(torch.where(slots, 4, 1)).int()
 
     def order(tokens: int) -> torch.Tensor:
-        roles = (
-            torch.zeros(tokens) if tokens == drawn else 2 * images
-        )  # queries are the output's; keys: 0 text, 2 source
-        roles[-drawn:] = 1
+        roles = 2 * images[-tokens:]  # of keys; queries are the output's alone
+        roles[-drawn:] = 1  # 0 text, 1 output, 2 source
         return roles.argsort(stable=True).expand(batch, -1)
 
     return Layout(grid, tuple(sources), order=order if sources else None)
@@ -44,7 +36,7 @@ QWEN_IMAGE21 = Adapter(
     attention=("transformer_blocks.*.attn",),
     layout=layout,
     time=sigma,
-    text=text,
+    text=lambda arguments: int((~arguments["img_mask"][0]).sum()),
     text_output=False,
     guidance="two_pass",
     pipelines=("QwenImage21Pipeline",),

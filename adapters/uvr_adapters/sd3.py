@@ -8,31 +8,16 @@ guidance adds a pass that skips blocks, which the ledger refuses.
 
 from __future__ import annotations
 
-import torch
+from uvr_core.adapter import Adapter, TextRoute
 
-from uvr_core.adapter import Adapter, Arguments, Layout, TextRoute
-
-
-def layout(arguments: Arguments) -> Layout:
-    patch = arguments["self"].config.patch_size
-    height, width = (side // patch for side in arguments["hidden_states"].shape[-2:])
-    return Layout((height, width))
-
-
-def text(arguments: Arguments) -> int:
-    return arguments["encoder_hidden_states"].shape[1]
-
-
-def sigma(arguments: Arguments) -> torch.Tensor:
-    return arguments["timestep"] / 1000
-
+from .arguments import of_latents, sigma_of_thousand, text
 
 SD3 = Adapter(
     name="sd3",
     model="SD3Transformer2DModel",
     attention=("transformer_blocks.*.attn",),
-    layout=layout,
-    time=sigma,
+    layout=of_latents,
+    time=sigma_of_thousand,
     text=text,
     image_at="start",
     guidance="batched:uc",

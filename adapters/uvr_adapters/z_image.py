@@ -11,46 +11,35 @@ from __future__ import annotations
 import torch
 
 from uvr_core.adapter import Adapter, Arguments, Layout
-from uvr_core.errors import AdapterMismatch
+
+from .arguments import grid_of, of_all_samples
 
 
 def layout(arguments: Arguments) -> Layout:
     patch, samples = arguments.get("patch_size", 2), arguments["x"]
     omni = isinstance(samples[0], list)
-    shapes = {tuple(latent.shape for latent in (sample if omni else [sample])) for sample in samples}
-    if len(shapes) > 1:
-        raise AdapterMismatch(f"z-image: the images of one batch have different sizes: {sorted(shapes)}")
-    *sources, grid = ((shape[-2] // patch, shape[-1] // patch) for shape in shapes.pop())
-    pictures = [(1, size) for size in sources] + [(0, grid)]
-    padding = sum(-height * width % 32 for _, (height, width) in pictures)
+    each = (tuple(grid_of(latent, patch) for latent in (sample if omni else [sample])) for sample in samples)
+    *sources, grid = of_all_samples("z-image", each)
+    pictures = [*((1, height * width) for height, width in sources), (0, grid[0] * grid[1])]
+    images = [role for kind, count in pictures for role in [kind] * count + [2] * (-count % 32)]
 
-    def order(tokens: int) -> torch.Tensor:
-        roles = torch.full((len(samples), tokens), 3)  # 0 output, 1 source, 2 padding, 3 what else there is
-        for row, captions in zip(roles, arguments["cap_feats"], strict=True):
-            start = sum(len(caption) + -len(caption) % 32 for caption in captions)
-            for role, (height, width) in pictures:
-                stop = start + height * width
-                row[start:stop], row[stop : stop + -height * width % 32] = role, 2
-                start = stop + -height * width % 32
-        return roles.argsort(stable=True)
+    def order(tokens: int) -> torch.Tensor:  # roles: 0 output, 1 source, 2 padding, 3 what else there is
+        starts = [sum(len(caption) + -len(caption) % 32 for caption in sample) for sample in arguments["cap_feats"]]
+        roles = [[3] * start + images + [3] * (tokens - start - len(images)) for start in starts]
+        return torch.tensor(roles).argsort(stable=True)
 
-    return Layout(grid, tuple(sources), padding, order if omni else None)
+    return Layout(grid, tuple(sources), images.count(2), order if omni else None)
 
 
-def sigma(arguments: Arguments) -> torch.Tensor:
-    return 1 - arguments["t"]
-
-
+KINDS = ("", "Img2Img", "Inpaint", "ControlNet", "ControlNetInpaint", "Omni")
 Z_IMAGE = Adapter(
     name="z-image",
     model="ZImageTransformer2DModel",
     attention=("layers.*.attention",),
     layout=layout,
-    time=sigma,
+    time=lambda arguments: 1 - arguments["t"],
     image_at="start",
     guidance="batched:cu",
     latents="x",
-    pipelines=tuple(
-        f"ZImage{kind}Pipeline" for kind in ("", "Img2Img", "Inpaint", "ControlNet", "ControlNetInpaint", "Omni")
-    ),
+    pipelines=tuple(f"ZImage{kind}Pipeline" for kind in KINDS),
 )

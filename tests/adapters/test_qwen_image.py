@@ -37,7 +37,3 @@ def test_pictures_of_different_sizes_are_refused() -> None:
 def test_frames_are_refused(shapes: Any) -> None:
     with pytest.raises(AdapterMismatch, match="several frames"):
         layout(shapes)
-
-
-def test_the_time_argument_is_sigma() -> None:
-    assert qwen_image.sigma({"timestep": torch.tensor([0.75])}).tolist() == [0.75]

@@ -94,8 +94,10 @@ def attach(
 
 
 def _transformer_of(model: Any) -> nn.Module:
-    """Raises AdapterMismatch: it has none, and is none."""
-    transformer = model if isinstance(model, nn.Module) else getattr(model, "transformer", None)
+    """What is regulated: the model itself, or the transformer of a pipeline; a UNet, which is refused by its class.
+
+    Raises AdapterMismatch: it has none, and is none."""
+    transformer = model if isinstance(model, nn.Module) else getattr(model, "transformer", getattr(model, "unet", None))
     if not isinstance(transformer, nn.Module):
         empty = " whose transformer is not loaded (a modular pipeline: load_components)"
         raise AdapterMismatch(

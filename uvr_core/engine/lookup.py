@@ -67,10 +67,7 @@ def _recognising(model: object) -> Adapter:
     if not matching:
         reasons = registry.names("unfit")
         if reason := next((str(reasons[name][0]) for name in line if name in reasons), None):
-            raise AdapterNotFound(
-                f"{kind} cannot be regulated: {reason}. UVR works where text and picture attend to each other in one "
-                "call; `uvr adapters` lists models that do"
-            )
+            raise AdapterNotFound(f"{kind} cannot be regulated: {reason}. `uvr adapters` lists the models that can")
         skipped = ", ".join(repr(name) for name in known if name not in adapters)
         raise AdapterNotFound(
             f"no adapter recognises {kind}{did_you_mean(kind, {a.model for a in adapters.values()})} "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -48,6 +49,17 @@ def test_every_concept_has_its_own_policy_and_threshold(runner: Runner) -> None:
         runner.pipe, concepts=[make_bank("a", threshold=1e6), make_bank("b")], threshold={"b": 7.0}
     ) as reg:
         assert [concept.threshold for concept in reg.plan] == [1e6, 7.0]
+
+
+def test_a_pipeline_around_a_unet_is_refused_by_its_class() -> None:
+    unet = diffusers.UNet2DConditionModel(
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), block_out_channels=(4,), layers_per_block=1,
+        norm_num_groups=2, cross_attention_dim=4, attention_head_dim=2,
+    )  # fmt: skip
+    parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "scheduler", "safety_checker", "feature_extractor"))
+    pipe = diffusers.StableDiffusionPipeline(**parts, unet=unet, requires_safety_checker=False)
+    with pytest.raises(uvr_core.AdapterNotFound, match=r"^UNet2DConditionModel cannot be regulated: .*cross-attention"):
+        uvr_core.attach(pipe)
 
 
 def test_refusals_name_what_is_wrong(runner: Runner, bank: uvr_core.ConceptBank) -> None:
