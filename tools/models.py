@@ -46,7 +46,8 @@ one of these transformers is regulated in every row and forward that has no name
 - **diffusers**: the first release with the class, of those that UVR supports.
 
 Modular pipelines are attached to as any, and their guider says which forward follows the prompt
-(`tests/integration/test_modular.py`: FLUX.1, FLUX.2 and klein, FLUX.3, Qwen-Image, Z-Image).
+(`tests/integration/test_modular.py`: ERNIE-Image, FLUX.1, FLUX.2 and klein, FLUX.3, Ideogram 4, Krea 2, Qwen-Image and
+2.1, Z-Image). What does not fit is refused by the class in it, as below.
 
 """
 UNFIT = """

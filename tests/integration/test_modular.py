@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -84,13 +84,14 @@ def moved(pipe: Any, run: Callable[[Any], Any], grid: tuple[int, int]) -> list[l
     beside it. Nine patches of the second sample are located."""
     adapter, transformer = find_adapter(pipe.transformer), pipe.transformer
     last = list(adapter.taps(transformer))[-1]
+    cut = next((family.patches for family in FAMILIES if family.adapter == adapter.name), patches)
     with watched(transformer) as ran, regulated(pipe, None, Given(unsafe(9, grid)), Edit(noise=1.0, only=last)):
         run(pipe)
     moves = []
     for (args, kwargs), output in ran:
         with torch.no_grad():
             stock = transformer(*args, **kwargs)[0]
-        one, other = (patches(torch.stack(o) if isinstance(o, list) else o, grid) for o in (output, stock))
+        one, other = (cut(torch.stack(o) if isinstance(o, list) else o, grid) for o in (output, stock))
         change = (one - other).abs().amax(-1)
         moves.append([row.nonzero().flatten().tolist() for row in change > 1e-3 * max(float(change.max()), 1e-9)])
     return moves
@@ -143,11 +144,30 @@ def denoising(blocks: str, adapter: str, **config: Any) -> tuple[Any, Family]:
         del stages.sub_blocks[name]
     pipe = stages.init_pipeline()
     parts = {"transformer": family.transformer(Drawing("", repr, dict, (), config)), "scheduler": scheduler()}
+    if "unconditional_transformer" in pipe.component_names:
+        parts["unconditional_transformer"] = family.transformer(seed=1)
     if "guider" in pipe.component_names:
         parts["guider"] = diffusers.ClassifierFreeGuidance(guidance_scale=3.0, start=0.5)
     pipe.update_components(**parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe, family
+
+
+def embedded(adapter: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The prompts and negative prompts as embeddings, as the denoising blocks of that family take them."""
+    widths = ("joint_attention_dim", "cap_feat_dim", "text_in_dim", "context_in_dim", "text_hidden_dim")
+    width = next(config[name] for name in (*widths, "llm_features_dim") if name in config)
+    layers = config.get("num_text_layers", 1)
+    texts, mask = padded([*PROMPTS, *["a dog"] * len(PROMPTS)], layers * width)
+    texts = texts.unflatten(2, (layers, width)) if layers > 1 else texts
+    if adapter in ("z-image", "ernie-image"):
+        texts = [text[: int(length)] for text, length in zip(texts, mask.sum(1), strict=True)]
+    options = {}
+    for name, rows in (("", slice(2)), ("negative_", slice(2, 4))):
+        options[f"{name}prompt_embeds"], options[f"{name}prompt_embeds_mask"] = texts[rows], mask[rows]
+        options[f"{name}image_pad_mask"] = torch.zeros_like(mask[rows])
+    packed = {"text_features": texts[:2], "text_lengths": mask[:2].sum(1).tolist(), "guidance_schedule": [3.0, 3.0]}
+    return options | packed  # Ideogram 4's
 
 
 @pytest.mark.parametrize(
@@ -159,18 +179,18 @@ def denoising(blocks: str, adapter: str, **config: Any) -> tuple[Any, Family]:
         ("Flux3AutoBlocks", "flux3", "ccu", 0),
         ("Flux3AutoBlocks", "flux3", "ccu", 2),
         ("Flux3DistilledAutoBlocks", "flux3", "cc", 0),
+        ("Krea2AutoBlocks", "krea2", "ccu", 0),
+        ("Krea2TurboAutoBlocks", "krea2", "cc", 0),
+        ("ErnieImageAutoBlocks", "ernie-image", "ccu", 0),
+        ("QwenImage21AutoBlocks", "qwen-image-2.1", "ccu", 0),
+        ("QwenImage21TurboAutoBlocks", "qwen-image-2.1", "cc", 0),
+        ("Ideogram4AutoBlocks", "ideogram4", "cc", 0),
     ],
 )
 def test_the_other_modular_families(blocks: str, adapter: str, forwards: str, references: int) -> None:
     """FLUX.3 has no other pipeline. Guidance, where there is any, starts in the second of two steps."""
     pipe, family = denoising(blocks, adapter, **({"flow_map": True} if blocks == "Flux3DistilledAutoBlocks" else {}))
-    width = family.config.get("joint_attention_dim") or family.config["cap_feat_dim"]
-    embeds = {name: padded(prompts, width)[0] for name, prompts in (("", PROMPTS), ("negative_", ["a dog"] * 2))}
-    if adapter == "z-image":
-        embeds = {name: list(each) for name, each in embeds.items()}
-    options = {f"{name}prompt_embeds": each for name, each in embeds.items()}
-    options = {name: each for name, each in options.items() if name in pipe.blocks.input_names}
-
+    options = {n: each for n, each in embedded(adapter, family.config).items() if n in pipe.blocks.input_names}
     if references:
         options["image_cond_latents"] = [torch.randn(2, 16, 2, 3 + number) for number in range(references)]
 
@@ -185,6 +205,18 @@ def test_the_other_modular_families(blocks: str, adapter: str, forwards: str, re
         assert reg.report.fired == len(forwards) * len(reg.taps)
     assert moved(pipe, run, (4, 6)) == [EDITED if letter == "c" else [[], []] for letter in forwards]
     assert torch.equal(run(pipe), stock)
+
+
+@pytest.mark.parametrize("blocks", ["AnimaAutoBlocks", "StableDiffusionXLAutoBlocks"])
+def test_a_modular_pipeline_that_does_not_fit_is_refused_by_the_class_in_it(blocks: str) -> None:
+    if not hasattr(diffusers, blocks):
+        pytest.skip(f"diffusers {diffusers.__version__} has no {blocks}")
+    pipe = getattr(diffusers, blocks)().init_pipeline()
+    name = "unet" if "unet" in pipe.component_names else "transformer"
+    (kind,) = {spec.type_hint for spec in pipe.blocks.expected_components if spec.name == name}
+    pipe.update_components(**{name: kind.__new__(kind)})
+    with pytest.raises(uvr_core.AdapterNotFound, match=rf"^{kind.__name__} cannot be regulated: .*cross-attention"):
+        uvr_core.attach(pipe)
 
 
 class Elsewhere(diffusers.ClassifierFreeGuidance):
