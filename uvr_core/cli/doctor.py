@@ -20,7 +20,11 @@ from .tables import table
 
 @click.command()
 @click.argument("model", required=False)
-@click.option("--adapter", metavar="NAME", help="Adapter; else recognised by the transformer's class.")
+@click.option(
+    "--adapter",
+    metavar="NAME|MODULE:ADAPTER",
+    help="Adapter, registered or in a module; else recognised by the transformer's class.",
+)
 @click.option(
     "--example",
     metavar="MODULE:FUNCTION",
@@ -45,16 +49,16 @@ def doctor(
         return
     if model is None:
         raise click.UsageError("Missing argument 'MODEL'.", ctx)
-    check_registered("adapter", adapter)
+    named: Any = _adapter(adapter)
     make_example = None if example is None else _function(example)
     transformer, cls, config = _find(model)
     from ..engine.lookup import find_adapter
 
     try:
-        known = find_adapter(transformer if transformer is not None else _blank(cls), adapter)
+        known = find_adapter(transformer if transformer is not None else _blank(cls), named)
     except AdapterNotFound as error:
         if example is not None:
-            raise AdapterNotFound(f"{error} --example needs an adapter to hold against it.") from error
+            raise AdapterNotFound(f"{error} --example needs one: --adapter module:ADAPTER.") from error
         ok = _draft(model, cls, config, as_json)
     else:
         facts = {"model": model, "adapter": known.name, **_facts_of(known, transformer, cls, config, make_example)}
@@ -91,20 +95,38 @@ def _blank(cls: type) -> Any:
     return object.__new__(cls)
 
 
-def _function(name: str) -> Callable[[], Any]:
-    """What `module:function` names; modules of the working directory included.
+def _adapter(name: str | None) -> Any:
+    """The Adapter that `module:ADAPTER` names, or a registered name as it is.
 
     Raises:
-        UVRError: there is no such function.
+        UVRError: there is no such adapter.
     """
+    if name is None or ":" not in name:
+        check_registered("adapter", name)
+        return name
+    from ..adapter import Adapter
+
+    adapter = _attribute("--adapter", name, "module:ADAPTER")
+    if not isinstance(adapter, Adapter):
+        raise UVRError(f"--adapter {name}: expected an Adapter, got {type(adapter).__name__}")
+    return adapter
+
+
+def _attribute(option: str, name: str, form: str) -> Any:
+    """What `module:attribute` names; modules of the working directory included. Raises UVRError: there is none."""
     module, _, attribute = name.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        function = getattr(importlib.import_module(module), attribute)
+        return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UVRError(f"--example {name}: expected module:function, got {type(error).__name__}: {error}") from error
+        raise UVRError(f"{option} {name}: expected {form}, got {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
+
+
+def _function(name: str) -> Callable[[], Any]:
+    """What `module:function` names. Raises UVRError: there is no such function."""
+    function = _attribute("--example", name, "module:function")
     if not callable(function):
         raise UVRError(f"--example {name}: expected a function that gives an Example, got {type(function).__name__}")
     return function  # type: ignore[no-any-return]
@@ -163,7 +185,7 @@ def _draft(model: str, cls: type, config: dict[str, Any], as_json: bool) -> bool
     verdict = (
         f"its checks fail: {', '.join(failures)}" if failures else "it passes the checks on a small random version"
     )
-    say(f"no adapter recognises {cls.__name__}: this is a draft ({doubts}); {verdict}. See CONTRIBUTING.md")
+    say(f"no adapter recognises {cls.__name__}: this is a draft ({doubts}); {verdict}. See docs/port-a-model.md")
     return False
 
 

@@ -104,4 +104,7 @@ def by_hand(model: type) -> str:
             "by its source it reads the text in a cross-attention and never joins it with the picture in one sequence: "
             "UVR regulates joint attention, and an adapter would not help"
         )
-    return "write the adapter and an Example by hand (CONTRIBUTING.md), and give the Example: --example module:function"
+    return (
+        "write the adapter and an Example by hand (docs/port-a-model.md), and give both: --adapter module:ADAPTER "
+        "--example module:function"
+    )

@@ -78,6 +78,27 @@ def test_an_example_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "no model class" in refused(*other)
 
 
+ADAPTER = """
+import attrs
+from uvr_adapters.sd3 import SD3
+
+MINE = attrs.evolve(SD3, name="mine", guidance="batched:cu")
+"""
+
+
+def test_an_adapter_and_an_example_in_files_that_no_package_registers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "uvr_ported.py").write_text(EXAMPLE + ADAPTER)
+    arguments = ("doctor", "SD3Transformer2DModel", "--example", "uvr_ported:example", "--adapter")
+    data = json.loads(ran(*arguments, "uvr_ported:MINE", "--json", code=0).stdout)
+    assert data["adapter"] == "mine"
+    assert "expected module:ADAPTER, got AttributeError" in refused(*arguments, "uvr_ported:MINES")
+    assert "expected an Adapter, got str" in refused(*arguments, "uvr_ported:EXAMPLE_NAME")
+    assert "unknown adapter 'mine'" in refused(*arguments, "mine")
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_doctor_prints_the_matrix(as_json: bool) -> None:
     result = CliRunner().invoke(main, ["doctor", "--matrix", *["--json"] * as_json], env={"COLUMNS": "400"})
