@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import attrs
 import torch
 
@@ -34,6 +36,8 @@ class Selective:
             picture), every text and reference token is chosen.
         everywhere: without sources, the chosen tokens are withheld from every patch of an image in which something is
             located: a concept whose place no caption says forms again elsewhere.
+        kept: a block's contrasts are read once for the same masks, and not in every step: on large grids their reading
+            is two thirds of the arithmetic (docs/design/measurements.md).
         until: noise level below which nothing is done.
     """
 
@@ -46,6 +50,7 @@ class Selective:
     )
     least_elsewhere: float = attrs.field(default=0.05, validator=share)
     everywhere: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
+    kept: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
     until: float = attrs.field(default=0.0, validator=share)
     ring: int = 1
     margin: int = 0
@@ -60,13 +65,14 @@ class Selective:
             return None
         rows, for_words, for_source = located.once(self, lambda: self._bars(located))
 
-        def factor(contrast: torch.Tensor, bar: torch.Tensor) -> torch.Tensor:
+        def factor(tokens: str, read: Callable[[], torch.Tensor], bar: torch.Tensor) -> torch.Tensor:
+            contrast = located.once((self, call.path, tokens), read) if self.kept else read()
             return torch.ones_like(contrast).masked_fill_(contrast > bar, self.strong)
 
-        words = factor(call.text_contrast(), for_words)
+        words = factor("text", call.text_contrast, for_words)
         if not call.reference:
             return FlowEdit(located.once((self, "rows"), lambda: self._rows(located)), Reweight(text_factor=words))
-        apart, source = KeyWeights(located=self.amplification), factor(call.reference_contrast(), for_source)
+        apart, source = KeyWeights(located=self.amplification), factor("reference", call.reference_contrast, for_source)
         return FlowEdit(rows, Reweight(apart, apart, text_factor=words, reference_factor=source))
 
     def _rows(self, located: Located) -> torch.Tensor:

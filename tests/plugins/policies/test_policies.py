@@ -92,6 +92,34 @@ def test_selective_everywhere_withholds_the_words_from_every_patch_of_an_image_t
         Selective(everywhere="yes")
 
 
+def test_selective_kept_reads_each_blocks_contrasts_once_for_the_same_masks() -> None:
+    read: list[str] = []
+
+    def call(path: str, text: float, reference: float) -> CallInfo:
+        def of(tokens: str, contrast: float) -> torch.Tensor:
+            read.append(f"{path} {tokens}")
+            return torch.tensor([[contrast]])
+
+        return CallInfo(path, 1, 1, lambda: of("text", text), lambda: of("reference", reference))
+
+    def factors(policy: Selective, here: Located, *asked: Any) -> list[float]:
+        edit = policy.edit(here, call(*asked))
+        assert edit is not None
+        assert edit.reweight is not None
+        assert edit.reweight.text_factor is not None
+        assert edit.reweight.reference_factor is not None
+        return [float(edit.reweight.text_factor), float(edit.reweight.reference_factor)]
+
+    here, kept = located(0.9), Selective(kept=True)
+    assert factors(kept, here, "a", 9.0, 1.0) == [0.0, 1.0]
+    later = attrs.evolve(here, sigma=0.5, step=7)
+    assert factors(kept, later, "a", 1.0, 9.0) == [0.0, 1.0]
+    assert factors(kept, later, "b", 1.0, 9.0) == [1.0, 0.0]
+    assert read == ["a text", "a reference", "b text", "b reference"]
+    assert factors(Selective(), later, "a", 1.0, 9.0) == [1.0, 0.0]
+    assert factors(kept, located(0.5), "a", 1.0, 9.0) == [1.0, 0.0]  # other masks
+
+
 def test_block_cuts_text_and_reference_from_core_and_ring() -> None:
     edit = Block().edit(located(0.0), info())
     assert edit is not None

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 
@@ -147,6 +148,24 @@ def test_an_edit_waits_for_nothing_and_launches_little(name: str, references: in
             assert set(syncs.calls) <= own
             assert watch.kernels.total() <= 40, (batch, lists, watch.kernels)
             assert name in ("redirect", "selective") or not torch.equal(edited, a.stock())  # random words feed nothing
+
+
+def test_kept_contrasts_leave_the_rows_alone_to_be_computed() -> None:
+    """Of `selective`: one fused call beyond stock, of as many rows as are edited; the same bits while masks stand."""
+    a = attention()
+    outputs = []
+    for kept in (False, True):
+        regulation, _ = a.regulation(attrs.evolve(policy("selective"), contrast=1.0, kept=kept), 0.1)
+        for lists in ("new", "known"):
+            output = a.stock()
+            with counted() as (watch, syncs):
+                outputs.append(a.edit(regulation, output))
+            assert not watch.syncs
+            assert set(syncs.calls) <= ({"numpy", "tensor", "tolist"} if lists == "new" else set())
+            assert fused(watch.kernels) == (1 if kept and lists == "known" else 2)
+    assert watch.kernels.total() <= 20
+    assert not torch.equal(outputs[0], a.stock())
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
 
 
 def test_scores_of_all_concepts_come_over_in_one_sync() -> None:
