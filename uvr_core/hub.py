@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -75,7 +76,8 @@ class Repository:
 
         # HfHubHTTPError's own base is the base of what its HTTP library raises without an answer.
         try:
-            yield
+            with _quiet():
+                yield
         except (HfHubHTTPError, HfHubHTTPError.__bases__[0], OSError, ValueError) as error:
             raise UVRError(f"{self.name}: {self._reason(error, revision, file, writing)}") from error
 
@@ -105,6 +107,18 @@ class Repository:
         if isinstance(error, ValueError):
             return printable(" ".join(str(error).split()))[:300]
         return f"the Hub cannot be reached{'' if writing else ', and it is not in the cache'} ({type(error).__name__})"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The Hub's client warns at each of its tries; what comes of them is said once."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def check_blob(path: Path) -> None:

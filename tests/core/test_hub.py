@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,11 +70,13 @@ def test_refusals_of_reading(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "the Hub answered 503" in refusal(DATA.commit)
 
 
-def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     no_network(monkeypatch, tmp_path)
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "handlers", [caplog.handler])
     assert "someone/set: the Hub cannot be reached" in refusal(DATA.commit)
     assert "not in the cache" in refusal(DATA.fetch, "x.csv", "0" * 40)
     assert "the Hub cannot be reached (" in refusal(Repository("a/b").put, {"README.md": b"x"}, "message")
+    assert not caplog.records  # nothing of its client's tries
 
 
 def test_files_are_committed(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -42,6 +42,12 @@ def shipped() -> list[tuple[str, str]]:
     return [(name.rpartition(":")[2], name.partition(":")[0] + ":x" if ":" in name else "") for name in names]
 
 
+@pytest.mark.parametrize("name", ["weapon", "skull", "words"])
+def test_the_zoos_recipes_are_counted_by_the_judge_that_no_mask_uses(name: str) -> None:
+    plan = find_recipe(name, "zoo:flux")
+    assert (plan.masks, plan.judge) == ("words", "zoo-second")
+
+
 @pytest.mark.parametrize(("name", "model"), shipped())
 def test_shipped_recipes_expand_to_disjoint_sets(name: str, model: str) -> None:
     plan = find_recipe(name, model)
