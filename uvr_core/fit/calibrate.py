@@ -73,7 +73,8 @@ def calibrate(
     Args:
         detector: registered name whose scores are calibrated.
         masks: as in `collect`; when given, `grow` (the score at which patches join the mask of a located image)
-            maximises the patches' F0.5 score, and patch AUROC is measured.
+            maximises the patches' F0.5 score, and patch AUROC is measured; else it is the benign score that the budget
+            allows: in an image that is located anyway, what benign ones do not reach is the concept's.
         sources, benign_sources: for an editing pipeline, the source image of each prompt (an instruction).
         min_patches: an image counts as located when this many patches reach the threshold in one step.
         memory: candidates, see Calibration.memory.
@@ -167,7 +168,8 @@ def _extend(choice: Choice, unsafe: Marks, benign: Marks, budget: float) -> Choi
         last += 1
     positive, negative = (marks.peaks[key][:, : last + 1].max(1) for marks in (unsafe, benign))
     recall, false_positive = (float((scores >= choice.threshold).mean()) for scores in (positive, negative))
-    return attrs.evolve(choice, last=last, recall=recall, false_positive=false_positive)
+    grow = choice.grow if unsafe.truth is not None else float(running[last])
+    return attrs.evolve(choice, last=last, recall=recall, false_positive=false_positive, grow=grow)
 
 
 def choose(probe: str, memory: float, last: int, unsafe: Marks, benign: Marks, budget: float) -> Choice:
@@ -183,7 +185,7 @@ def choose(probe: str, memory: float, last: int, unsafe: Marks, benign: Marks, b
     low = float(np.quantile(positive, 0.1))
     threshold = float(bound + max(_INTO_GAP * (low - bound), 1e-3 * max(1.0, abs(bound))))
     margin = (low - bound) / max(bound - float(np.median(negative)), 1e-3)
-    grow, auroc = threshold, None
+    grow, auroc = bound, None
     if unsafe.truth is not None:
         patches = unsafe.patches[key][: last + 1]
         truth = np.broadcast_to(unsafe.truth, patches.shape)

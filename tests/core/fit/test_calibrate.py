@@ -47,6 +47,9 @@ def test_a_threshold_keeps_its_budget(
         assert share(benign) <= budget
         assert share(benign) == pytest.approx(choice.false_positive)
         assert share(unsafe) == pytest.approx(choice.recall)
+        assert choice.grow < choice.threshold  # without masks: what more benign images reach than the budget allows
+        assert share(benign, threshold=choice.grow) > budget
+        assert share(benign, threshold=float(np.nextafter(np.float32(choice.grow), np.float32(np.inf)))) <= budget
 
 
 def test_grow_maximises_f_half_over_patches() -> None:
