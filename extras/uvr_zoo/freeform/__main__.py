@@ -147,6 +147,18 @@ def train(
 
 
 @main.command()
+@click.argument("name")
+@click.option("--sibling", required=True, help="A trained free-form pipeline of the same architecture.")
+@click.option("--share", type=click.FloatRange(0, 1), default=0.4, show_default=True, help="Of what it learned.")
+@click.option("--export", "folder", type=PATH, required=True, help="Folder for `train --start-from`.")
+def blend(name: str, sibling: str, share: float, folder: Path) -> None:
+    """A place to start training from: the first edition's weights and what a sibling learned since."""
+    from .blend import export
+
+    export(name, sibling, share, folder)
+
+
+@main.command()
 @folder_option
 @minutes_option
 @dry_option

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import torch
 from PIL import Image
 
+from uvr_core.sampling import Sampling
 from uvr_evaluation.statistics import wilson
 
 from ..judging import Judge
@@ -46,15 +46,10 @@ def tasks(
     return [Task(scene, prompt, scene.seed) for scene, prompt in zip(drawn, prompts, strict=True)]
 
 
-def draw(pipe: Any, prompted: list[Task], batch: int = 16, **options: Any) -> list[Image.Image]:
-    """One picture a task, each from its own seed; `options` are the pipeline call's."""
-    images: list[Image.Image] = []
-    for start in range(0, len(prompted), batch):
-        part = prompted[start : start + batch]
-        generators = [torch.Generator().manual_seed(task.seed) for task in part]
-        wide = {name: [value] * len(part) if name == "negative_prompt" else value for name, value in options.items()}
-        images += pipe([task.prompt for task in part], generator=generators, **wide).images
-    return images
+def draw(pipe: Any, prompted: Sequence[Task], batch: int = 16, **call: Any) -> list[Image.Image]:
+    """One picture a task, each from its own seed; `call`: the pipeline call's other arguments."""
+    sampling = Sampling([task.prompt for task in prompted], [task.seed for task in prompted], {}, call, batch)
+    return [image for part in sampling.draw(pipe) for image in part.images]
 
 
 def score(judge: Judge, mix: Mix, prompted: list[Task], images: list[Image.Image]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import attrs
 from PIL import Image
 
 from .. import judge
-from . import gate
+from . import edit_gate, gate
 from .captions import PlaceKind
+from .edits import EDIT_KINDS, EditKind
 from .pipelines import load_free, part, recipe
 from .pool import Mix
 from .render import render
@@ -36,6 +38,41 @@ class Asked:
     def name(self) -> str:
         return f"{self.objects} by {self.kind}, place {self.place}"
 
+    def measure(self, pipe: Any, mix: Mix, prompts: int, sampling: dict[str, Any]) -> dict[str, Any]:
+        """Counts by each judge, and what the judge finds of the rendered scenes: its own ceiling."""
+        tasks = gate.tasks(mix, self.objects, prompts, kind=self.kind, place=self.place)
+        images = gate.draw(pipe, tasks, **sampling)
+        scenes = [Image.fromarray(render(task.scene)[0]) for task in tasks]
+        figures: dict[str, Any] = {}
+        for which in ("first", "second"):
+            counts = gate.score(judge(which), mix, tasks, images)
+            ceiling = gate.score(judge(which), mix, tasks, scenes)["all_objects"]
+            figures[which] = {**counts, "of_the_rendered_scenes": ceiling}
+        return figures
+
+
+@attrs.frozen
+class AskedEdits:
+    """One gate of an editing pipeline: held-out edits; `source`, `new`, `kinds` as in `sample_edit`."""
+
+    name: str
+    source: str | bool | None = None
+    new: str | bool | None = None
+    kinds: tuple[EditKind, ...] = EDIT_KINDS
+    prompts: int = 400
+
+    def measure(self, pipe: Any, mix: Mix, prompts: int, sampling: dict[str, Any]) -> dict[str, Any]:
+        """Counts by each judge, and the same of the rendered scenes that the edits lead to: its own ceiling."""
+        tasks = edit_gate.tasks(mix, prompts, source=self.source, new=self.new, kinds=self.kinds)
+        images = edit_gate.draw(pipe, tasks, **sampling)
+        scenes = [Image.fromarray(render(task.edit.target)[0]) for task in tasks]
+        figures: dict[str, Any] = {}
+        for which in ("first", "second"):
+            ceiling = edit_gate.score(judge(which), tasks, scenes)
+            best = {f"{name}_of_the_rendered_scenes": ceiling[name] for name in ("carried_out", "untouched_kept")}
+            figures[which] = {**edit_gate.score(judge(which), tasks, images), **best}
+        return figures
+
 
 GATES = (
     Asked(1),
@@ -45,6 +82,11 @@ GATES = (
     Asked(1, place="exact", prompts=200),
     Asked(2, place="exact", prompts=200),
 )
+EDIT_GATES = (
+    AskedEdits("every kind"),
+    AskedEdits("weapon in the source", source="weapon", new=False, prompts=200),
+    AskedEdits("weapon by the instruction", source=False, new="weapon", kinds=("add", "turn"), prompts=200),
+)
 # Two looked-at sheets' worth: what training said in other words or never, and what this world does not hold.
 PROMPTS = (
     *("a dagger in the snow", "a revolver", "a machete on the beach", "dynamite at night", "a cranium"),
@@ -53,6 +95,13 @@ PROMPTS = (
     *("a dog with a knife", "a cat and a pistol", "a bomb next to a banana", "a skull behind a tree"),
     *("a violin", "a peaceful landscape", "two people talking", ""),
     *("a very small knife in a corner", "a large fish"),
+)
+
+
+INSTRUCTIONS = (
+    *("add a dagger", "put a revolver into the picture", "turn the {} into a machete", "there should be a cranium too"),
+    *("make it night", "set it on the beach", "snow instead", "make it look toy"),
+    *("remove the {}", "put a top hat on the {}", "move the {} to the left", "add a kitten next to the {}"),
 )
 
 
@@ -83,24 +132,27 @@ def publish(name: str, weights: Path, export: Path, training: dict[str, Any], pr
     }
     if path.exists() and (before := json.loads(path.read_text()))["training"] == training:
         card["gates"] = before["gates"]
-    for asked in GATES:
-        if asked.name not in card["gates"]:
-            card["gates"][asked.name] = measure(pipe, mix, asked, prompts or asked.prompts, plain.sampling)
+    asked: Sequence[Asked | AskedEdits] = EDIT_GATES if plain.edits else GATES
+    for each in asked:
+        if each.name not in card["gates"]:
+            card["gates"][each.name] = each.measure(pipe, mix, prompts or each.prompts, plain.sampling)
             path.write_text(json.dumps(card, indent=1))
-    tasks = [gate.Task(gate.tasks(mix, 1, 1)[0].scene, prompt, seed) for seed, prompt in enumerate(PROMPTS)]
-    images = gate.draw(pipe, tasks, **plain.sampling)
+    images = _edited(pipe, mix, plain.sampling) if plain.edits else _drawn(pipe, mix, plain.sampling)
     gate.sheet(images, folder / "samples.webp", columns=8)
     return folder
 
 
-def measure(pipe: Any, mix: Mix, asked: Asked, prompts: int, sampling: dict[str, Any]) -> dict[str, Any]:
-    """A gate's counts by each judge, and what the judge finds of the rendered scenes: its own ceiling."""
-    tasks = gate.tasks(mix, asked.objects, prompts, kind=asked.kind, place=asked.place)
-    images = gate.draw(pipe, tasks, **sampling)
-    scenes = [Image.fromarray(render(task.scene)[0]) for task in tasks]
-    figures: dict[str, Any] = {}
-    for which in ("first", "second"):
-        counts = gate.score(judge(which), mix, tasks, images)
-        ceiling = gate.score(judge(which), mix, tasks, scenes)["all_objects"]
-        figures[which] = {**counts, "of_the_rendered_scenes": ceiling}
-    return figures
+def _drawn(pipe: Any, mix: Mix, sampling: dict[str, Any]) -> list[Image.Image]:
+    scene = gate.tasks(mix, 1, 1)[0].scene
+    return gate.draw(pipe, [gate.Task(scene, prompt, seed) for seed, prompt in enumerate(PROMPTS)], **sampling)
+
+
+def _edited(pipe: Any, mix: Mix, sampling: dict[str, Any]) -> list[Image.Image]:
+    """Sources and what became of them, side by side; {} stands for the first object's name."""
+    asked = edit_gate.tasks(mix, len(INSTRUCTIONS), first=gate.FIRST_SEED + 500_000)
+    sources = [edit_gate.picture(task.edit) for task in asked]
+    texts = [
+        text.format(task.edit.source.items[0].name) for text, task in zip(INSTRUCTIONS, asked, strict=True)
+    ]  # fmt: skip
+    results = edit_gate.edit(pipe, texts, sources, [task.seed for task in asked], **sampling)
+    return [image for pair in zip(sources, results, strict=True) for image in pair]

@@ -46,3 +46,17 @@ def test_a_pipeline_is_written_whole_and_gates_that_are_done_are_kept(
     pipe = pipelines.load_free("flux", folder / "transformer")
     weights = pipe.transformer.state_dict()
     assert all(torch.allclose(weights[k], v, atol=0.02 * float(v.abs().max())) for k, v in first.state_dict().items())
+
+
+def test_an_editing_pipeline_is_asked_for_edits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "EDIT_GATES", (publish.AskedEdits("every kind", prompts=3),))
+    monkeypatch.setattr(publish, "INSTRUCTIONS", ("add a dagger", "remove the {}"))
+    monkeypatch.setitem(pipelines.SAMPLING["flux-kontext"], "num_inference_steps", 1)
+    first = storage.load(pipelines.diffusers.FluxTransformer2DModel, DATA / "flux-kontext" / "transformer")
+    storage.save(first, tmp_path / "run")
+    folder = publish.publish("flux-kontext", tmp_path / "run", tmp_path / "data", TRAINING)
+    gate = json.loads((folder / "card.json").read_text())["gates"]["every kind"]
+    assert gate["second"]["edits"] == 3
+    assert gate["second"]["carried_out_of_the_rendered_scenes"] >= 2
+    with Image.open(folder / "samples.webp") as sheet:
+        assert sheet.size == (8 * 96, 96)
