@@ -35,7 +35,7 @@ Written by `tools/models.py`; `tests/docs/test_models.py` says when it is out of
 one of these transformers is regulated in every row and forward that has no name. To add a class:
 [port a model](port-a-model.md).
 
-- **class, adapter**: `attach(pipe)` without a name recognises each. **lines**: of the adapter's file.
+- **class, adapter**: `attach(pipe)` without a name recognises each. **lines**: of the adapter's file, at most 45.
 - **pipelines**: each drew two prompts of unequal length from tiny random weights in its own `__call__`, with guidance
   and without, with references where it takes them; in every forward exactly the edited patches moved, in the
   conditional rows alone, and detached it drew bitwise what it drew before. In italics: listed by its source, not run.
@@ -54,7 +54,10 @@ UNFIT = """
 ## Refused, and why
 
 """
-COLUMNS = ("class, adapter", "lines", "pipelines", "guidance", "beside", "kit", "1024 x 1024", "trained", "diffusers")
+COLUMNS = (
+    *("class, adapter", "models", "lines", "pipelines", "guidance"),
+    *("beside", "kit", "1024 x 1024", "trained", "diffusers"),
+)
 GUIDANCE = {"two_pass": "two passes", "single": "distilled or a model of its own"}
 
 
@@ -74,13 +77,18 @@ def pipelines(adapter: Adapter) -> str:
     return ", ".join(names) or "modular alone"
 
 
-def lines(adapter: Adapter) -> int:
-    """Lines of the adapter's file."""
+def source(adapter: Adapter) -> str:
+    """The text of the adapter's file."""
     target, _ = plugins.registry().names("adapter")[adapter.name]
     module = importlib.util.find_spec(str(target).partition(":")[0])
     assert module is not None
     assert module.origin is not None
-    return Path(module.origin).read_text().count("\n")
+    return Path(module.origin).read_text()
+
+
+def models(adapter: Adapter) -> str:
+    """The models that the adapter's file names in its first line."""
+    return source(adapter).removeprefix('"""').partition(": all that UVR knows")[0].replace("\n", " ")
 
 
 def guidance(adapter: Adapter) -> str:
@@ -113,7 +121,7 @@ def kits() -> dict[str, str]:
 
 def shown() -> dict[str, str]:
     """{adapter: the kit's result} of the page as it is."""
-    return dict(re.findall(r"^\| `\w+` ([\w.-]+) \|(?:[^|]*\|){4} (\d+ of \d+) \|", PAGE.read_text(), re.MULTILINE))
+    return dict(re.findall(r"^\| `\w+` ([\w.-]+) \|(?:[^|]*\|){5} (\d+ of \d+) \|", PAGE.read_text(), re.MULTILINE))
 
 
 def row(adapter: Adapter, result: str) -> tuple[str, ...]:
@@ -121,7 +129,8 @@ def row(adapter: Adapter, result: str) -> tuple[str, ...]:
     beside = ", ".join(route.name for route in adapter.routes)
     return (
         f"`{adapter.model}` {adapter.name}",
-        str(lines(adapter)),
+        models(adapter),
+        str(source(adapter).count("\n")),
         pipelines(adapter),
         guidance(adapter),
         beside,
