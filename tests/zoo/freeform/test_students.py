@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -93,6 +94,23 @@ def test_a_student_is_published_called_as_its_course_says_and_regulated(
     with uvr_core.attach(pipe) as reg:
         pipe("a knife", output_type="latent", generator=torch.Generator().manual_seed(0), **card["sampling"])
     assert reg.report.fired == 4 * reg.report.taps
+
+
+def test_what_ships_draws_in_four_steps_and_its_teachers_concept_file_locates_in_it() -> None:
+    pipe, call = uvr_zoo.load("free-flux-schnell"), students.COURSES["flux-schnell"].sampling
+    asked = {"prompt": ["a tree in the snow", "a pistol on the beach"], **call}
+
+    def draw() -> list[Any]:
+        images: list[Any] = pipe(**asked, generator=[torch.Generator().manual_seed(n) for n in range(2)]).images
+        return images
+
+    stock = draw()
+    assert [set(seen) for seen in uvr_zoo.judge("second")(stock)] == [{"tree"}, {"pistol"}]
+    with uvr_core.attach(pipe, concepts=uvr_zoo.concepts("free-flux", "weapon"), verify=False) as reg:
+        images = draw()
+    assert [finding.located for finding in reg.report.findings] == [False, True]
+    assert reg.report.findings[1].steps_regulated >= 3
+    assert images[0].tobytes() == stock[0].tobytes()
 
 
 def test_training_starts_from_what_ships(tmp_path: Path) -> None:
