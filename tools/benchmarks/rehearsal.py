@@ -1,11 +1,14 @@
 """A dress rehearsal at published sizes: collect, calibrate, generate, edit and evaluate end to end, with time and memory.
 
     python tools/benchmarks/rehearsal.py [--model flux --model flux-kontext --model qwen-image] [--blocks 2] [--steps 2]
-        [--images 1] [--patches 4096] [--text 512] [--dtype bfloat16] [--device cpu] [--out docs/figures/rehearsal.json]
+        [--images 1] [--patches 4096] [--text 512] [--dtype bfloat16] [--device cpu] [--out docs]
 
-The transformer has the published heads, head size, text length and number of patches, and so many blocks of each kind, with random weights;
-VAE and text encoders are the zoo's. Each stage's peak host memory is what the process held at most, over what it held before the stage;
-device memory likewise on a GPU. `plain` is a generation without UVR, the unit of the others' times. Results are written after each stage.
+The transformer has the published heads, head size, text length and number of patches, and so many blocks of each kind,
+with random weights; VAE and text encoders are the zoo's. Each stage's peak host memory is what the process held at
+most, over what it held before the stage; device memory likewise on a GPU. `plain` is a generation without UVR, the
+unit of the others' times: on a CPU those are of the processor, which a machine with other work hardly changes.
+Writes figures/rehearsal.json after each stage, where other models' tables stay, and rehearsal.md; `--from` writes the
+page again.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,15 +29,17 @@ import numpy as np
 import torch
 from measure import environment, peak_bytes
 from PIL import Image
+from tables import TEMPLATES
 
 import uvr_core
 from uvr_core.protocols import ConceptTerms
 from uvr_evaluation import evaluate
+from uvr_evaluation.render import render
 from uvr_zoo.architectures import ARCHITECTURES
 from uvr_zoo.pipelines import assemble, parts
 from uvr_zoo.recipes import RECIPES
 
-__all__ = ["options", "peak_bytes", "pipeline", "prompts", "rehearse"]
+__all__ = ["options", "page", "peak_bytes", "pipeline", "prompts", "rehearse"]
 
 MODELS = ("flux", "flux-kontext", "qwen-image")
 CONCEPT = "weapon"
@@ -74,6 +79,11 @@ def prompts(count: int, benign: bool, text: int) -> list[str]:
     return [f"a {thing} on the left , toy style{tail}" for _ in range(count)]
 
 
+def quarter(images: Any, grid: tuple[int, int]) -> Any:
+    """Masks that cover a quarter of every picture."""
+    return np.arange(len(images) * grid[0] * grid[1]).reshape(-1, *grid) % 16 < 4
+
+
 def resident() -> int:
     """Bytes of this process in memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
@@ -81,7 +91,7 @@ def resident() -> int:
 
 @contextmanager
 def measured(row: dict[str, Any], device: str) -> Iterator[None]:
-    """Put seconds and peak bytes of the block into `row`."""
+    """Put seconds, those of the processor and peak bytes of the block into `row`."""
     before, peak, over = resident(), resident(), threading.Event()
 
     def watch() -> None:
@@ -93,7 +103,7 @@ def measured(row: dict[str, Any], device: str) -> Iterator[None]:
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     watcher.start()
     try:
         yield
@@ -101,6 +111,7 @@ def measured(row: dict[str, Any], device: str) -> Iterator[None]:
         over.set()
         watcher.join()
         row["seconds"], row["host_bytes"] = round(time.perf_counter() - began, 2), peak - before
+        row["processor_seconds"] = round(time.process_time() - busy, 2)
         if device != "cpu":
             row["device_bytes"] = torch.cuda.max_memory_allocated() - held
 
@@ -130,22 +141,28 @@ def rehearse(name: str, arguments: argparse.Namespace, tell: Callable[[dict[str,
         rows[title] = dict(facts)
         with measured(rows[title], arguments.device):
             result = work()
+        clock = "processor_seconds" if arguments.device == "cpu" else "seconds"
+        if "plain" in rows:
+            plain = rows["plain"][clock] / rows["plain"]["pictures"]
+            each = rows[title].get("prompts", rows[title]["pictures"])
+            rows[title]["per_plain_picture"] = round(rows[title][clock] / plain / each, 3)
         tell(table)
         return result
 
-    half = lambda shown, grid: np.arange(len(shown) * grid[0] * grid[1]).reshape(-1, *grid) % 16 < 4  # noqa: E731
     stage("warm-up", lambda: draw(1), pictures=1)
     stage("plain", lambda: [draw(1) for _ in range(images)], pictures=images)
     common = {"generate": call, "batch_size": 1, **sources}
     bank = stage(
         "collect",
-        lambda: uvr_core.collect(pipe, CONCEPT, prompts=unsafe, benign_prompts=benign, masks=half, **common),
+        lambda: uvr_core.collect(pipe, CONCEPT, prompts=unsafe, benign_prompts=benign, masks=quarter, **common),
         prompts=2 * images,
         pictures=3 * images,
     )
+    if arguments.until == "collect":
+        return table
     bank = stage(
         "calibrate",
-        lambda: uvr_core.calibrate(pipe, bank, unsafe, benign, 0.5, masks=half, **common),
+        lambda: uvr_core.calibrate(pipe, bank, unsafe, benign, 0.5, masks=quarter, **common),
         prompts=2 * images,
         pictures=2 * images,
     )
@@ -154,10 +171,6 @@ def rehearse(name: str, arguments: argparse.Namespace, tell: Callable[[dict[str,
         assert reg.report is not None
         rows["edit" if edits else "generate"]["patches"] = int(reg.report.findings[0].core.sum())
     stage("evaluate", lambda: _evaluate(pipe, bank, call, pictures if edits else None, unsafe), pictures=2)
-    plain = rows["plain"]["seconds"] / images
-    for row in rows.values():
-        row["per_plain_picture"] = round(row["seconds"] / plain / row.get("prompts", row["pictures"]), 3)
-    tell(table)
     return table
 
 
@@ -177,34 +190,67 @@ def _evaluate(pipe: Any, bank: Any, call: dict[str, Any], pictures: Any, unsafe:
         )  # fmt: skip
 
 
+def growth(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Peak host memory of collecting, over what was held before: of one step and image, of thrice the steps, and of
+    thrice the images. One block of each kind, a quarter of the patches."""
+    size = {"heads": arguments.heads, "size": arguments.head_dim, "text": arguments.text}
+    pipe = pipeline(name, blocks=1, dtype=getattr(torch, arguments.dtype), device=arguments.device, **size)
+    rows: list[dict[str, Any]] = []
+    for steps, images in ((1, 1), (1, 1), (3, 1), (1, 3)):  # the first warms up
+        call = options(name, arguments.patches // 4, steps, arguments.text)
+        side = call["height"]
+        pictures = [Image.new("RGB", (side, side), (0, 90, 30 * i)) for i in range(images)]
+        sources = {"sources": pictures, "benign_sources": pictures} if RECIPES[name].edits else {}
+        unsafe, benign = (prompts(images, safe, arguments.text) for safe in (False, True))
+        row: dict[str, Any] = {"steps": steps, "images": images}
+        with measured(row, arguments.device):
+            uvr_core.collect(
+                pipe, CONCEPT, prompts=unsafe, benign_prompts=benign, masks=quarter, generate=call, batch_size=1,
+                **sources,
+            )  # fmt: skip
+        rows.append(row)
+    return {"patches": arguments.patches // 4, "rows": rows[1:]}
+
+
+def page(results: Mapping[str, Any]) -> str:
+    return render(TEMPLATES / "rehearsal.md.j2", **results)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", choices=MODELS)
-    for option, default in (
-        ("blocks", 2),
-        ("steps", 2),
-        ("images", 1),
-        ("patches", 4096),
-        ("text", 512),
-        ("heads", 24),
-    ):
+    sizes = {"blocks": 2, "steps": 2, "images": 1, "patches": 4096, "text": 512, "heads": 24, "head-dim": 128}
+    for option, default in sizes.items():
         parser.add_argument(f"--{option}", type=int, default=default)
-    parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=Path("docs/figures/rehearsal.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--until", choices=("collect", "evaluate"), default="evaluate", help="The last stage.")
+    parser.add_argument("--growth", action="store_true", help="Only how memory grows with steps and images.")
+    parser.add_argument("--from", dest="written", action="store_true", help="Write the page again from the JSON.")
     arguments = parser.parse_args()
-    settings = {key: value for key, value in vars(arguments).items() if key not in ("out", "model")}
-    where = environment(torch.device(arguments.device), getattr(torch, arguments.dtype))
-    results: dict[str, Any] = {"settings": settings, "environment": where, "models": {}}
-    for name in arguments.model or MODELS:
+    path = arguments.out / "figures" / "rehearsal.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"models": {}}
+    settings = {
+        key: value
+        for key, value in vars(arguments).items()
+        if key not in ("out", "model", "written", "growth", "until")
+    }
+    for name in [] if arguments.written else arguments.model or MODELS:
+        where = environment(torch.device(arguments.device), getattr(torch, arguments.dtype))
 
-        def tell(table: dict[str, Any], name: str = name) -> None:
-            results["models"][name] = table
-            arguments.out.write_text(json.dumps(results, indent=1))
-            print(name, json.dumps(table["stages"]), flush=True)
+        def tell(table: dict[str, Any], name: str = name, where: Any = where) -> None:
+            kept = {key: value for key, value in results["models"].get(name, {}).items() if key == "growth"}
+            results["models"][name] = {**kept, "settings": settings, "environment": where, **table}
+            path.write_text(json.dumps(results, indent=1) + "\n")
+            print(name, json.dumps(table), flush=True)
 
-        rehearse(name, arguments, tell)
+        if arguments.growth:
+            results["models"][name]["growth"] = growth(name, arguments)
+            path.write_text(json.dumps(results, indent=1) + "\n")
+        else:
+            rehearse(name, arguments, tell)
+    (arguments.out / "rehearsal.md").write_text(page(results), "utf-8")
 
 
 if __name__ == "__main__":

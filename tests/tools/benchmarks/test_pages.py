@@ -7,6 +7,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[3]
@@ -25,6 +26,36 @@ def test_the_page_follows_from_the_json(script: str) -> None:
     results = json.loads(figures.read_text())
     written = runpy.run_path(str(ROOT / "tools" / "benchmarks" / f"{script}.py"))["page"]
     assert page.read_text() == written(results["pipelines"], results["count"])
+
+
+@pytest.mark.parametrize("name", ["masks", "rehearsal"])
+def test_a_page_with_its_own_words_follows_from_its_json(name: str) -> None:
+    results = json.loads((ROOT / "docs" / "figures" / f"{name}.json").read_text())
+    written = runpy.run_path(str(ROOT / "tools" / "benchmarks" / f"{name}.py"))["page"]
+    assert (ROOT / "docs" / f"{name}.md").read_text() == written(results)
+
+
+def test_masks_are_compared_on_tasks_that_no_bank_was_made_of() -> None:
+    masks = runpy.run_path(str(ROOT / "tools" / "benchmarks" / "masks.py"))
+    for name in masks["PIPELINES"]:
+        tasks = masks["saying"](name, 4)
+        for task, other in zip(tasks, masks["without"](name, tasks), strict=True):
+            said = set(masks["members"](name)) & set(masks["prompt_of"](task).split())
+            assert said, task
+            assert not said & set(other.split()), other
+            assert set(masks["prompt_of"](task).split()) - set(other.split()) == said
+        held = [masks["heldout_tasks"](name, case, 4, masks["REPORTED"]) for case in masks["cases"](name)]
+        scenes = [masks["shown"](task) for task in (*tasks, *(task for each in held for task in each))]
+        layouts = [(scene.items, scene.background) for scene in scenes]
+        assert not set(layouts[: len(tasks)]) & set(layouts[len(tasks) :])
+
+
+def test_the_overlap_of_masks_is_counted_where_the_concept_is() -> None:
+    overlap = runpy.run_path(str(ROOT / "tools" / "benchmarks" / "masks.py"))["overlap"]
+    truth, masks = np.zeros((3, 2, 4), bool), np.zeros((3, 2, 4), bool)
+    truth[0, 0] = truth[1, 1] = True
+    masks[0, 0, :2] = masks[0, 1, :2] = masks[2] = True  # half right; none; where the concept is not
+    assert overlap(masks, truth) == {"pictures": 2, "iou": 1 / 6, "precision": 0.25, "recall": 0.25, "empty": 1}
 
 
 def test_the_page_of_free_english_follows_from_its_json() -> None:
