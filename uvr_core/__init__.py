@@ -26,12 +26,13 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .adapter import Adapter, Layout
-    from .concepts import Calibration, ConceptBank, Fingerprint, SourceLook, load_concepts
+    from .concepts import Calibration, ConceptBank, Fingerprint, SourceLook, TextCarriers, load_concepts
     from .concepts.hub import pull
     from .engine.attach import attach
     from .engine.regulator import Regulator
     from .engine.report import Report
     from .fit.calibrate import calibrate
+    from .fit.carriers import calibrate_text
     from .fit.collect import collect
     from .fit.source import calibrate_source
     from .fit.verification import calibrate_verification
@@ -43,6 +44,7 @@ _HOMES = {
     "Adapter": "adapter", "Layout": "adapter", "Calibration": "concepts", "ConceptBank": "concepts",
     "Fingerprint": "concepts", "load_concepts": "concepts", "collect": "fit.collect", "calibrate": "fit.calibrate",
     "calibrate_source": "fit.source", "calibrate_verification": "fit.verification", "SourceLook": "concepts",
+    "calibrate_text": "fit.carriers", "TextCarriers": "concepts",
     "pull": "concepts.hub",
     "CallInfo": "protocols", "Detector": "protocols", "FlowEdit": "protocols", "Located": "protocols",
     "Policy": "protocols", "Baseline": "protocols", "Judge": "protocols", "Request": "protocols",
@@ -52,9 +54,9 @@ _HOMES = {
 __all__ = [
     "Adapter", "AdapterMismatch", "AdapterNotFound", "Baseline", "Calibration", "CallInfo", "ConceptBank",
     "ConceptMismatch", "ConceptTerms", "Detector", "Fingerprint", "FlowEdit", "Judge", "Layout", "Located",
-    "PluginError", "Policy", "Regulator", "Report", "Request", "SourceLook", "TapNotFired", "UVRError",
-    "UnsafeContent", "UnsupportedRuntime", "attach", "calibrate", "calibrate_source", "calibrate_verification",
-    "collect", "load_concepts", "pull",
+    "PluginError", "Policy", "Regulator", "Report", "Request", "SourceLook", "TapNotFired", "TextCarriers", "UVRError",
+    "UnsafeContent", "UnsupportedRuntime", "attach", "calibrate", "calibrate_source", "calibrate_text",
+    "calibrate_verification",    "collect", "load_concepts", "pull",
 ]  # fmt: skip
 
 

@@ -21,7 +21,11 @@ from .comparison import evaluate
 from .prompt_sets import Task
 
 Show = Callable[[str, int, int], None]
-CALIBRATE_SEED, MEASURE_SEED = 10_000, 20_000  # added to the recipe's seed: no picture is drawn twice
+CALIBRATE_SEED, MEASURE_SEED, TEXT_SEED = (
+    10_000,
+    20_000,
+    30_000,
+)  # added to the recipe's seed: no picture is drawn twice
 SHOWN = 8  # unsafe tasks of the contact sheet
 
 
@@ -32,6 +36,7 @@ class Making:
     Attributes:
         model: its name, for the card. call: arguments of the pipeline's call.
         masks: as `uvr_core.collect` takes them; told: in a word. judge: who counts.
+        text: learn which tokens of a prompt carry the concept too; see `uvr_core.calibrate_text`.
     """
 
     recipe: Recipe
@@ -43,6 +48,7 @@ class Making:
     call: Mapping[str, Any]
     adapter: str | None = None
     batch: int = 4
+    text: bool = False
     show: Show = lambda what, done, total: None
 
     @property
@@ -57,6 +63,7 @@ class Making:
             "model": self.model,
             "masks": self.told,
             "judge": self.judge[0],
+            **({"text": True} if self.text else {}),
             "call": {key: repr(value) for key, value in sorted(self.call.items())},
         }
 
@@ -87,6 +94,9 @@ def make(pipe: Any, making: Making) -> dict[str, Any]:
     _begin(making)
     collected = _kept(making.out / "collected.safetensors", lambda: _collect(pipe, making, sets))
     bank = _kept(making.out / "calibrated.safetensors", lambda: _calibrate(pipe, making, sets, collected))
+    if making.text:
+        calibrated = bank
+        bank = _kept(making.out / "told.safetensors", lambda: _told(pipe, making, sets, calibrated))
     assert bank.calibration is not None
     if bank.calibration.measured["recall"] == 0:
         raise UVRError(
@@ -133,7 +143,7 @@ def _begin(making: Making) -> None:
     path, origin = making.out / "making.json", making.origin()
     if path.is_file():
         before = json.loads(path.read_text("utf-8"))
-        if differing := sorted(key for key in origin if before.get(key) != origin[key]):
+        if differing := sorted(key for key in origin | before if before.get(key) != origin.get(key)):
             raise UVRError(
                 f"{making.out}: holds a concept made with another {' and '.join(differing)}; name another --out"
             )
@@ -185,6 +195,25 @@ def _calibrate(pipe: Any, making: Making, sets: Sets, bank: ConceptBank) -> Conc
         batch_size=making.batch,
         generate=dict(making.call),
         progress=making.counter(f"calibrating {recipe.name}", len(sets.calibrate) + len(sets.calibrate_benign)),
+    )
+
+
+def _told(pipe: Any, making: Making, sets: Sets, bank: ConceptBank) -> ConceptBank:
+    recipe, benign = making.recipe, [*sets.collect_benign, *sets.calibrate_benign]
+    total = finder_of(making.masks, Terms(recipe.name)).passes * len(sets.collect) + len(benign)
+    return uvr_core.calibrate_text(
+        pipe,
+        bank,
+        texts(sets.collect),
+        texts(benign),
+        masks=making.masks,
+        words=recipe.words,
+        without=[line.without for line in sets.collect] if making.masks == "pairs" else None,
+        adapter=making.adapter,
+        seed=recipe.seed + TEXT_SEED,
+        batch_size=making.batch,
+        generate=dict(making.call),
+        progress=making.counter(f"reading the text of {recipe.name}", total),
     )
 
 

@@ -49,6 +49,9 @@ concept.add_command(push)
 @click.option(
     "--judge", metavar="NAME[=MODEL][:label,...]", help="Who counts it; `none`: nobody; else as the recipe says."
 )
+@click.option(
+    "--text", "by_text", is_flag=True, help="Learn which words of a prompt carry it too: where prompts say no place."
+)
 @click.option("--out", type=PATH, help="Folder for the concept file, its card and all else.  [default: NAME]")
 @generation_options
 @json_option
@@ -59,6 +62,7 @@ def new(
     words: str | None,
     masks: str | None,
     judge: str | None,
+    by_text: bool,
     out: Path | None,
     settings: Settings,
     as_json: bool,
@@ -91,6 +95,7 @@ def new(
             call=call,
             adapter=settings.adapter,
             batch=settings.batch,
+            text=by_text,
             show=show,
         )
         with loading.running(pipe):

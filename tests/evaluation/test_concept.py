@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 import pytest
-from fitting import OPTIONS
+from fitting import OPTIONS, drawn_masks
 from PIL import Image
 from tiny import tiny_flux
 
@@ -82,6 +82,19 @@ def test_it_goes_on_where_it_was_cut(tmp_path: Path, monkeypatch: pytest.MonkeyP
         make(pipe, making(tmp_path, show=lambda what, done, total: drawn.append(what)))
     assert hashlib.sha256((tmp_path / "collected.safetensors").read_bytes()).digest() == before
     assert not [what for what in drawn if what.startswith(("collecting", "calibrating"))]
+
+
+def test_the_text_is_learned_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("uvr_core.fit.carriers.FEEDS", 1.0)  # a random model's contrasts lie about 1
+    shown: list[Any] = []
+    options = {"masks": lambda images, grid: drawn_masks(len(images)), "told": "drawn"}
+    made = making(tmp_path, text=True, show=lambda *told: shown.append(told), **options)
+    bank = uvr_core.load_concepts(make(tiny_flux(), made)["file"])
+    assert bank.text is not None
+    assert bank.text.measured["carrying"][1] > 0
+    assert ("reading the text of weapon", 10, 10) in shown  # three prompts twice, and four benign ones
+    with pytest.raises(UVRError, match="holds a concept made with another text"):
+        make(tiny_flux(), making(tmp_path, **options))
 
 
 def test_a_folder_of_something_else_is_left_alone(made: tuple[Path, dict[str, Any], list[Any]], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import attrs
 import numpy as np
+from PIL import Image
 from tables import TEMPLATES
 
 import uvr_core
@@ -38,11 +39,12 @@ from uvr_zoo.freeform.pipelines import load_free, recipe
 from uvr_zoo.freeform.scenes import Scene, sample
 from uvr_zoo.freeform.wordings import Kind, Split
 from uvr_zoo.judging import Judge
+from uvr_zoo.sheets import sheet as contact
 from uvr_zoo.vocabulary import CONCEPTS
 
 CONCEPT = "weapon"
 TUNING, REPORTED = 2_000_000, 3_000_000  # of scenes, and of the images drawn for them
-COLLECTED, CALIBRATED, VERIFIED = (128, 192), (128, 400), (96, 128)  # unsafe and benign captions
+COLLECTED, CALIBRATED, VERIFIED, TOLD = (128, 192), (128, 400), (96, 128), (256, 400)  # unsafe and benign captions
 LOCALISED = 96
 STEPS = (0, 2, 4, 6, 8, 10, 12, 14, 16, 18)
 
@@ -73,17 +75,21 @@ FORMS = (
 )
 
 
-# How the policy is set where no caption says a place; chosen on tuning seeds.
+# By flow: tokens are chosen by their flow contrast, which the bank alone says nothing of. Chosen on tuning seeds.
 SET = {"everywhere": True, "contrast": 1.5}
 AGAIN = ({"everywhere": True, "contrast": 1.2}, {"everywhere": True, "contrast": 1.05})  # stronger each time
-ARMS = (
+FLOW_ARMS = (
     Arm("selective", "policy", "selective"),
     Arm("everywhere", "policy", "selective", set=SET),
     Arm("selective, true mask", "policy", "selective", where="oracle"),
     Arm("everywhere, true mask", "policy", "selective", where="oracle", set=SET),
     Arm("everywhere, random mask", "policy", "selective", where="random", set=SET),
 )
-CHECKED = Arm("everywhere, verified", "policy", "selective", set=SET, again=AGAIN)
+FLOW_CHECKED = Arm("everywhere, verified", "policy", "selective", set=SET, again=AGAIN)
+# By text: the bank says which tokens carry the concept. `selective` as it is.
+SLACK = (1.0, 2.5)  # of each further draw
+BY_TEXT = Arm("text", "policy", "selective")  # masks say whether, and not where: true or random ones give the same
+CHECKED = Arm("text, verified", "policy", "selective", again=tuple({"slack": slack} for slack in SLACK))
 
 
 def scenes(
@@ -112,12 +118,13 @@ def members(name: str) -> list[str]:
 
 
 def banks_of(pipe: Any, name: str, work: Path) -> list[uvr_core.ConceptBank]:
-    """One of every block, that calibrated, and that verified too, on training-split captions of every form.
+    """One of every block, that calibrated, verified too, and told the text too, on training-split captions of every
+    form.
 
     They are kept in `work`.
     """
-    paths = [work / f"free-{name}-{CONCEPT}{kind}.safetensors" for kind in (".raw", "", ".verified")]
-    raw, calibrated, verified = paths
+    paths = [work / f"free-{name}-{CONCEPT}{kind}.safetensors" for kind in (".raw", "", ".verified", ".text")]
+    raw, calibrated, verified, text = paths
     call, masks = recipe(name).sampling, maps(name)
 
     def texts(count: int, first: int, unsafe: bool) -> list[str]:
@@ -129,7 +136,8 @@ def banks_of(pipe: Any, name: str, work: Path) -> list[uvr_core.ConceptBank]:
         def tick(images: int) -> None:
             nonlocal done
             done += images
-            show("bank", done, 2 * COLLECTED[0] + COLLECTED[1] + sum(CALIBRATED) + 2 * VERIFIED[0] + VERIFIED[1])
+            twice, once = COLLECTED[0] + VERIFIED[0] + TOLD[0], COLLECTED[1] + VERIFIED[1] + TOLD[1]
+            show("bank", done, 2 * twice + once + sum(CALIBRATED))
 
         if not raw.exists():
             with uvr_core.attach(pipe) as reg:
@@ -151,6 +159,11 @@ def banks_of(pipe: Any, name: str, work: Path) -> list[uvr_core.ConceptBank]:
                 texts(VERIFIED[1], 50_000, False), masks=masks, policy=Selective(**SET), batch_size=16, generate=call,
                 progress=tick, seed=TUNING + 40_000,
             ).save(verified)  # fmt: skip
+        if not text.exists():
+            uvr_core.calibrate_text(
+                pipe, uvr_core.load_concepts(verified), texts(TOLD[0], 60_000, True), texts(TOLD[1], 70_000, False),
+                masks=masks, batch_size=16, generate=call, progress=tick, seed=TUNING + 60_000,
+            ).save(text)  # fmt: skip
     return [uvr_core.load_concepts(path) for path in paths]
 
 
@@ -211,6 +224,16 @@ def arms_of(
     return {arm: row for arm, row in summary["arms"].items() if arm != "stock"}
 
 
+def sheet(folder: Path, count: int, path: Path) -> None:
+    """The first twelve tasks of three forms, stock above regulated: one object, two and three, none in its place."""
+    rows = []
+    for form in (FORMS.index(Form(1)), FORMS.index(Form(2)), FORMS.index(Form(3))):
+        for arm in ("stock", BY_TEXT.folder):
+            files = [folder / "images" / arm / f"{form * count + i:05d}.png" for i in range(min(12, count))]
+            rows.append([Image.open(file).convert("RGB") for file in files])
+    contact(rows, scale=1).save(path, quality=80, method=6)
+
+
 def page(results: dict[str, Any]) -> str:
     def total(arm: str, what: str) -> dict[str, Any]:
         cells = [row[what] for row in results["unsafe"][arm]["groups"].values()]
@@ -222,6 +245,7 @@ def page(results: dict[str, Any]) -> str:
         setting=SET,
         checked=CHECKED.name,
         again=[each["contrast"] for each in AGAIN],
+        slack=SLACK,
         total=total,
         **results,
     )
@@ -242,18 +266,24 @@ def main() -> None:
         work = arguments.work / name
         work.mkdir(parents=True, exist_ok=True)
         pipe = load_free(name, arguments.transformer)
-        raw, bank, verified = banks_of(pipe, name, work)
+        raw, bank, verified, text = banks_of(pipe, name, work)
         assert bank.calibration is not None
+        assert text.text is not None
         results = {
             "name": name, "concept": CONCEPT, "count": arguments.count,
-            "calibration": attrs.asdict(bank.calibration), "start_up": start_up(pipe, name, raw),
+            "calibration": attrs.asdict(bank.calibration), "text": attrs.asdict(text.text),
+            "start_up": start_up(pipe, name, raw),
         }  # fmt: skip
         path.write_text(to_json(results))
         unsafe, benign = unsafe_tasks(name, arguments.count), benign_tasks(name, arguments.benign)
-        results["unsafe"] = arms_of(pipe, name, bank, unsafe, work / "unsafe", arms=ARMS)
-        results["unsafe"] |= arms_of(pipe, name, verified, unsafe, work / "verified", arms=(CHECKED,))
+        results["unsafe"] = arms_of(pipe, name, bank, unsafe, work / "unsafe", arms=FLOW_ARMS)
+        results["unsafe"] |= arms_of(pipe, name, verified, unsafe, work / "verified", arms=(FLOW_CHECKED,))
+        unverified = attrs.evolve(text, verification=None)
+        results["unsafe"] |= arms_of(pipe, name, unverified, unsafe, work / "text", arms=(BY_TEXT,))
+        sheet(work / "text", arguments.count, path.with_suffix(".webp"))
+        results["unsafe"] |= arms_of(pipe, name, text, unsafe, work / "text-verified", arms=(CHECKED,))
         path.write_text(to_json(results))
-        results["benign"] = arms_of(pipe, name, verified, benign, work / "benign", arms=(CHECKED,))
+        results["benign"] = arms_of(pipe, name, text, benign, work / "benign", arms=(CHECKED,))
         path.write_text(to_json(results))
     (arguments.out / f"free-{name}.md").write_text(page(json.loads(path.read_text())), "utf-8")
 

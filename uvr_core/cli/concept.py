@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import click
 
 import uvr_core
@@ -97,6 +98,12 @@ def collect(
 @click.option("--unsafe", type=PATH, required=True, help="Prompts that show the concept, others than for collecting.")
 @click.option("--benign", type=PATH, required=True, help="Prompts without it.")
 @click.option("--masks", metavar="SOURCE", help=f"Measure and tune the patches as well, by {MASKS}")
+@click.option(
+    "--text",
+    "by_text",
+    is_flag=True,
+    help="Learn which tokens of a prompt carry it too: where prompts say no place. Needs --masks.",
+)
 @click.option("--detector", default="contrast", show_default=True, help="Whose scores are calibrated.")
 @click.option(
     "--max-false-positive",
@@ -116,6 +123,7 @@ def calibrate(
     unsafe: Path,
     benign: Path,
     masks: str | None,
+    by_text: bool,
     detector: str,
     max_false_positive: float,
     out: Path,
@@ -126,16 +134,23 @@ def calibrate(
 
     Exits with 1, writing nothing, if no threshold within the budget locates the concept in any unsafe image.
     """
+    if by_text and not masks:
+        raise click.UsageError("--text: say with --masks where the concept is", ctx)
     shown, others = texts_of(unsafe, say), texts_of(benign, say)
     for kind, name in (("detector", detector), ("adapter", settings.adapter)):
         check_registered(kind, name)
     check_file(out)
     before = uvr_core.load_concepts(bank)
     source = mask_source(masks, before.name, len(shown))[0] if masks else None
-    with _drawing(model, settings, f"calibrating {before.name}", len(shown) + len(others)) as (pipe, options):
+    images = len(shown) + len(others)
+    if by_text:
+        images += finder_of(source, Terms(before.name)).passes * len(shown) + len(others)
+    with _drawing(model, settings, f"calibrating {before.name}", images) as (pipe, options):
         after = uvr_core.calibrate(
             pipe, before, shown, others, max_false_positive, detector=detector, masks=source, **options
         )
+        if by_text:
+            after = uvr_core.calibrate_text(pipe, after, shown, others, masks=source, **options)
     calibration = after.calibration
     assert calibration is not None
     recall, false = calibration.measured["recall"], calibration.measured["false_positive"]
@@ -148,6 +163,8 @@ def calibrate(
     after.save(out)
     names = ("detector", "probe", "window", "threshold", "grow", "min_patches", "memory", "measured")
     facts = {name: getattr(calibration, name) for name in names}
+    if after.text is not None:
+        facts["text"] = attrs.asdict(after.text)
     window = f"noise {calibration.window[0]:.2f} to {calibration.window[1]:.2f}"
     _tell(
         {"file": str(out), "name": after.name, **facts},

@@ -1,6 +1,7 @@
 """What a concept is, its file, and how a user's name for it is looked up."""
 
-from .bank import DTYPES, MAX_NAME, SCHEMA, TIME, Calibration, ConceptBank, Fingerprint, SourceLook
+from .bank import DTYPES, MAX_NAME, SCHEMA, TIME, ConceptBank, Fingerprint
+from .calibration import Calibration, SourceLook, TextCarriers
 from .file import MAX_DEPTH, MAX_FILE, MAX_HEADER, MAX_QUOTED, MAX_TENSORS, load_concepts
 from .find import resolve
 from .merge import merge, rename
@@ -19,6 +20,7 @@ __all__ = [
     "ConceptBank",
     "Fingerprint",
     "SourceLook",
+    "TextCarriers",
     "load_concepts",
     "merge",
     "rename",

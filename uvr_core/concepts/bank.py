@@ -9,12 +9,14 @@ Tensors (C = heads * head_dim of the probe block, T = noise-level bins, A = anch
                         image shows it minus where the instruction brings it
     origin_offset/{probe} (T,)  so that 0 lies halfway between the two
     token/{probe}       (T, C)  attention outputs at the text tokens that feed the concept's region, mean over images
+    text/{probe}        (1, C)  over the values of text tokens: those that carry the concept against all others
+    text_offset/{probe} (1,)    so that the score is the log odds
     source/{probe}      (1, 2C) editing only: as direction, at noise level 1 under a neutral text, over a reference
                         token's output and the mean of its 3x3 neighbourhood's
     source_offset/{probe} (1,)  its offset
     sigma               (T,)    noise level of each bin, 1 = pure noise, decreasing
-The metadata carries schema, name, model fingerprint, calibration, verification, source and provenance as JSON. Never
-pickle.
+The metadata carries schema, name, model fingerprint, calibration, verification, source, text and provenance as JSON.
+Never pickle.
 """
 
 from __future__ import annotations
@@ -31,11 +33,12 @@ import torch
 
 from ..errors import ConceptMismatch
 from ..files import write_whole
-from ..ops.tail import threshold_at
-from ..validators import MAX_TEXT, count, finite, instance, is_finite, printable, share, window
+from ..validators import MAX_TEXT, count, instance, printable
+from .calibration import Calibration, SourceLook, TextCarriers
 
-SCHEMA = "uvr.concept/3"
-READABLE = ("uvr.concept/1", "uvr.concept/2", SCHEMA)  # 1 has no verification, 1 and 2 no look at the source
+SCHEMA = "uvr.concept/4"
+# What each knows beside the calibration: a verification from 2 on, a look at the source from 3 on, text from 4 on.
+READABLE = ("uvr.concept/1", "uvr.concept/2", "uvr.concept/3", SCHEMA)
 TIME = "sigma"  # noise level in 0..1, 1 = pure noise, whatever the model's own convention
 MAX_NAME = MAX_TEXT  # characters
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -66,75 +69,6 @@ class Fingerprint:
             )
 
 
-def _floats(pair: Any) -> Any:
-    """A list as JSON has it becomes a tuple, whole numbers become floats; the validator says what is wrong."""
-    return tuple(float(n) if is_finite(n) else n for n in pair) if isinstance(pair, (list, tuple)) else pair
-
-
-def _tail(calibration: Any, attribute: attrs.Attribute[Any], tail: Any) -> None:
-    numbers = isinstance(tail, tuple) and all(is_finite(score) for score in tail)
-    if not numbers or list(tail) != sorted(tail, reverse=True):
-        raise ConceptMismatch(f"calibration.tail: expected finite scores in descending order, got {tail!r:.80}")
-
-
-@attrs.frozen
-class Calibration:
-    """How the bank is to be used, chosen by `uvr_core.calibrate`.
-
-    Attributes:
-        detector: registered name whose scores `threshold` refers to.
-        probe: path of the probe block.
-        window: (high, low) noise levels between which patches are located.
-        threshold: tau. A patch with score >= tau is a hit.
-        grow: once an image is located, patches >= grow make the mask: with grow < tau those connected to a hit, with
-            grow > tau those alone, if they are min_patches (None: tau).
-        min_patches: hits an image needs to count as located.
-        memory: share of the earlier steps' scores that is added to a step's before it is compared, 0..1; see
-            uvr_core.ops.evidence.Evidence. 0: every step stands alone.
-        max_false_positive: the budget asked for.
-        measured: figures on the calibration sets (recall, false positives, counts, patch AUROC).
-        tail: the largest scores of the benign images, descending, of `benign` images in all: how the threshold rises
-            for a smaller budget (uvr_core.ops.tail). Empty: not known.
-
-    Raises:
-        ConceptMismatch: a number that is not finite or out of its range, a window that no noise level is in.
-    """
-
-    detector: str = attrs.field(validator=printable(ConceptMismatch))
-    probe: str = attrs.field(validator=printable(ConceptMismatch))
-    window: tuple[float, float] = attrs.field(converter=_floats, validator=window(ConceptMismatch))
-    threshold: float = attrs.field(validator=finite(ConceptMismatch))
-    grow: float | None = attrs.field(default=None, validator=attrs.validators.optional(finite(ConceptMismatch)))
-    min_patches: int = attrs.field(default=1, validator=count(ConceptMismatch))
-    max_false_positive: float = attrs.field(default=0.01, validator=finite(ConceptMismatch))
-    measured: dict[str, Any] = attrs.field(factory=dict, validator=instance(dict, ConceptMismatch))
-    memory: float = attrs.field(default=0.0, validator=share(ConceptMismatch))
-    tail: tuple[float, ...] = attrs.field(default=(), converter=_floats, kw_only=True, validator=_tail)
-    benign: int = attrs.field(default=0, kw_only=True, validator=instance(int, ConceptMismatch))
-
-    def __attrs_post_init__(self) -> None:
-        if len(self.tail) > self.benign:
-            raise ConceptMismatch(
-                f"calibration.tail: expected scores of at most {self.benign} benign images, got {len(self.tail)}"
-            )
-
-    def threshold_at(self, share: float) -> float | None:
-        """The threshold that a share of benign images is expected to reach, at least the calibrated one; None: the
-        benign images' tail is not known."""
-        return max(self.threshold, threshold_at(self.tail, self.benign, share)) if self.tail else None
-
-
-@attrs.frozen
-class SourceLook(Calibration):
-    """How a concept is located in the source before it is edited, chosen by `uvr_core.calibrate_source`.
-
-    Attributes:
-        text: the neutral instruction under which the model is shown the source.
-    """
-
-    text: str = attrs.field(kw_only=True, validator=printable(ConceptMismatch))
-
-
 def _finite(instance: object, attribute: attrs.Attribute[Any], tensors: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
@@ -162,6 +96,7 @@ class ConceptBank:
         verification: how it is told, from the attention output behind the edits in late steps, whether the concept
             still stands at the end (grow and memory are of no use there). None: it is not verified.
         source: how it is located in the source before it is edited. None: nobody looks there.
+        text: how it is told which of the prompt's tokens carry it. None: it is not told.
     """
 
     name: str = attrs.field(validator=printable(ConceptMismatch))
@@ -170,13 +105,14 @@ class ConceptBank:
     calibration: Calibration | None = None
     verification: Calibration | None = attrs.field(default=None, kw_only=True)
     source: SourceLook | None = attrs.field(default=None, kw_only=True)
+    text: TextCarriers | None = attrs.field(default=None, kw_only=True)
     provenance: dict[str, Any] = attrs.field(factory=dict, repr=False, validator=instance(dict, ConceptMismatch))
 
     @property
     def probes(self) -> tuple[str, ...]:
-        """Paths of the probe blocks that the bank has tensors for, but for those of the source."""
+        """Paths of the probe blocks that the bank has tensors for, but for those of the source and of the text."""
         keys = (key.partition("/") for key in self.tensors)
-        return tuple(sorted({probe for kind, _, probe in keys if probe and not kind.startswith("source")}))
+        return tuple(sorted({probe for kind, _, probe in keys if probe and not kind.startswith(("source", "text"))}))
 
     @property
     def width(self) -> int:
@@ -248,6 +184,7 @@ class ConceptBank:
                     ("calibration", self.calibration),
                     ("verification", self.verification),
                     ("source", self.source),
+                    ("text", self.text),
                 )
             },
             "provenance": json.dumps(self.provenance, sort_keys=True),

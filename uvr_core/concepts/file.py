@@ -14,7 +14,8 @@ import torch
 
 from ..errors import ConceptMismatch
 from ..files import printable
-from .bank import READABLE, SCHEMA, TIME, Calibration, ConceptBank, Fingerprint, SourceLook
+from .bank import READABLE, SCHEMA, TIME, ConceptBank, Fingerprint
+from .calibration import Calibration, SourceLook, TextCarriers
 
 # What a file may make a reader allocate, at most. A bank of every block of a published model is some 200 MB.
 MAX_HEADER = 16 * 2**20
@@ -23,8 +24,8 @@ MAX_TENSORS = 4096
 MAX_DEPTH = 64  # of JSON in the metadata
 MAX_QUOTED = 500  # characters of a file's fault in a message
 
-How = TypeVar("How", bound=Calibration)
-_ANY_LEVEL = ("anchors", "source", "source_offset")
+How = TypeVar("How", Calibration, SourceLook, TextCarriers)
+_ANY_LEVEL = ("anchors", "source", "source_offset", "text", "text_offset")
 
 
 def load_concepts(path: str | os.PathLike[str]) -> ConceptBank:
@@ -98,7 +99,7 @@ def _read(path: Path) -> ConceptBank:
 def _parse(metadata: Mapping[str, str], tensors: dict[str, torch.Tensor]) -> ConceptBank:
     if metadata.get("time") != TIME:
         raise ConceptMismatch(f"expected time convention {TIME!r}, got {metadata.get('time')!r}")
-    schema = metadata["schema"]
+    knows = READABLE.index(metadata["schema"])
     fingerprint, provenance = (_json(metadata, key) for key in ("fingerprint", "provenance"))
     bank = ConceptBank(
         metadata["name"],
@@ -106,8 +107,9 @@ def _parse(metadata: Mapping[str, str], tensors: dict[str, torch.Tensor]) -> Con
         tensors,
         _calibration(metadata, "calibration", Calibration),
         provenance,
-        verification=None if schema == READABLE[0] else _calibration(metadata, "verification", Calibration),
-        source=_calibration(metadata, "source", SourceLook) if schema == SCHEMA else None,
+        verification=_calibration(metadata, "verification", Calibration) if knows >= 1 else None,
+        source=_calibration(metadata, "source", SourceLook) if knows >= 2 else None,
+        text=_calibration(metadata, "text", TextCarriers) if knows >= 3 else None,
     )
     _check_shapes(bank)
     return bank
@@ -132,11 +134,13 @@ def _check_shapes(bank: ConceptBank) -> None:
             "origin": tuple(tensor.shape) == (bins, 2 * bank.width),
             "origin_offset": tuple(tensor.shape) == (bins,),
             "token": tuple(tensor.shape) == (bins, bank.width),
+            "text": tuple(tensor.shape) == (1, bank.width),
+            "text_offset": tuple(tensor.shape) == (1,),
             "source": tuple(tensor.shape) == (1, 2 * bank.width),
             "source_offset": tuple(tensor.shape) == (1,),
             "sigma": tensor.ndim == 1,
         }.get(kind)
-        # All but the anchors and the source's are looked up by noise level, all but the levels themselves by probe.
+        # All but these kinds are looked up by noise level, all but the levels themselves by probe.
         placed = bool(probe) and probe.isprintable()
         if not good or (kind not in _ANY_LEVEL and not bins) or (key != "sigma" and not placed):
             raise ConceptMismatch(

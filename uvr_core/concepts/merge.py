@@ -29,9 +29,9 @@ def merge(banks: Sequence[ConceptBank], name: str) -> ConceptBank:
 
     Anchors are put together. Directions and offsets, and the mean features at text tokens, are means weighted by the
     pictures that each bank saw the concept in, so that a patch's score becomes the weighted mean of its scores by each.
-    That has mean 0 over other patches and a deviation of at most 1, not 1: **calibration, verification and the look at
-    the source are dropped, and so is what was measured**; calibrate anew. It is for parts of one concept. Of two things
-    that look different one mean direction may fit neither: `attach(concepts=[a, b])` keeps them apart.
+    That has mean 0 over other patches and a deviation of at most 1, not 1: **calibration, verification, text and the
+    look at the source are dropped, and so is what was measured**; calibrate anew. It is for parts of one concept. Of
+    two things that look different one mean direction may fit neither: `attach(concepts=[a, b])` keeps them apart.
 
     Raises:
         ConceptMismatch: fewer than two, other fingerprints or noise levels, no block in common, a bank collected with

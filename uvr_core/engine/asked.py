@@ -11,15 +11,14 @@ from ..intercept.calls import JointCall
 from ..protocols import CallInfo, FlowEdit, Located, row_classes
 from ..tokens import Role
 from .locate import ConceptState
-from .plan import ConceptPlan
 from .readings import Directions, contrast, direction
 
 
-def shown(located: Located, plan: ConceptPlan, directions: Directions) -> list[torch.Tensor]:
+def shown(located: Located, state: ConceptState, directions: Directions) -> list[torch.Tensor]:
     """The tensors that a policy can reach."""
     masks = (located.core, located.ring, located.from_source, row_classes(located))
     vectors = [vector for vector, _ in directions.values()]
-    return [*(mask for mask in masks if mask is not None), *vectors, *plan.bank.tensors.values()]
+    return [*(mask for mask in masks if mask is not None), *vectors, *state.plan.bank.tensors.values()]
 
 
 def asked(state: ConceptState, located: Located, call: JointCall, directions: Directions) -> FlowEdit | None:
@@ -57,4 +56,21 @@ def _info(call: JointCall, state: ConceptState, directions: Directions) -> CallI
         lambda: of_keys()[0],
         lambda: of_keys()[1],
         functools.partial(direction, call, state.plan.bank, directions),
+        functools.partial(_carriers, call, state),
     )
+
+
+def _carriers(call: JointCall, state: ConceptState, slack: float = 0.0) -> torch.Tensor | None:
+    """The state's, for the text tokens of this call.
+
+    Raises:
+        UVRError: it has other text than the call in which they were told.
+    """
+    told, count = state.carriers(slack), call.keys.count(Role.TEXT)
+    if told is not None and told.shape[1] != count:
+        assert state.plan.text is not None
+        raise UVRError(
+            f"concept {state.plan.name!r}: {call.tap} has {count} text tokens and {state.plan.text.probe}, by which it "
+            f"is told which of them carry the concept, {told.shape[1]}"
+        )
+    return told

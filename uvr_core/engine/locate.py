@@ -14,6 +14,7 @@ from ..ops.evidence import Evidence
 from ..ops.masks import core_of, grow_from, ring_of
 from ..ops.upload import upload
 from ..protocols import Detector, Located, RowClass, TellsOrigin
+from .carriers import chosen_by, text_scores
 from .plan import ConceptPlan
 from .readings import Compared
 from .unchanged import unchanged
@@ -35,6 +36,8 @@ class ConceptState:
         compared: where a flow contrast is measured, as of `located`.
         refused: the masks for which the policy refused.
         changed: step -> (B,) bool on the device, the images in which an output was changed.
+        text_scores: (B, T) on the device, the log odds that a text token carries the concept; None: not told (yet).
+        kept: what `carriers` has told, by slack.
     """
 
     plan: ConceptPlan
@@ -49,6 +52,8 @@ class ConceptState:
     compared: Compared | None = None
     refused: Located | None = None
     changed: dict[int, torch.Tensor] = attrs.field(factory=dict)
+    text_scores: torch.Tensor | None = None
+    kept: dict[float, torch.Tensor] = attrs.field(factory=dict)
 
     @classmethod
     def of(cls, plan: ConceptPlan, batch: int, grid: tuple[int, int]) -> ConceptState:
@@ -75,6 +80,24 @@ class ConceptState:
     def note_change(self, step: int, changed: torch.Tensor) -> None:
         """(B,) bool, on the device: in which images an edit of this step changed the output."""
         self.changed[step] = self.changed[step] | changed if step in self.changed else changed
+
+    def awaits_text(self, tap: str) -> bool:
+        """Whether the text is to be read in the next call at that tap."""
+        return self.plan.text is not None and self.text_scores is None and self.plan.text.probe == tap
+
+    def read_text(self, call: JointCall) -> torch.Tensor:
+        """(B, T): how likely each text token carries the concept; once a generation, where `awaits_text`."""
+        assert self.plan.text is not None
+        self.text_scores = text_scores(call, self.plan.bank, self.plan.text)
+        return self.text_scores
+
+    def carriers(self, slack: float) -> torch.Tensor | None:
+        """(B, T) bool, the asker's own; see CallInfo.carriers."""
+        if self.text_scores is None or self.plan.text is None:
+            return None
+        if slack not in self.kept:
+            self.kept[slack] = chosen_by(self.text_scores, self.plan.text, slack)
+        return self.kept[slack].clone()
 
     def scores_of(self, call: JointCall, tokens: torch.Tensor) -> torch.Tensor:
         """(B, N) float32: what the detector says of the call's output patches, of which `tokens` are the `features`."""

@@ -20,6 +20,7 @@ from ..errors import (
     did_you_mean,
 )
 from ..protocols import Detector, Policy, PolicyTraits
+from .carriers import check_text
 from .plan import ConceptPlan
 
 
@@ -123,6 +124,7 @@ def make_plan(
         threshold = float(fixed) if fixed is not None else _calibrated(bank, same, finder.name)
     traits = PolicyTraits.of(remedy.object)
     verification = bank.verification if verify else None
+    check_text(bank)
     return ConceptPlan(
         bank,
         finder.object,
@@ -143,6 +145,7 @@ def make_plan(
         verification=verification,
         verifier=None if verification is None else instrument("detector", verification.detector).object,
         look=_look_of(bank, remedy, traits) if bank.source is not None else None,
+        text=bank.text,
     )
 
 
@@ -180,7 +183,7 @@ def _calibrated(bank: ConceptBank, calibration: Calibration | None, detector: st
 def check_plan(plan: ConceptPlan, model: Fingerprint, taps: Sequence[str]) -> None:
     """Raise ConceptMismatch unless the concept was made for this model and its probe is one of the taps."""
     plan.bank.fingerprint.check(model, f"concept {plan.name!r}")
-    for probe in (plan.probe, *(how.probe for how in (plan.verification, plan.look) if how)):
+    for probe in (plan.probe, *(how.probe for how in (plan.verification, plan.look, plan.text) if how)):
         if probe not in taps:
             raise ConceptMismatch(
                 f"concept {plan.name!r}: probe {probe!r} is no joint attention block of the model"

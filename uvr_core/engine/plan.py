@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from ..concepts import Calibration, ConceptBank
+from ..concepts import Calibration, ConceptBank, TextCarriers
 from ..errors import ConceptMismatch
 from ..protocols import Detector, MaskOptions, Policy
 from ..validators import count, finite, share, window
@@ -32,6 +32,7 @@ class ConceptPlan:
         verification: how it is told whether the concept still stands at the end; None: it is not.
         verifier: the verification's detector.
         look: how it is located in the source before the first step; None: nobody looks there.
+        text: how it is told which text tokens carry it; None: it is not told.
 
     Raises:
         ConceptMismatch: a number that is not finite or out of its range: the concept would never be located.
@@ -56,6 +57,7 @@ class ConceptPlan:
     verification: Calibration | None = attrs.field(default=None, kw_only=True)
     verifier: Detector | None = attrs.field(default=None, kw_only=True)
     look: ConceptPlan | None = attrs.field(default=None, kw_only=True)
+    text: TextCarriers | None = attrs.field(default=None, kw_only=True)
 
     def due(self, tap: str, sigma: float) -> bool:
         """Whether the concept is looked for at that tap and noise level."""

@@ -108,6 +108,11 @@ def text_rows(call: JointCall) -> torch.Tensor:
     return _tokens(call, call.queries.text)
 
 
+def text_values(call: JointCall) -> torch.Tensor:
+    """(B, T, C) float32: the values of the text tokens, heads concatenated. No rotary embedding turns them."""
+    return call.value[:, :, call.keys.text].transpose(1, 2).flatten(2).float()
+
+
 def word_mass(call: JointCall, words: torch.Tensor) -> torch.Tensor:
     """How much each output patch attends to some text tokens. One fused call.
 

@@ -104,6 +104,9 @@ class CallInfo:
         reference_contrast: () -> (B, reference): the same for reference tokens.
         direction: () -> the concept's Direction in this block, or None: the bank has no tensors for it. Raises
             ConceptMismatch if the direction needs reference tokens and the call has none.
+        carriers: (slack) -> (B, text) bool: the text tokens that carry the concept, the same in every block and step,
+            at least one of each prompt; with those whose log odds lie up to `slack` below. None: the concept does not
+            say how that is told (`calibrate_text`), or the block that tells was not run yet.
     """
 
     path: str
@@ -112,6 +115,7 @@ class CallInfo:
     text_contrast: Callable[[], torch.Tensor]
     reference_contrast: Callable[[], torch.Tensor] = lambda: torch.ones(0)
     direction: Callable[[], Direction | None] = lambda: None
+    carriers: Callable[[float], torch.Tensor | None] = lambda slack: None
 
 
 @runtime_checkable

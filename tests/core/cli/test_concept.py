@@ -28,6 +28,19 @@ def test_collect_then_calibrate_then_generate(checkpoint, prompts, tmp_path, out
     ran("generate", checkpoint, "--prompts", prompts, "--concept", tuned, *common, "--out", out)
 
 
+def test_calibrate_learns_the_text_where_it_is_asked_to(checkpoint, bank, prompts, tmp_path, monkeypatch):
+    monkeypatch.setattr("uvr_core.fit.carriers.FEEDS", 1.0)  # a random model's contrasts lie about 1
+    path, tuned = bank.save(tmp_path / "knife.safetensors"), tmp_path / "tuned.safetensors"
+    asked = ("calibrate", checkpoint, path, "--unsafe", prompts, "--benign", prompts, "--text", "--out", tuned)
+    assert "--masks" in ran(*asked, *FAST, code=2).stderr
+    with registered(uvr_judges={"pointer": Pointer}):
+        more = ("--masks", "pointer:knife", "--max-false-positive", 0.9, "--detector", "anchor", "--json")
+        result = ran(*asked, *more, *FAST)
+    text = uvr_core.load_concepts(tuned).text
+    assert json.loads(result.stdout)["text"]["measured"] == text.measured
+    assert text.measured["carrying"][1] > 0
+
+
 def test_calibrate_that_locates_nothing_falls_short(checkpoint, bank, prompts, tmp_path):
     bank.tensors[f"anchors/{PROBE}"].zero_()
     path, tuned = bank.save(tmp_path / "zero.safetensors"), tmp_path / "tuned.safetensors"

@@ -122,7 +122,7 @@ def test_concept_file_truncated(generate, concept):
 def test_concept_file_of_another_schema(generate, concept):
     save_file(load_file(concept), concept, {"schema": "uvr.concept/99"})
     line = generate("--concept", concept)
-    assert "'uvr.concept/3'" in line
+    assert "'uvr.concept/4'" in line
     assert "'uvr.concept/99'" in line
 
 

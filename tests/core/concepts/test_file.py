@@ -17,7 +17,7 @@ import torch
 from runner import PROBE, make_bank
 
 import uvr_core
-from uvr_core import Calibration, ConceptBank, ConceptMismatch, SourceLook, load_concepts
+from uvr_core import Calibration, ConceptBank, ConceptMismatch, SourceLook, TextCarriers, load_concepts
 
 
 def full_bank() -> ConceptBank:
@@ -34,10 +34,13 @@ def full_bank() -> ConceptBank:
             f"token/{PROBE}": torch.randn(3, 32).double(),
             f"source/{PROBE}": torch.randn(1, 64),
             f"source_offset/{PROBE}": torch.randn(1),
+            f"text/{PROBE}": torch.randn(1, 32),
+            f"text_offset/{PROBE}": torch.randn(1),
         },
         calibration=Calibration("contrast", PROBE, (1.0, 1 / 3), 0.1 + 0.2, -2.5, 3, 0.05, {"recall": 0.9, "n": 7}),
         verification=Calibration("anchor", PROBE, (0.3, 0.0), 1.5, tail=(0.1 + 0.2, -7.0), benign=20),
         source=SourceLook("contrast", PROBE, (1.0, 0.99), 0.1 + 0.2, text="change the background to sky"),
+        text=TextCarriers(PROBE, 0.1 + 0.2, 1 / 3, {"carrying": [7, 8]}),
         provenance={"seed": 7, "nested": {"prompts": ["a knife", "ein Messer é"]}, "none": None},
     )
 
@@ -77,6 +80,17 @@ def test_a_file_of_the_second_schema_has_no_look_at_the_source(path: Path) -> No
     assert (bank.calibration, bank.verification) == (full_bank().calibration, full_bank().verification)
 
 
+def test_a_file_of_the_third_schema_does_not_tell_the_text(path: Path) -> None:
+    def older(parsed: object, metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> None:
+        metadata.update(schema="uvr.concept/3")
+        del metadata["text"], tensors[f"text/{PROBE}"], tensors[f"text_offset/{PROBE}"]
+
+    rewrite(path, older)
+    bank = load_concepts(path)
+    assert bank.text is None
+    assert (bank.calibration, bank.source) == (full_bank().calibration, full_bank().source)
+
+
 def test_round_trip_is_bitwise(path: Path) -> None:
     torch.manual_seed(0)
     bank = full_bank()
@@ -84,6 +98,7 @@ def test_round_trip_is_bitwise(path: Path) -> None:
     assert back.calibration == bank.calibration
     assert back.source == bank.source
     assert type(back.source) is SourceLook
+    assert back.text == bank.text
     hostile.same(bank, back)
 
 
@@ -163,7 +178,7 @@ def _tensor(key: str, value: torch.Tensor | None) -> Callable[..., None]:
 
 
 DAMAGE = {
-    "another schema": (_meta("schema", "uvr.concept/4"), r"expected schema 'uvr\.concept/3', got 'uvr\.concept/4'"),
+    "another schema": (_meta("schema", "uvr.concept/5"), r"expected schema 'uvr\.concept/4', got 'uvr\.concept/5'"),
     "no schema": (_meta("schema", None), "got None"),
     "another time convention": (_meta("time", "t"), "time convention"),
     "no name": (_meta("name", None), "metadata is damaged.*name"),
@@ -189,6 +204,16 @@ DAMAGE = {
     ),
     "no look": (_meta("source", None), "metadata is damaged"),
     "a look of another width": (_tensor(f"source/{PROBE}", torch.zeros(1, 32)), f"source/{PROBE}.*fits no concept"),
+    "no text": (_meta("text", None), "metadata is damaged"),
+    "a text margin below 0": (
+        _meta("text", json.dumps({"probe": PROBE, "threshold": 1.0, "margin": -1.0})),
+        r"text\.margin: expected a number >= 0",
+    ),
+    "a text threshold that is no number": (
+        _meta("text", json.dumps({"probe": PROBE, "threshold": "high"})),
+        r"threshold: expected a finite number",
+    ),
+    "a text of another width": (_tensor(f"text/{PROBE}", torch.zeros(1, 64)), f"text/{PROBE}.*fits no concept"),
     "a look of two noise levels": (_tensor(f"source_offset/{PROBE}", torch.zeros(2)), "fits no concept"),
     "calibration is a list": (_whole("calibration", [1]), "calibration: expected dict"),
     "an unknown calibration field": (_set("calibration", "colour", 1), "colour"),

@@ -120,6 +120,34 @@ def test_selective_kept_reads_each_blocks_contrasts_once_for_the_same_masks() ->
     assert factors(kept, located(0.5), "a", 1.0, 9.0) == [1.0, 0.0]  # other masks
 
 
+def test_selective_withholds_the_tokens_that_carry_the_concept_from_every_patch_without_measuring_a_flow() -> None:
+    core = torch.tensor([[True, False, False, False], [False] * 4])  # the second image shows nothing
+    both = Located(core, torch.zeros(2, 4, dtype=torch.bool), (2, 2), 0.9, 0, (1.0, 0.0), None, "x")
+    told = torch.tensor([[False, True, True], [True, False, False]])
+    # info's contrast raises if it is asked for.
+    call = attrs.evolve(info(reference=0), carriers=lambda slack: told if slack == 0 else told | ~told)
+    edit, near = Selective(strong=0.25).edit(both, call), Selective(everywhere=False).edit(both, call)
+    assert edit is not None
+    assert near is not None
+    assert edit.rows.tolist() == [[CORE, RING, RING, RING], [STOCK] * 4]
+    assert near.rows.tolist() == [[CORE, STOCK, STOCK, STOCK], [STOCK] * 4]
+    assert edit.reweight is not None
+    assert edit.reweight.text_factor is not None
+    assert edit.reweight.text_factor.tolist() == [[1.0, 0.25, 0.25], [0.25, 1.0, 1.0]]
+    more = Selective(slack=2.0).edit(both, call)
+    assert more is not None
+    assert more.reweight is not None
+    assert more.reweight.text_factor is not None
+    assert more.reweight.text_factor[0].tolist() == [0.0, 0.0, 0.0]
+    source = attrs.evolve(info(None, torch.tensor([[9.0]])), carriers=lambda slack: told[:1])
+    edit = Selective().edit(located(), source)
+    assert edit is not None
+    assert edit.rows.tolist() == CLASSES  # a source has places of its own
+    assert edit.reweight is not None
+    assert edit.reweight.text_factor is not None
+    assert edit.reweight.text_factor.tolist() == [[1.0, 0.0, 0.0]]
+
+
 def test_block_cuts_text_and_reference_from_core_and_ring() -> None:
     edit = Block().edit(located(0.0), info())
     assert edit is not None
