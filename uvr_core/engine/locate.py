@@ -81,12 +81,8 @@ class ConceptState:
         """(B,) bool, on the device: in which images an edit of this step changed the output."""
         self.changed[step] = self.changed[step] | changed if step in self.changed else changed
 
-    def awaits_text(self, tap: str) -> bool:
-        """Whether the text is to be read in the next call at that tap."""
-        return self.plan.text is not None and self.text_scores is None and self.plan.text.probe == tap
-
     def read_text(self, call: JointCall) -> torch.Tensor:
-        """(B, T): how likely each text token carries the concept; once a generation, where `awaits_text`."""
+        """(B, T): how likely each text token carries the concept; once a generation."""
         assert self.plan.text is not None
         self.text_scores = text_scores(call, self.plan.bank, self.plan.text)
         return self.text_scores

@@ -25,6 +25,7 @@ from .redraw import Earlier
 from .report import Posture, Report, summarise
 from .schedule import refuse_missed
 from .source import Known, Sources
+from .texts import Texts
 from .unchanged import unchanged, watchable
 from .uncond import UncondText
 from .verify import verified
@@ -83,7 +84,7 @@ class Regulation(Intervention):
         self._noise: list[torch.Generator] = []
         self._batch = 0
         self._awaited: frozenset[str] | None = None  # see `_awaits`
-        self._text_unread = any(concept.text is not None for concept in plan)
+        self._text = Texts(plan)
 
     def ahead(self, arguments: Mapping[str, Any]) -> Ahead | None:
         """The look at the sources, if one is needed."""
@@ -103,8 +104,7 @@ class Regulation(Intervention):
             return None
         looked_at = {plan.probe for plan in self.plan if plan.due(plan.probe, forward.sigma)}
         verified = {state.calibration.probe for state in self._verified}
-        text = {plan.text.probe for plan in self.plan if plan.text is not None} if self._text_unread else set()
-        return self._read_taps | looked_at | verified | text
+        return self._read_taps | looked_at | verified | self._text.awaited
 
     def reusable(self, forward: Forward) -> bool:
         """Not while anything is looked for, or a policy holds back that could act in blocks that are skipped."""
@@ -128,8 +128,7 @@ class Regulation(Intervention):
             )
         if self._reader is not None and call.tap in self._read_taps and not self._after:
             self._reader(call)
-        if self._text_unread:
-            self._read_text(call)
+        self._text.read(call, self._states, self._finite)
         if due := [state for state in self._states if state.plan.due(call.tap, call.forward.sigma)]:
             self._look(due, call)
         output = self._restrict(call)
@@ -147,13 +146,6 @@ class Regulation(Intervention):
                 state.start_from(cores, call, from_source=True)
         if any(state.located is not None for state in self._states):
             self._list_anew()
-
-    @torch.no_grad()  # as in `_look`
-    def _read_text(self, call: JointCall) -> None:
-        for state in self._states:
-            if state.awaits_text(call.tap):
-                self._finite.watch(state.read_text(call))  # of NaN no token would carry anything
-        self._text_unread = any(state.plan.text is not None and state.text_scores is None for state in self._states)
 
     def _look_after(self, call: JointCall) -> None:
         """Verify and show a call as the edits left it."""
