@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 
 from ..concepts import ConceptBank, TextCarriers
 from ..engine.attach import attach
-from ..engine.carriers import chosen_by
 from ..engine.readings import Compared, Reader, contrast, text_values
 from ..engine.regulator import Regulator
 from ..errors import UVRError
@@ -31,17 +30,31 @@ _MOST = 8192  # tokens of a kind that are kept
 _BRIEF = 2  # steps of a benign prompt: its picture is of no use, and text is read in the first
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Tokens:
-    """Text tokens of some prompts.
+    """Text tokens of some prompts, by their values in the first step. It does not grow with prompts, but for those that
+    carry the concept.
 
     Attributes:
-        values: (prompts, T, C) float32, in the first step.
-        carry: (prompts, T) bool, whether they fed the concept's patches in the later steps.
+        carrying: (n, C) of each prompt, those that fed the concept's patches in the later steps.
+        others: at most _MOST of the rest; count: of so many.
     """
 
-    values: torch.Tensor
-    carry: torch.Tensor
+    carrying: list[torch.Tensor] = attrs.field(factory=list)
+    others: Reservoir = attrs.field(factory=lambda: Reservoir(_MOST, torch.Generator().manual_seed(0)))
+    count: int = 0
+
+    def add(self, values: torch.Tensor, carry: torch.Tensor) -> None:
+        """Add a prompt's tokens: values (T, C), carry (T,) bool."""
+        self.carrying.append(values[carry])
+        self.others.add(values[~carry])
+        self.count += int((~carry).sum())
+
+    @property
+    def rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, C) and (m, C): all that carry the concept, and the others that were kept."""
+        assert self.others.rows is not None
+        return torch.cat(self.carrying), self.others.rows
 
 
 def calibrate_text(
@@ -90,38 +103,41 @@ def calibrate_text(
         bank.fingerprint.check(reg.fingerprint, f"concept {bank.name!r}")
         finder = finder_of(masks, Terms(bank.name, tuple(words), without), spread(reg.taps))
         seen = finder.find(reg, pipe, drawn, progress)
-        tokens = _fed(reg, pipe, drawn, seen, progress)
+        fit, held = _fed(reg, pipe, drawn, seen, progress)
         rest = _values_of(reg, pipe, others, progress)
-    if not tokens.carry.any():
+    if not sum(map(len, fit.carrying)):
         raise UVRError(
             f"calibrate_text {bank.name!r}: no token of the {len(unsafe)} prompts feeds the concept's patches, say the "
             "masks; check prompts and masks"
         )
-    return _fitted(bank, reg.taps[0], tokens, rest)
+    return _fitted(bank, reg.taps[0], fit, held if sum(map(len, held.carrying)) else fit, rest)
 
 
-def _fed(reg: Regulator, pipe: Any, sampling: Sampling, seen: Seen, progress: Progress | None) -> Tokens:
-    """The tokens of the prompts whose pictures show the concept.
+def _fed(reg: Regulator, pipe: Any, sampling: Sampling, seen: Seen, progress: Progress | None) -> tuple[Tokens, Tokens]:
+    """The tokens of the prompts whose pictures show the concept: to fit, and held out.
 
     Raises:
         UVRError: none does, or blocks differ in their text tokens.
     """
-    parts: list[Tokens] = []
+    fit, held = Tokens(), Tokens()
+    number = 0
 
     @contextmanager
     def reading(batch: slice) -> Iterator[Reader]:
+        nonlocal number
         late = _Late(seen.masks[batch], reg.taps[0])
         yield late.read
-        if late.shown:
-            parts.append(late.tokens())
+        for values, carry in late.tokens():
+            (held if number % HELD_OUT == HELD_OUT - 1 else fit).add(values, carry)
+            number += 1
 
     for drawn in read_along(reg, pipe, sampling, (reg.taps[0], *spread(reg.taps)), reading, progress):
         seen.check(drawn)
-    if not parts:
+    if not number:
         raise UVRError(
             f"none of the {len(sampling.prompts)} generated images shows the concept beside other things, say the masks"
         )
-    return Tokens(torch.cat([part.values for part in parts]), torch.cat([part.carry for part in parts]))
+    return fit, held
 
 
 class _Late:
@@ -147,12 +163,14 @@ class _Late:
             raise UVRError(f"{call.tap} has other text tokens than {self._first}: nothing tells which carry a concept")
         self._contrasts.setdefault(call.forward.step, []).append(told.float().cpu())
 
-    def tokens(self) -> Tokens:
-        """A token carries the concept if its flow contrast is above FEEDS in the mean over blocks and later steps."""
-        assert self._values is not None
+    def tokens(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Of each shown prompt, values (T, C) and which carry the concept, (T,) bool: by a flow contrast above FEEDS in
+        the mean over blocks and later steps."""
+        if self._values is None:
+            return []
         steps = sorted(self._contrasts)[len(self._contrasts) // 2 :]
         mean = torch.stack([torch.stack(self._contrasts[step]).mean(0) for step in steps]).mean(0)
-        return Tokens(self._values, mean > FEEDS)
+        return list(zip(self._values, mean > FEEDS, strict=True))
 
 
 def _values_of(reg: Regulator, pipe: Any, sampling: Sampling, progress: Progress | None) -> torch.Tensor:
@@ -176,24 +194,22 @@ def _values_of(reg: Regulator, pipe: Any, sampling: Sampling, progress: Progress
     return kept.rows
 
 
-def _fitted(bank: ConceptBank, probe: str, tokens: Tokens, rest: torch.Tensor) -> ConceptBank:
+def _fitted(bank: ConceptBank, probe: str, fit: Tokens, held: Tokens, rest: torch.Tensor) -> ConceptBank:
     """The bank with what the tokens tell."""
-    held = torch.arange(len(tokens.carry)) % HELD_OUT == HELD_OUT - 1
-    held = held if held.any() and tokens.carry[~held].any() and tokens.carry[held].any() else torch.ones_like(held)
-    fit = ~held if not held.all() else held
-    kept = Reservoir(_MOST, torch.Generator().manual_seed(0))
-    kept.add(tokens.values[fit][~tokens.carry[fit]])
-    assert kept.rows is not None
-    vector, offset = log_odds_among_likes(tokens.values[fit][tokens.carry[fit]], (kept.rows, rest))
-    scores, carry = tokens.values[held] @ vector + offset, tokens.carry[held]
-    threshold = best_threshold(scores.flatten().numpy(), carry.flatten().numpy(), beta=1.0)
-    how = TextCarriers(probe, threshold)
-    told = chosen_by(scores, how)
-    measured: Mapping[str, list[int]] = {
-        "carrying": [int((told & carry).sum()), int(carry.sum())],
-        "others": [int((told & ~carry).sum()), int((~carry).sum())],
-        "prompts": [int(((told & carry) == carry).all(1).sum()), len(carry)],
+    carrying, others = fit.rows
+    vector, offset = log_odds_among_likes(carrying, (others, rest))
+    carrying, others = (rows @ vector + offset for rows in held.rows)
+    each = held.count / max(len(others), 1)  # so many stand behind one that was kept
+    truth = np.arange(len(carrying) + len(others)) < len(carrying)
+    threshold = best_threshold(
+        torch.cat([carrying, others]).numpy(), truth, beta=1.0, weight=np.where(truth, 1.0, each)
+    )
+    prompts = [rows @ vector + offset >= threshold for rows in held.carrying]
+    measured: dict[str, list[int]] = {
+        "carrying": [int((carrying >= threshold).sum()), len(carrying)],
+        "others": [round(int((others >= threshold).sum()) * each), held.count],
+        "prompts": [sum(bool(told.all()) for told in prompts), len(prompts)],
     }
     tensors = {key: tensor for key, tensor in bank.tensors.items() if not key.startswith("text")}
     tensors |= {f"text/{probe}": vector[None], f"text_offset/{probe}": torch.tensor([offset])}
-    return attrs.evolve(bank, tensors=tensors, text=attrs.evolve(how, measured=dict(measured)))
+    return attrs.evolve(bank, tensors=tensors, text=TextCarriers(probe, threshold, measured=measured))

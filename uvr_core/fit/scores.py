@@ -115,11 +115,17 @@ def auroc_of(scores: npt.NDArray[np.floating], truth: Mask) -> float | None:
     return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def best_threshold(scores: Scores, truth: npt.NDArray[np.bool_], beta: float = 0.5) -> float:
-    """The threshold with the best F-beta over patches; beta < 1 weighs precision, which spares the neighbours."""
+def best_threshold(
+    scores: Scores, truth: npt.NDArray[np.bool_], beta: float = 0.5, weight: npt.NDArray[np.floating] | None = None
+) -> float:
+    """The threshold with the best F-beta over patches; beta < 1 weighs precision, which spares the neighbours.
+
+    `weight`: how many each stands for; None: one.
+    """
     order = np.argsort(-scores)
-    hits = np.cumsum(truth[order])
-    f = (1 + beta**2) * hits / (np.arange(1, len(order) + 1) + beta**2 * truth.sum())
+    weight = np.ones(len(scores)) if weight is None else weight
+    hits = np.cumsum((truth * weight)[order])
+    f = (1 + beta**2) * hits / (np.cumsum(weight[order]) + beta**2 * hits[-1])
     return float(scores[order[int(f.argmax())]])
 
 

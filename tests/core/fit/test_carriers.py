@@ -50,7 +50,7 @@ def test_the_engine_tells_what_was_learned_in_every_block_and_step(
         assert how.probe == reg.taps[0]
     carrying, others, prompts = (how.measured[name] for name in ("carrying", "others", "prompts"))
     assert 0 < carrying[1] < carrying[1] + others[1]
-    assert carrying[0] / carrying[1] > others[0] / others[1]
+    assert carrying[0] / carrying[1] >= others[0] / others[1]
     assert prompts[1] == len(PROMPTS) // carriers.HELD_OUT
     bank = load_concepts(text.save(tmp_path / "x.safetensors"))
     shown, batches = Shown(), (PROMPTS[:3], PROMPTS[3:])
@@ -72,7 +72,17 @@ def test_a_token_carries_the_concept_if_it_feeds_it_later(monkeypatch: pytest.Mo
     late._values = torch.zeros(2, 3, 4)
     steps = ([9.0, 1.0, 1.0], [9.0, 1.0, 1.0], [1.0, 4.0, 2.0], [1.0, 4.0, 2.9])
     late._contrasts = {i: [torch.tensor([row, [1.0, 1.0, 1.0]])] for i, row in enumerate(steps)}
-    assert late.tokens().carry.tolist() == [[False, True, False], [False] * 3]
+    assert [carry.tolist() for _, carry in late.tokens()] == [[False, True, False], [False] * 3]
+
+
+def test_of_the_tokens_that_carry_nothing_a_bounded_number_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(carriers, "_MOST", 10)
+    tokens = carriers.Tokens()
+    for number in range(30):
+        tokens.add(torch.full((4, 2), float(number)), torch.tensor([True, False, False, False]))
+    carrying, others = tokens.rows
+    assert carrying[:, 0].tolist() == list(range(30))
+    assert (len(others), tokens.count) == (10, 90)
 
 
 def test_words_and_other_models_and_sets_without_the_concept(pipe: Any, bank: Any) -> None:

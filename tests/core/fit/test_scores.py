@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import uvr_core
 from uvr_core import UVRError
-from uvr_core.fit.scores import auroc_of, block_at, image_scores, score_runs, scored
+from uvr_core.fit.scores import auroc_of, best_threshold, block_at, image_scores, score_runs, scored
 
 
 @settings(max_examples=80, deadline=None)
@@ -76,3 +76,11 @@ def test_a_block_cannot_be_chosen_from_one_kind_of_image(lacking: str, says: str
     sets = {name: {"a": np.zeros(0 if name == lacking else 3, np.float32)} for name in ("shown", "others")}
     with pytest.raises(UVRError, match=f"no picture of the calibration {says}"):
         block_at(sets["shown"], sets["others"], 0.1)
+
+
+def test_a_weight_is_as_good_as_so_many_copies() -> None:
+    scores, truth = np.array([3.0, 2.0, 1.5, 1.0, 0.5]), np.array([True, False, True, False, True])
+    weight = np.array([1, 3, 1, 2, 1])
+    copies = np.repeat(scores, weight), np.repeat(truth, weight)
+    for beta in (0.5, 1.0, 2.0):
+        assert best_threshold(scores, truth, beta, weight.astype(float)) == best_threshold(*copies, beta)
