@@ -8,7 +8,7 @@ concept new` takes. Pairs: the same sentence with a look-alike in the concept's 
 say the concept, so for editing they are made of instructions alone, and calibrated on sources that show it too.
 Reported: held-out tasks in the style that no bank saw (seeds from REPORTED on), policy `selective`, counted by the
 second judge. Banks and pictures are kept in --work, and a run that was cut goes on; writes figures/masks.json after
-each pipeline, and masks.md; `--from` writes the page again from the JSON.
+each pipeline, beside those of earlier runs under the same settings, and masks.md; `--from` writes the page again.
 """
 
 from __future__ import annotations
@@ -257,6 +257,10 @@ def main() -> None:
             "tasks": arguments.tasks, "benign": arguments.benign, "collected": COLLECTED, "calibrated": CALIBRATED,
             "tuning": TUNING, "reported": REPORTED, "pipelines": {},
         }  # fmt: skip
+        before = json.loads(path.read_text()) if path.exists() else {}
+        # Pipelines of another run under the same settings stay.
+        if {**before, "pipelines": {}} == json.loads(to_json(results)):
+            results["pipelines"] = before["pipelines"]
         for name in arguments.pipelines.split(","):
             row = measure(name, arguments.work / name, arguments.tasks, arguments.benign)
             results["pipelines"][name] = row
