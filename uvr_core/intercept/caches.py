@@ -120,4 +120,7 @@ def _is_mag_head(hook: Any) -> bool:
 def _states(hook: Any) -> list[Any]:
     """The state that a forward of a hook is about to use: of the context that it was told; untold, any."""
     manager = hook.state_manager
-    return list(manager._state_cache.values()) if manager._context is None else [manager.get_state()]
+    told = getattr(manager, "_context", None) or getattr(
+        manager, "_current_context", None
+    )  # the newer name, and the older
+    return list(manager._state_cache.values()) if told is None else [manager.get_state()]
