@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from runner import PROBE, make_bank
 
-from uvr_core import Calibration, ConceptBank, Fingerprint, UVRError, plugins
+from uvr_core import Calibration, ConceptBank, Fingerprint, TextCarriers, UVRError, plugins
 from uvr_core.concepts import load_concepts, resolve
 
 HEADROOM = 2**30  # bytes of address space that all cases together may add
@@ -68,6 +68,7 @@ def valid_banks(draw: st.DrawFn) -> ConceptBank:
     width = heads * head_dim
     shapes = {"anchors": (draw(st.integers(1, 3)), width), "direction": (bins, width * draw(st.integers(1, 2)))}
     shapes |= {"offset": (bins,), "origin": (bins, 2 * width), "origin_offset": (bins,), "token": (bins, width)}
+    shapes |= {"text": (1, width), "text_offset": (1,)}
     probes = draw(st.lists(names, min_size=1, max_size=2, unique=True))
     kinds = draw(st.lists(st.sampled_from(sorted(shapes)), unique=True))
     dtype = draw(st.sampled_from((torch.float16, torch.bfloat16, torch.float32, torch.float64)))
@@ -79,7 +80,8 @@ def valid_banks(draw: st.DrawFn) -> ConceptBank:
     measured, provenance = (draw(st.dictionaries(st.text(max_size=5), json_values, max_size=3)) for _ in range(2))
     calibration = draw(st.none() | st.just(Calibration(*choice, draw(st.floats(0, 1)), measured)))
     model = Fingerprint(draw(names), draw(st.integers(1, 2**31)), heads, head_dim)
-    return ConceptBank(draw(names), model, tensors, calibration, provenance)
+    text = draw(st.none() | st.builds(TextCarriers, st.just(probes[0]), finite, st.floats(0, 9), st.just(measured)))
+    return ConceptBank(draw(names), model, tensors, calibration, provenance, text=text)
 
 
 # Values that some reader trips over.
@@ -158,7 +160,7 @@ def damaged_files(draw: st.DrawFn, kind: str, data: bytes) -> bytes:
     # NaN, Inf and others in the tensors of a whole file
     form, size = draw(st.sampled_from((("<e", 2), ("<f", 4), ("<d", 8))))
     number = struct.pack(form, draw(st.sampled_from((float("nan"), float("inf"), -float("inf"), 0.0, 6e4))))
-    at = at % (len(body) // size) * size
+    at = at % max(len(body) // size, 1) * size
     return pack(header, (body[:at] + number + body[at + size :])[: len(body)])
 
 
@@ -199,7 +201,7 @@ def use(bank: ConceptBank) -> None:
 
 def same(bank: ConceptBank, again: ConceptBank) -> None:
     """Raise AssertionError unless both are the same, tensors bitwise; NaN as text, for it is not equal to itself."""
-    for name in ("name", "fingerprint", "calibration"):
+    for name in ("name", "fingerprint", "calibration", "verification", "source", "text"):
         assert repr(getattr(again, name)) == repr(getattr(bank, name))
     assert json.dumps(again.provenance, sort_keys=True) == json.dumps(bank.provenance, sort_keys=True)
     assert again.tensors.keys() == bank.tensors.keys()
