@@ -63,7 +63,7 @@ def regulated(model: Any) -> Iterator[None]:
 
 
 class Calls(threading.local):
-    """The calls of the test that runs: [class, "gave" or "raised", digest or error] each."""
+    """The calls of the test that runs: [class, "gave" or "raised", digest or error] each, and "cache" if one is on."""
 
     inside = False
 
@@ -77,7 +77,7 @@ class Calls(threading.local):
         try:
             with nullcontext() if MODE == "nothing" else regulated(model):
                 result = stock(model, *args, **kwargs) if isinstance(model, torch.nn.Module) else model(*args, **kwargs)
-            self.calls.append([type(model).__name__, "gave", digest(result)])
+            self.calls.append([type(model).__name__, "gave", digest(result), *cached(model)])
             return result
         except Exception as error:
             kind = "refused" if isinstance(error, uvr_core.UVRError) else "raised"
@@ -94,6 +94,12 @@ def known(model: Any) -> bool:
     """Whether an adapter knows the transformer."""
     transformer = model if isinstance(model, torch.nn.Module) else getattr(model, "transformer", None)
     return any(adapter.recognises(transformer) for adapter in plugins.registry().resolve_all("adapter").values())
+
+
+def cached(model: Any) -> list[str]:
+    """Says that a step cache is on."""
+    transformer = model if isinstance(model, torch.nn.Module) else model.transformer
+    return ["cache"] if getattr(transformer, "is_cache_enabled", False) else []
 
 
 def digest(result: Any) -> str:

@@ -152,6 +152,11 @@ def test_what_is_counted_as_what(script: ModuleType) -> None:
     assert script.of_test(passed, record("failed") | {"refused": True}) == script.REFUSED
     assert script.of_test(passed, record("failed", other) | {"refused": True}) == script.ELSE
     assert script.of_test(failed, failed) == script.AS_STOCK
+    cached, held = record("passed", [*gave, "cache"]), record("passed", [*other, "cache"])
+    assert script.of_test(cached, cached) == script.BITWISE
+    assert script.of_test(cached, held) == script.HELD
+    assert script.of_test(cached, record("passed", other)) == script.ELSE
+    assert script.of_test(cached, record("failed", [*raised, "cache"])) == script.ELSE
     assert script.of_test(record("passed"), record("passed")) == script.NO_CALL
     for attached in (record("passed", other), record("failed", raised), record("failed", gave), record("passed")):
         assert script.of_test(passed, attached) == script.ELSE
