@@ -56,7 +56,7 @@ __all__ = [
     "ConceptMismatch", "ConceptTerms", "Detector", "Fingerprint", "FlowEdit", "Judge", "Layout", "Located",
     "PluginError", "Policy", "Regulator", "Report", "Request", "SourceLook", "TapNotFired", "TextCarriers", "UVRError",
     "UnsafeContent", "UnsupportedRuntime", "attach", "calibrate", "calibrate_source", "calibrate_text",
-    "calibrate_verification",    "collect", "load_concepts", "pull",
+    "calibrate_verification", "collect", "load_concepts", "pull",
 ]  # fmt: skip
 
 

@@ -161,23 +161,34 @@ def _kept(path: Path, make_bank: Callable[[], ConceptBank]) -> ConceptBank:
     return bank
 
 
+def _seen(making: Making, shown: Sequence[Line]) -> dict[str, Any]:
+    """What `collect` and `calibrate_text` alike are told of drawing these lines and of where the concept is in them."""
+    return {
+        "masks": making.masks,
+        "words": making.recipe.words,
+        "without": [line.without for line in shown] if making.masks == "pairs" else None,
+        "adapter": making.adapter,
+        "batch_size": making.batch,
+        "generate": dict(making.call),
+    }
+
+
+def _images(making: Making, shown: Sequence[Line], benign: Sequence[Line]) -> int:
+    """How many pictures either draws."""
+    return finder_of(making.masks, Terms(making.recipe.name)).passes * len(shown) + len(benign)
+
+
 def _collect(pipe: Any, making: Making, sets: Sets) -> ConceptBank:
-    recipe, shown = making.recipe, sets.collect
-    total = finder_of(making.masks, Terms(recipe.name)).passes * len(shown) + len(sets.collect_benign)
+    recipe, shown, benign = making.recipe, sets.collect, sets.collect_benign
     return uvr_core.collect(
         pipe,
         recipe.name,
         prompts=texts(shown),
-        benign_prompts=texts(sets.collect_benign),
-        masks=making.masks,
+        benign_prompts=texts(benign),
         mask_source=making.told,
-        words=recipe.words,
-        without=[line.without for line in shown] if making.masks == "pairs" else None,
-        adapter=making.adapter,
         seed=recipe.seed,
-        batch_size=making.batch,
-        generate=dict(making.call),
-        progress=making.counter(f"collecting {recipe.name}", total),
+        progress=making.counter(f"collecting {recipe.name}", _images(making, shown, benign)),
+        **_seen(making, shown),
     )
 
 
@@ -199,21 +210,15 @@ def _calibrate(pipe: Any, making: Making, sets: Sets, bank: ConceptBank) -> Conc
 
 
 def _told(pipe: Any, making: Making, sets: Sets, bank: ConceptBank) -> ConceptBank:
-    recipe, benign = making.recipe, [*sets.collect_benign, *sets.calibrate_benign]
-    total = finder_of(making.masks, Terms(recipe.name)).passes * len(sets.collect) + len(benign)
+    recipe, shown, benign = making.recipe, sets.collect, [*sets.collect_benign, *sets.calibrate_benign]
     return uvr_core.calibrate_text(
         pipe,
         bank,
-        texts(sets.collect),
+        texts(shown),
         texts(benign),
-        masks=making.masks,
-        words=recipe.words,
-        without=[line.without for line in sets.collect] if making.masks == "pairs" else None,
-        adapter=making.adapter,
         seed=recipe.seed + TEXT_SEED,
-        batch_size=making.batch,
-        generate=dict(making.call),
-        progress=making.counter(f"reading the text of {recipe.name}", total),
+        progress=making.counter(f"reading the text of {recipe.name}", _images(making, shown, benign)),
+        **_seen(making, shown),
     )
 
 
