@@ -247,7 +247,7 @@ class Qwen:
     def encode(self, pipe: Any, captions: list[str], images: Sequence[Image.Image] | None) -> Condition:
         seen = {} if images is None else {"image": list(images)}
         text, mask = pipe.encode_prompt(prompt=captions, **seen)
-        mask = torch.ones(text.shape[:2], dtype=torch.long) if mask is None else mask
+        mask = torch.ones(text.shape[:2], dtype=torch.long, device=text.device) if mask is None else mask
         missing = self.length - text.shape[1]
         if missing < 0:
             raise ValueError(f"a prompt has {text.shape[1]} tokens, the zoo was made for {self.length}")

@@ -46,15 +46,16 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     by_shape[parameter.shape].append(parameter)
             for shape, parameters in by_shape.items():
-                updates = torch.stack([self._momentum(p, group["momentum"]) for p in parameters])
+                updates = orthogonalise(torch.stack(self._momentum(parameters, group["momentum"])))
                 size = 0.2 * max(shape) ** 0.5
-                for parameter, update in zip(parameters, orthogonalise(updates), strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * size)
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(parameters, list(updates), alpha=-group["lr"] * size)
 
-    def _momentum(self, parameter: torch.nn.Parameter, beta: float) -> torch.Tensor:
-        buffer = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
-        buffer.lerp_(parameter.grad, 1 - beta)
-        return parameter.grad.lerp(buffer, beta)
+    def _momentum(self, parameters: list[torch.nn.Parameter], beta: float) -> list[torch.Tensor]:
+        grads = [parameter.grad for parameter in parameters]
+        buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters]
+        torch._foreach_lerp_(buffers, grads, 1 - beta)
+        return list(torch._foreach_lerp(grads, buffers, beta))
 
 
 def optimisers_of(model: torch.nn.Module, lr: float) -> list[torch.optim.Optimizer]:

@@ -148,8 +148,7 @@ class FlowTrainer:
         self.step += 1
         keep = min(self._keep, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for average, parameter in zip(self.ema.parameters(), self.model.parameters(), strict=True):
-                average.lerp_(parameter, 1 - keep)
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - keep)
         return value
 
 

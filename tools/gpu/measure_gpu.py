@@ -1,13 +1,14 @@
 """What regulation costs on a GPU, at published sizes: one script, under six minutes, one JSON and one page.
 
-    python tools/gpu/measure_gpu.py [--out out/gpu] [--models flux,kontext,qwen-image] [--minutes 6] [--turns 5]
+    python tools/gpu/measure_gpu.py [--out out/gpu] [--models flux,kontext,qwen-image] [--turns 5] [--eager]
     python tools/gpu/measure_gpu.py --dry-run        small, on the CPU, uncompiled code: whether the script runs
 
 FLUX.1-dev's transformer, the same with a reference image as Kontext has it, and Qwen-Image's; random weights,
 bfloat16, 1024 x 1024, 512 text tokens, one forward at a time. Variants run in turns, and a ratio is taken within a
 turn: stock, idle (a concept is looked for in the first probe block and never located), `uvr` and `selective` on 10% of
-the patches, and the same with compiled blocks. For each: seconds a forward, peak memory, kernels and host syncs as the
-profiler counts them. Parts that would begin after --minutes are left out, and named.
+the patches, `selective(kept=True)` in a step after the one that chose its tokens, and the same with compiled blocks.
+For each: seconds a forward, peak memory, kernels and host syncs as the profiler counts them, and which kernels take
+longest beyond stock's. Parts that would begin after --minutes are left out, and named.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from sizes import NEVER, SIGMA, bank, blob, policy
 import uvr_core
 from uvr_core.engine.lookup import find_adapter, fingerprint
 from uvr_plugins.detectors import Oracle
+from uvr_plugins.policies import Selective
 
 SHARE = 0.10
 SMALL: dict[str, dict[str, Any]] = {
@@ -51,8 +53,10 @@ SMALL: dict[str, dict[str, Any]] = {
 BARS = (  # (what, variant, of, at most)
     ("idle", "idle", "stock", 1.005),
     ("`selective` on 10%", "selective", "stock", 1.02),
+    ("`selective` on 10%, tokens known", "selective, tokens known", "stock", 1.01),
     ("compiled, `selective` on 10%", "compiled selective", "compiled stock", 1.03),
 )
+VARIANTS = {"idle": None, "uvr": "uvr", "selective": "selective", "selective, tokens known": "kept"}
 SYNCS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
 
@@ -112,14 +116,17 @@ def regulated(case: Case, name: str | None) -> Iterator[None]:
     concept = bank(fingerprint(case.model, adapter.taps(case.model)), probe)
     chosen: dict[str, Any] = {"policy": "uvr", "detector": "anchor", "threshold": NEVER}
     if name is not None:
-        chosen = {"policy": policy(name), "detector": Oracle(blob((case.side, case.side), SHARE, 1)[None])}
+        which = Selective(kept=True) if name == "kept" else policy(name)
+        chosen = {"policy": which, "detector": Oracle(blob((case.side, case.side), SHARE, 1)[None])}
     with uvr_core.attach(case.model, concepts=concept, **chosen) as reg, reg.generation():
+        if name == "kept":  # what is read once for the same masks has been read
+            case.model(**case.inputs)
         yield
         report = reg.report
         assert report is None or not report.findings or report.findings[0].located == (name is not None)
 
 
-def profiled(work: Callable[[], Any], device: torch.device, compiled: bool) -> dict[str, int | None]:
+def profiled(work: Callable[[], Any], device: torch.device, compiled: bool) -> dict[str, Any]:
     """Kernels and host syncs of one forward: by CUDA's profiler, or on the CPU as operations are counted, if eager."""
     if device.type != "cuda" and compiled:  # Dynamo runs under no such counter
         return {"kernels": None, "host_syncs": None}
@@ -134,7 +141,22 @@ def profiled(work: Callable[[], Any], device: torch.device, compiled: bool) -> d
     return {
         "kernels": sum(name.startswith(("cudaLaunchKernel", "cuLaunchKernel")) for name in names),
         "host_syncs": sum(name in SYNCS for name in names) - 1,  # ours, at the end
+        "by_kernel": {
+            event.key: [event.self_device_time_total / 1e3, event.count]
+            for event in profiler.key_averages()
+            if event.device_type == torch.autograd.DeviceType.CUDA
+        },
     }
+
+
+def beyond(row: dict[str, Any], stock: dict[str, Any], most: int = 8) -> list[tuple[str, float, int]]:
+    """The kernels that take the most time beyond stock's: name, milliseconds, how many more; on a GPU."""
+    base = stock.get("by_kernel", {})
+    more = [
+        (name, took - base.get(name, (0.0, 0))[0], count - base.get(name, (0.0, 0))[1])
+        for name, (took, count) in row.get("by_kernel", {}).items()
+    ]
+    return sorted(more, key=lambda line: -line[1])[:most]
 
 
 def measured(case: Case, contexts: dict[str, Any], turns: int, device: torch.device) -> dict[str, Any]:
@@ -157,13 +179,15 @@ def measured(case: Case, contexts: dict[str, Any], turns: int, device: torch.dev
 
 
 @torch.no_grad()
-def measure(names: Sequence[str], device: torch.device, *, small: bool, turns: int, minutes: float) -> dict[str, Any]:
-    """Everything, as far as the time goes."""
+def measure(
+    names: Sequence[str], device: torch.device, *, small: bool, turns: int, minutes: float, eager: bool = False
+) -> dict[str, Any]:
+    """Everything, as far as the time goes; `eager`: nothing compiled."""
     began, results, left_out = time.perf_counter(), {}, []
     dtype = torch.float32 if small else torch.bfloat16
     for name in names:
         case: Case | None = None
-        for compiled in (False, True):
+        for compiled in (False,) if eager else (False, True):
             title = f"{name}{', compiled' if compiled else ''}"
             if time.perf_counter() - began > 60 * minutes:
                 left_out.append(title)
@@ -174,9 +198,13 @@ def measure(names: Sequence[str], device: torch.device, *, small: bool, turns: i
                 case.model.compile_repeated_blocks(fullgraph=True, **({"backend": "eager"} if small else {}))
             prefix = "compiled " if compiled else ""
             contexts: dict[str, Any] = {f"{prefix}stock": nullcontext}
-            for variant, policy_name in (("idle", None), ("uvr", "uvr"), ("selective", "selective")):
+            for variant, policy_name in VARIANTS.items():
                 contexts[prefix + variant] = functools.partial(regulated, case, policy_name)
             results.setdefault(name, {}).update(measured(case, contexts, turns, device))
+        for variant, row in results.get(name, {}).items():
+            row["beyond"] = beyond(row, results[name]["compiled stock" if "compiled" in variant else "stock"])
+        for row in results.get(name, {}).values():
+            row.pop("by_kernel", None)
         if case is not None:
             start = time.perf_counter()
             uvr_core.attach(case.model).detach()
@@ -217,6 +245,10 @@ def page(results: dict[str, Any]) -> str:
                     f"| {variant} | {row['seconds']:.4f} | {row['median']:.4f} | {low:.3f} to {high:.3f} | "
                     f"{row['peak_bytes'] / 2**20:.0f} | {row['kernels']} | {row['host_syncs']} |"
                 )
+        for variant, row in table.items():
+            if isinstance(row, dict) and row["beyond"]:
+                lines += ["", f"What takes `{variant}` longest beyond stock, by CUDA's profiler:", ""]
+                lines += [f"- {took:.2f} ms in {count} more of `{name[:100]}`" for name, took, count in row["beyond"]]
     if results["left_out"]:
         lines += ["", f"Left out for time: {', '.join(results['left_out'])}."]
     return "\n".join(lines) + "\n"
@@ -228,13 +260,16 @@ def main() -> None:
     parser.add_argument("--models", default="flux,kontext,qwen-image")
     parser.add_argument("--minutes", type=float, default=4.5, help="no part begins later; the last may take one more")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--eager", action="store_true", help="leave compiled models out")
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
     if not args.dry_run and not torch.cuda.is_available():
         parser.error("no CUDA device; --dry-run shows that the script runs")
     device = torch.device("cpu" if args.dry_run else "cuda")
     turns = 1 if args.dry_run else args.turns
-    results = measure(args.models.split(","), device, small=args.dry_run, turns=turns, minutes=args.minutes)
+    results = measure(
+        args.models.split(","), device, small=args.dry_run, turns=turns, minutes=args.minutes, eager=args.eager
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "gpu.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     (args.out / "gpu.md").write_text(page(results), "utf-8")

@@ -92,9 +92,11 @@ class Edits:
         self.output = write_rows(output, new, rows, in_place=in_place)
         after = take_rows(self.output, rows) if rows.padded else new.to(output.dtype)
         self._finite.watch(after)
-        differs = (after != old).any(dim=(1, 3))
-        differs = differs & rows.valid if rows.padded else differs
-        return (differs if meant is None else differs & meant).any(1)
+        if meant is None or meant.shape[1] == 1:  # padding repeats a row that is listed or stands as it was
+            differs = (after != old).any(dim=(1, 2, 3))
+            return differs if meant is None else differs & meant[:, 0]
+        differs = (after != old).any(dim=(1, 3)) & meant
+        return (differs & rows.valid if rows.padded else differs).any(1)
 
     def _projected(self, part: Projection, new: torch.Tensor, listed: Listed) -> torch.Tensor:
         """Rows (B, H, R, D) without the direction."""

@@ -29,7 +29,8 @@ def reweighted_rows(
         uncond: the other text, where the edit asks for it.
 
     Returns:
-        (B, H, R, D), and (B, R) bool: the rows that have a factor which is not neutral.
+        (B, H, R, D), and (B, R) bool: the rows that have a factor which is not neutral; (B, 1) where an image's rows
+        are alike in that.
     """
     core, ring, spans = part.core, part.ring, call.keys
     other = uncond.at(call) if part.text == "uncond" else None
@@ -50,17 +51,18 @@ def reweighted_rows(
         for span, factor in factors:
             weights[:, :, span].add_(factor.log()[:, None])
         meant = (weights != 0).any(-1)
-        meant = meant[:, RowClass.CORE, None] if core == ring else meant.gather(1, listed.kinds)
+        meant = meant[:, RowClass.CORE, None] if core == ring else meant.gather(1, listed.kinds)  # (B, 1) or (B, R)
     seen = min(core.located, ring.located) > 0 and call.mask is None  # every listed row sees itself
     if other is not None:
-        return _redirected(call, listed, weights, other, seen), torch.ones_like(listed.rows.valid)
+        return _redirected(call, listed, weights, other, seen), torch.ones_like(listed.rows.valid[:, :1])
     return _by_class(call, listed, weights, (core, ring), seen), meant
 
 
 def _weights(
     listed: Listed, core: KeyWeights, ring: KeyWeights, spans: TokenSpans
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, 3, Sk) float32, log factors of every key for each class of row; and (B, R) bool, where one is not neutral."""
+    """(B, 3, Sk) float32, log factors of every key for each class of row; and (B, R) bool, where one is not neutral, or
+    (B, 1) where that holds for all rows of an image or for none."""
     edited = listed.edited != RowClass.STOCK
     keys = np.full((len(edited), spans.tokens), int(KeyClass.TEXT))  # padding too: it carries what it read of the text
     keys[:, spans.reference] = KeyClass.REFERENCE
@@ -69,6 +71,9 @@ def _weights(
     every = torch.arange(len(RowClass)).expand(len(keys), -1)
     weights = log_weights(every, torch.from_numpy(keys), table).numpy()
     meant = np.take_along_axis((weights != 0).any(-1), listed.host_kinds, 1)
+    some = [line[kinds != RowClass.STOCK] for line, kinds in zip(meant, listed.host_kinds, strict=True)]
+    if all(line.all() or not line.any() for line in some):
+        meant = np.array([[line.any()] for line in some])
     return upload(weights, listed.device), upload(meant, listed.device)
 
 
@@ -116,7 +121,8 @@ def _by_class(
 
     if core == ring:
         return attend(listed.rows, RowClass.CORE)
-    new = call.query.new_zeros(*call.query.shape[:2], listed.rows.width, call.query.shape[3])
+    batch, heads, _, size = call.query.shape
+    new = call.query.new_zeros(batch, listed.rows.width, heads, size).transpose(1, 2)  # as the model's own lie
     for kind in (RowClass.CORE, RowClass.RING):
         some, slots = listed.of_kind(kind)
         if slots.width:

@@ -13,6 +13,7 @@ from .attn_mask import additive, as_4d
 from .checks import check_attention, check_shape, described
 
 _LEAST_QUERIES = 64  # products over fewer queries at a time gain no memory worth their number
+_WIDE = "dtype" in torch.ops.aten.bmm.overloads()  # torch >= 2.8: products of half precision in float32, on CUDA
 _HIDDEN = -1e30  # added to a logit, leaves nothing of its weight beside any other
 
 
@@ -170,7 +171,7 @@ def flow_contrast(
         weighted = torch.where(share[:, None] > 0, weighted, 0.0)  # a query on neither side may be NaN
     step = max(_LEAST_QUERIES, k.nbytes // (8 * batch * k.shape[1] * measured))  # logits and shares: 4 bytes each
     bias = _key_bias(q, k, keys, attn_mask)
-    received = _received(q.to(wide), _joined(k, keys, 2).to(wide), weighted, bias, scale, step)
+    received = _received(q, _joined(k, keys, 2), weighted, bias, scale, step)
     located, others = received.unbind(dim=1)  # (B, T) each
     return (located / others).to(torch.float32).masked_fill_(located == 0, 0.0)
 
@@ -195,15 +196,20 @@ def _received(q: Tensor, keys: Tensor, weighted: Tensor, bias: Tensor | None, sc
     batch, heads, queries, size = q.shape
     factor, width = size**-0.5 if scale is None else scale, keys.shape[2]
     each, listed, weighted = q.flatten(0, 1), keys.flatten(0, 1).mT, weighted.flatten(0, 1)  # B * H in front
+    narrow = bias is None and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and _WIDE
+    if not narrow:
+        each, listed = each.to(weighted.dtype), listed.to(weighted.dtype)
     received: Tensor | None = None
     for start in range(0, queries, step):
         some = slice(start, start + step)
-        if bias is None:
+        if narrow:  # the same numbers as below, on units that float32 has not
+            logits = torch.bmm(each[:, some], listed, out_dtype=torch.float32).mul_(factor)
+        elif bias is None:
             logits = torch.baddbmm(listed[:, :1, :1], each[:, some], listed, beta=0, alpha=factor)
         else:
             rows = bias if bias.shape[2] == 1 else bias[:, :, some]
             rows = rows.expand(batch, heads, -1, -1).flatten(0, 1)
-            logits = torch.baddbmm(rows.to(q.dtype), each[:, some], listed, alpha=factor)
+            logits = torch.baddbmm(rows.to(each.dtype), each[:, some], listed, alpha=factor)
         shares = logits.softmax(dim=-1)
         del logits
         part = weighted[:, :, some]

@@ -111,8 +111,16 @@ def take_rows(x: Tensor, rows: Rows) -> Tensor:
     if x.dim() != 4 or x.shape[0] != rows.index.shape[0]:
         raise ValueError(f"x: expected ({rows.index.shape[0]}, H, Sq, D) for these rows, got {described(x)}")
     if len(rows.index) == 1:  # whole rows are copied; gather copies number by number
+        if (flat := _side_by_side(x)) is not None:
+            return flat.index_select(0, rows.index[0]).view(1, -1, x.shape[1], x.shape[3]).transpose(1, 2)
         return x.index_select(2, rows.index[0])
     return x.gather(2, rows.index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+
+def _side_by_side(x: Tensor) -> Tensor | None:
+    """(S, H * D), a view of the one sample of x (1, H, S, D) in which a token's heads lie side by side, or None."""
+    tokens = x.transpose(1, 2)
+    return tokens[0].flatten(1) if tokens.is_contiguous() else None
 
 
 def write_rows(out: Tensor, new: Tensor, rows: Rows, *, in_place: bool = False) -> Tensor:
@@ -143,6 +151,9 @@ def write_rows(out: Tensor, new: Tensor, rows: Rows, *, in_place: bool = False) 
         return out
     new = new.to(out.dtype)
     if batch == 1 and not rows.padded:
+        if in_place and (flat := _side_by_side(out)) is not None:
+            flat.index_copy_(0, rows.index[0], new.transpose(1, 2).reshape(rows.width, -1))
+            return out
         return (out.index_copy_ if in_place else out.index_copy)(2, rows.index[0], new)
     write = out.scatter_ if in_place else out.scatter
     if not rows.padded:

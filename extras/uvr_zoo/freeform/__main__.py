@@ -99,6 +99,11 @@ def vae(folder: Path, minutes: float, dry_run: bool, export: Path) -> None:
 @click.option("--fresh", type=click.IntRange(min=1), default=8, show_default=True, help="New pictures a step.")
 @click.option("--pool", type=click.IntRange(min=1), default=2048, show_default=True, help="Pictures kept a canvas.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that draw them.")
+@click.option(
+    "--small",
+    type=click.FloatRange(0, 1),
+    help="Share of steps on the small canvas, at the start.  [default: 0.8; of a student 0.2]",
+)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--export", type=PATH, help="Folder for the average's weights, int8; a student's LoRA, float16.")
 def train(
@@ -109,6 +114,7 @@ def train(
     encoders: Path,
     autoencoder: Path | None,
     start_from: Path | None,
+    small: float | None,
     device: str,
     export: Path | None,
     **sizes: int,
@@ -129,6 +135,8 @@ def train(
     if course is not None:  # its teacher draws well already
         plan, name = attrs.evolve(plan, small=STUDENTS_SMALL, first=128), course.teacher
         start_from = start_from or trained(name)
+    if small is not None:
+        plan = attrs.evolve(plan, small=small)
     if _plan(
         dry_run,
         plan=plan,

@@ -79,10 +79,14 @@ def test_write_rows_changes_valid_rows_only(dtype: torch.dtype, blend: bool) -> 
                 assert torch.equal(got[i, :, at], want.to(dtype))
 
 
+@pytest.mark.parametrize("side_by_side", [False, True])
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_sample_alone_is_taken_and_written_as_in_a_batch(dtype: torch.dtype, in_place: bool) -> None:
+def test_one_sample_alone_is_taken_and_written_as_in_a_batch(
+    dtype: torch.dtype, in_place: bool, side_by_side: bool
+) -> None:
     out = torch.randn(3, 9, 2, 8, generator=generator(0)).to(dtype).transpose(1, 2)
+    out = out if side_by_side else out.contiguous()
     mask = row_masks(3, 9)
     both = rows_of(mask)
     new = torch.randn(3, 2, both.width, 8, generator=generator(1)).to(dtype)

@@ -18,12 +18,13 @@ def test_a_dry_run_writes_one_json_and_one_page(tmp_path: Path) -> None:
     done = run("--dry-run", "--models", "kontext,qwen-image", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     results = json.loads((tmp_path / "gpu.json").read_text())
-    variants = ("stock", "idle", "uvr", "selective")
+    variants = ("stock", "idle", "uvr", "selective", "selective, tokens known")
     for table in results["models"].values():
         assert [name for name, row in table.items() if isinstance(row, dict)] == [
             *variants, *(f"compiled {name}" for name in variants),
         ]  # fmt: skip
         assert table["selective"]["kernels"] > table["uvr"]["kernels"] > table["idle"]["kernels"]
+        assert table["selective, tokens known"]["kernels"] < table["selective"]["kernels"]
         assert table["stock"]["host_syncs"] < table["idle"]["host_syncs"]
     page = (tmp_path / "gpu.md").read_text()
     assert "A dry run" in page
