@@ -105,7 +105,7 @@ def vae(folder: Path, minutes: float, dry_run: bool, export: Path) -> None:
     help="Share of steps on the small canvas, at the start.  [default: 0.8; of a student 0.2]",
 )
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--export", type=PATH, help="Folder for the average's weights, int8; a student's LoRA, float16.")
+@click.option("--export", type=PATH, help="Folder for the average's weights, of few bits; a student's LoRA, float16.")
 def train(
     name: str,
     folder: Path,

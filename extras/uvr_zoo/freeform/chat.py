@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from ..storage import load_state, save_state
+from ..storage import BITS, load_state, save_state
 from ..text import ZooTokenizer
 from ..vision_text import MERGE, PATCH, SPECIAL
 from ..vocabulary import OBJECTS, STYLES
@@ -147,8 +147,8 @@ def _kept(model: Chat) -> dict[str, torch.Tensor]:
 
 
 def save(model: Chat, out: Path) -> None:
-    """Write `KIND.int8.safetensors` under `out`."""
-    save_state(_kept(model), out / f"{model.kind}.int8.safetensors")
+    """Write `KIND.int8.xz` under `out`."""
+    save_state(_kept(model), out / f"{model.kind}.int8.xz", BITS)
 
 
 def load(kind: Kind, folder: Path, words: Path) -> tuple[Any, ZooTokenizer, Chat]:
@@ -160,7 +160,7 @@ def load(kind: Kind, folder: Path, words: Path) -> tuple[Any, ZooTokenizer, Chat
     names, table = read(words)
     tok = tokenizer(names)
     trained = Chat(kind, table, tok)
-    missing, unexpected = trained.load_state_dict(load_state(folder / f"{kind}.int8.safetensors"), strict=False)
+    missing, unexpected = trained.load_state_dict(load_state(folder / f"{kind}.int8.xz"), strict=False)
     if unexpected or any("lm_head" not in name for name in missing):
         raise ValueError(f"{folder}: missing {missing}, unexpected {unexpected}")
     trained = trained.eval().requires_grad_(False)

@@ -1,6 +1,6 @@
 """A free-form pipeline as it ships: weights, a card with its gates by both judges, a sheet of free prompts.
 
-Gates are measured on what ships, weights rounded to int8 or a LoRA to float16, on held-out scenes in held-out wordings,
+Gates are measured on what ships, weights of few bits or a LoRA in float16, on held-out scenes in held-out wordings,
 and written one by one: a run that is cut goes on with the next.
 """
 

@@ -90,7 +90,7 @@ def test_a_few_steps_learn_and_come_back(kind: chat.Kind, tok: Any, table: torch
         kept = trained.net(**coded, output_hidden_states=True).hidden_states
         before = model.eval().net(**coded, output_hidden_states=True).hidden_states
     assert torch.equal(states[-1], kept[-1])
-    assert torch.allclose(states[0], before[0], atol=0.05)  # int8
+    assert torch.allclose(states[0], before[0], atol=0.15)  # of few bits
     assert not torch.equal(states[0], before[0])
 
 
@@ -114,8 +114,9 @@ def test_held_out_wordings_are_counted(tok: Any, table: torch.Tensor) -> None:
     assert figures["nothing"] == [0, len(NOTHING)]
 
 
-def test_the_shipped_encoder_reads_words_that_no_caption_showed() -> None:
-    _, tok, model = chat.load("qwen3", WORDS.parent, WORDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_shipped_encoder_reads_words_that_no_caption_showed(kind: chat.Kind) -> None:
+    _, tok, model = chat.load(kind, WORDS.parent, WORDS)
     figures = chat_training.measure(model, tok)
     assert figures["name"][0] == figures["name"][1]
     assert figures["synonym"][0] >= 0.7 * figures["synonym"][1]
