@@ -246,7 +246,7 @@ def page(results: dict[str, Any]) -> str:
                     f"{row['peak_bytes'] / 2**20:.0f} | {row['kernels']} | {row['host_syncs']} |"
                 )
         for variant, row in table.items():
-            if isinstance(row, dict) and row["beyond"]:
+            if isinstance(row, dict) and row.get("beyond"):
                 lines += ["", f"What takes `{variant}` longest beyond stock, by CUDA's profiler:", ""]
                 lines += [f"- {took:.2f} ms in {count} more of `{name[:100]}`" for name, took, count in row["beyond"]]
     if results["left_out"]:

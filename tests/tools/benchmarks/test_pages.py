@@ -35,6 +35,12 @@ def test_a_page_with_its_own_words_follows_from_its_json(name: str) -> None:
     assert (ROOT / "docs" / f"{name}.md").read_text() == written(results)
 
 
+def test_the_page_of_a_gpu_follows_from_its_json() -> None:
+    check, gpu = (json.loads((ROOT / "docs" / "figures" / f"{name}.json").read_text()) for name in ("gpu-check", "gpu"))
+    written = runpy.run_path(str(ROOT / "tools" / "gpu" / "page.py"))["page"]
+    assert (ROOT / "docs" / "gpu.md").read_text() == written(check, gpu)
+
+
 def test_masks_are_compared_on_tasks_that_no_bank_was_made_of() -> None:
     masks = runpy.run_path(str(ROOT / "tools" / "benchmarks" / "masks.py"))
     for name in masks["PIPELINES"]:
