@@ -92,13 +92,18 @@ class TextCarriers:
         margin: where an image shows the concept and no token reaches the threshold, those within so much of the best
             are taken.
         measured: counts on held-out prompts.
+        grow: tokens with score >= grow that stand beside one that carries the concept, or beside such a token, carry it
+            too, as masks grow; at most the threshold. None: none do.
     """
 
     probe: str = attrs.field(validator=printable(ConceptMismatch))
     threshold: float = attrs.field(validator=finite(ConceptMismatch))
     margin: float = attrs.field(default=1.0, validator=finite(ConceptMismatch))
     measured: dict[str, Any] = attrs.field(factory=dict, validator=instance(dict, ConceptMismatch))
+    grow: float | None = attrs.field(default=None, validator=attrs.validators.optional(finite(ConceptMismatch)))
 
     def __attrs_post_init__(self) -> None:
         if self.margin < 0:
             raise ConceptMismatch(f"text.margin: expected a number >= 0, got {self.margin!r}")
+        if self.grow is not None and self.grow > self.threshold:
+            raise ConceptMismatch(f"text.grow: expected at most the threshold {self.threshold!r}, got {self.grow!r}")

@@ -26,6 +26,7 @@ from .regions import MaskSource
 from .scores import best_threshold
 
 HELD_OUT = 3  # every third prompt that shows the concept chooses the threshold
+GROW = -2.0  # log odds, one to seven: so far down carriers grow along the text (docs/design/measurements.md)
 _MOST = 8192  # tokens of a kind that are kept
 _BRIEF = 2  # steps of a benign prompt: its picture is of no use, and text is read in the first
 
@@ -212,4 +213,5 @@ def _fitted(bank: ConceptBank, probe: str, fit: Tokens, held: Tokens, rest: torc
     }
     tensors = {key: tensor for key, tensor in bank.tensors.items() if not key.startswith("text")}
     tensors |= {f"text/{probe}": vector[None], f"text_offset/{probe}": torch.tensor([offset])}
-    return attrs.evolve(bank, tensors=tensors, text=TextCarriers(probe, threshold, measured=measured))
+    how = TextCarriers(probe, threshold, grow=min(GROW, threshold), measured=measured)
+    return attrs.evolve(bank, tensors=tensors, text=how)

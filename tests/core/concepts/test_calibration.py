@@ -18,6 +18,8 @@ from uvr_core import Calibration, ConceptMismatch, TextCarriers
         ("margin", float("inf"), "margin: expected a finite number"),
         ("margin", -0.5, "margin: expected a number >= 0"),
         ("measured", [1], "measured: expected dict"),
+        ("grow", float("nan"), "grow: expected a finite number"),
+        ("grow", 0.5, "grow: expected at most the threshold 0.0, got 0.5"),
     ],
 )
 def test_what_tells_the_text_is_checked(field: str, value: Any, says: str) -> None:

@@ -40,7 +40,7 @@ def full_bank() -> ConceptBank:
         calibration=Calibration("contrast", PROBE, (1.0, 1 / 3), 0.1 + 0.2, -2.5, 3, 0.05, {"recall": 0.9, "n": 7}),
         verification=Calibration("anchor", PROBE, (0.3, 0.0), 1.5, tail=(0.1 + 0.2, -7.0), benign=20),
         source=SourceLook("contrast", PROBE, (1.0, 0.99), 0.1 + 0.2, text="change the background to sky"),
-        text=TextCarriers(PROBE, 0.1 + 0.2, 1 / 3, {"carrying": [7, 8]}),
+        text=TextCarriers(PROBE, 0.1 + 0.2, 1 / 3, {"carrying": [7, 8]}, -2.5),
         provenance={"seed": 7, "nested": {"prompts": ["a knife", "ein Messer é"]}, "none": None},
     )
 

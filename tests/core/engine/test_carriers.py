@@ -24,6 +24,21 @@ def test_tokens_at_the_threshold_or_near_the_best() -> None:
     assert more.tolist() == [[True, True, True], [True, True, True], [True, False, False]]
 
 
+@pytest.mark.parametrize("slack", [0.0, 0.7])
+def test_carriers_grow_along_the_text_to_what_is_near_enough(slack: float) -> None:
+    how = TextCarriers("a", 1.0, margin=0.5, grow=-1.0)
+    scores = torch.randn(64, 12, generator=torch.Generator().manual_seed(0)) * 2
+    plain = chosen_by(scores, attrs.evolve(how, grow=None), slack).tolist()
+    expected = []
+    for line, carrying in zip(scores.tolist(), plain, strict=True):
+        for here in (*range(12), *reversed(range(12))):  # one way, and back
+            beside = (here > 0 and carrying[here - 1]) or (here < 11 and carrying[here + 1])
+            carrying[here] = carrying[here] or (beside and line[here] >= how.grow - slack)
+        expected.append(carrying)
+    assert chosen_by(scores, how, slack).tolist() == expected
+    assert sum(map(sum, expected)) > sum(map(sum, chosen_by(scores, attrs.evolve(how, grow=None), slack).tolist()))
+
+
 class Keeps:
     """A policy that keeps what it is told of the text, and writes into it if it is told to."""
 
