@@ -94,6 +94,8 @@ class TextCarriers:
         measured: counts on held-out prompts.
         grow: tokens with score >= grow that stand beside one that carries the concept, or beside such a token, carry it
             too, as masks grow; at most the threshold. None: none do.
+        asks: a prompt with a token of score >= asks asks for the concept: where a policy needs no place, its image
+            counts as located from the first step on. None: the text locates nothing.
     """
 
     probe: str = attrs.field(validator=printable(ConceptMismatch))
@@ -101,6 +103,7 @@ class TextCarriers:
     margin: float = attrs.field(default=1.0, validator=finite(ConceptMismatch))
     measured: dict[str, Any] = attrs.field(factory=dict, validator=instance(dict, ConceptMismatch))
     grow: float | None = attrs.field(default=None, validator=attrs.validators.optional(finite(ConceptMismatch)))
+    asks: float | None = attrs.field(default=None, validator=attrs.validators.optional(finite(ConceptMismatch)))
 
     def __attrs_post_init__(self) -> None:
         if self.margin < 0:

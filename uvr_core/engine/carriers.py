@@ -33,10 +33,10 @@ def chosen_by(scores: torch.Tensor, how: TextCarriers, slack: float = 0.0) -> to
     reaches it, and from these on along the text while scores stay at most `slack` below `how.grow`; at least one a
     prompt."""
     bar = (scores.amax(1, keepdim=True) - how.margin).clamp(max=how.threshold) - slack
-    chosen = scores >= bar
+    carrying = scores >= bar
     if how.grow is None:
-        return chosen
-    open_to = chosen | (scores >= how.grow - slack)
+        return carrying
+    open_to = carrying | (scores >= how.grow - slack)
     runs = (~open_to).cumsum(1)  # the number of a token's run; a token that ends one has that of the next
-    grown = torch.zeros(len(scores), scores.shape[1] + 1, device=scores.device).scatter_add_(1, runs, chosen.float())
+    grown = torch.zeros(len(scores), scores.shape[1] + 1, device=scores.device).scatter_add_(1, runs, carrying.float())
     return open_to & (grown.gather(1, runs) > 0)

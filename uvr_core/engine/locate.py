@@ -87,6 +87,19 @@ class ConceptState:
         self.text_scores = text_scores(call, self.plan.bank, self.plan.text)
         return self.text_scores
 
+    def take_asked(self, call: JointCall) -> bool:
+        """Take the images as located whose prompts ask for the concept, all of their patches: nothing says a place.
+
+        One host sync, if the policy and the concept know of that and there are no sources. Returns whether any do.
+        """
+        how = self.plan.text
+        if how is None or how.asks is None or not self.plan.by_text or call.layout.references:
+            return False
+        assert self.text_scores is not None
+        asked = (self.text_scores.amax(1) >= how.asks).cpu().numpy()  # host sync
+        self.start_from(np.broadcast_to(asked[:, None, None], self.core.shape), call)
+        return bool(asked.any())
+
     def carriers(self, slack: float) -> torch.Tensor | None:
         """(B, T) bool, the asker's own; see CallInfo.carriers."""
         if self.text_scores is None or self.plan.text is None:

@@ -142,6 +142,7 @@ def make_plan(
         acts=traits.acts,
         needs_uncond=traits.needs_uncond,
         withholds=traits.withholds,
+        by_text=traits.by_text,
         verification=verification,
         verifier=None if verification is None else instrument("detector", verification.detector).object,
         look=_look_of(bank, remedy, traits) if bank.source is not None else None,

@@ -29,6 +29,7 @@ class ConceptPlan:
         acts: the policy may change pictures.
         needs_uncond: the policy may ask for the text of the unconditional part.
         withholds: the policy gives no picture in which the concept is located.
+        by_text: the policy needs no place where the text tells which tokens carry the concept.
         verification: how it is told whether the concept still stands at the end; None: it is not.
         verifier: the verification's detector.
         look: how it is located in the source before the first step; None: nobody looks there.
@@ -54,6 +55,7 @@ class ConceptPlan:
     acts: bool = attrs.field(default=True, kw_only=True)
     needs_uncond: bool = attrs.field(default=False, kw_only=True)
     withholds: bool = attrs.field(default=False, kw_only=True)
+    by_text: bool = attrs.field(default=False, kw_only=True)
     verification: Calibration | None = attrs.field(default=None, kw_only=True)
     verifier: Detector | None = attrs.field(default=None, kw_only=True)
     look: ConceptPlan | None = attrs.field(default=None, kw_only=True)

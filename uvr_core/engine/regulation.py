@@ -128,7 +128,8 @@ class Regulation(Intervention):
             )
         if self._reader is not None and call.tap in self._read_taps and not self._after:
             self._reader(call)
-        self._text.read(call, self._states, self._finite)
+        if self._text.read(call, self._states, self._finite):
+            self._list_anew()
         if due := [state for state in self._states if state.plan.due(call.tap, call.forward.sigma)]:
             self._look(due, call)
         output = self._restrict(call)

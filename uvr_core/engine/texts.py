@@ -23,11 +23,15 @@ class Texts:
         self.awaited = frozenset(concept.text.probe for concept in plan if concept.text is not None)
 
     @torch.no_grad()  # what is only looked at is no part of the graph
-    def read(self, call: JointCall, states: Sequence[ConceptState], finite: Finite) -> None:
-        """Read it, if the call is awaited. `finite` watches the scores: of NaN no token would carry anything."""
+    def read(self, call: JointCall, states: Sequence[ConceptState], finite: Finite) -> bool:
+        """Read it, if the call is awaited; whether it locates anything. `finite` watches the scores: of NaN no token
+        would carry anything. One host sync for each concept of which the text may locate anything."""
         if call.tap not in self.awaited:
-            return
+            return False
+        located = False
         for state in states:
             if state.plan.text is not None and state.plan.text.probe == call.tap:
                 finite.watch(state.read_text(call))
+                located |= state.take_asked(call)
         self.awaited -= {call.tap}
+        return located

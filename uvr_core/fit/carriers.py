@@ -25,9 +25,10 @@ from .record import read_along, spread
 from .regions import MaskSource
 from .scores import best_threshold
 
-HELD_OUT = 3  # every third prompt that shows the concept chooses the threshold
+HELD_OUT = 3  # every third prompt chooses thresholds
 GROW = -2.0  # log odds, one to seven: so far down carriers grow along the text (docs/design/measurements.md)
 _MOST = 8192  # tokens of a kind that are kept
+_ASKED = 512  # benign prompts that are held out, at most
 _BRIEF = 2  # steps of a benign prompt: its picture is of no use, and text is read in the first
 
 
@@ -74,6 +75,7 @@ def calibrate_text(
     batch_size: int = 8,
     generate: dict[str, Any] | None = None,
     progress: Progress | None = None,
+    max_false_positive: float = 0.01,
 ) -> ConceptBank:
     """Learn which tokens of a prompt carry the concept, so that these alone are withheld, and from the first step on.
 
@@ -86,6 +88,8 @@ def calibrate_text(
         bank: of the model; it is returned with what was learned.
         prompts: that show the concept, in the forms in which users ask for it. Every third chooses the threshold, with
             the best F1 over its tokens.
+        max_false_positive: share of benign prompts, of which every third is held out for that, that may count as
+            asking for the concept, in [0, 1).
 
     Returns:
         The bank with `text`, its tensors, and in `text.measured` on how many tokens and prompts.
@@ -95,6 +99,8 @@ def calibrate_text(
             number of text tokens.
         ConceptMismatch: a bank of another model.
     """
+    if not 0 <= max_false_positive < 1:
+        raise UVRError(f"max_false_positive: expected a number in [0, 1), got {max_false_positive!r}")
     unsafe, benign = nonblank("prompts", prompts), nonblank("benign_prompts", benign_prompts)
     call, first = dict(generate or {}), seed + len(unsafe)
     drawn = Sampling(unsafe, range(seed, first), {"image": sources}, call, batch_size)
@@ -105,13 +111,14 @@ def calibrate_text(
         finder = finder_of(masks, Terms(bank.name, tuple(words), without), spread(reg.taps))
         seen = finder.find(reg, pipe, drawn, progress)
         fit, held = _fed(reg, pipe, drawn, seen, progress)
-        rest = _values_of(reg, pipe, others, progress)
+        rest, apart = _values_of(reg, pipe, others, progress)
     if not sum(map(len, fit.carrying)):
         raise UVRError(
             f"calibrate_text {bank.name!r}: no token of the {len(unsafe)} prompts feeds the concept's patches, say the "
             "masks; check prompts and masks"
         )
-    return _fitted(bank, reg.taps[0], fit, held if sum(map(len, held.carrying)) else fit, rest)
+    held = held if sum(map(len, held.carrying)) else fit
+    return _asking(_fitted(bank, reg.taps[0], fit, held, rest), held, apart, max_false_positive)
 
 
 def _fed(reg: Regulator, pipe: Any, sampling: Sampling, seen: Seen, progress: Progress | None) -> tuple[Tokens, Tokens]:
@@ -174,9 +181,11 @@ class _Late:
         return list(zip(self._values, mean > FEEDS, strict=True))
 
 
-def _values_of(reg: Regulator, pipe: Any, sampling: Sampling, progress: Progress | None) -> torch.Tensor:
-    """(n, C): values of the text tokens of benign prompts, at most _MOST of them."""
-    kept = Reservoir(_MOST, torch.Generator().manual_seed(0))
+def _values_of(
+    reg: Regulator, pipe: Any, sampling: Sampling, progress: Progress | None
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Values of benign prompts' text tokens: (n, C), at most _MOST of them, and (T, C) of each prompt held out."""
+    kept, apart = Reservoir(_MOST, torch.Generator().manual_seed(0)), list[torch.Tensor]()
 
     @contextmanager
     def reading(batch: slice) -> Iterator[Reader]:
@@ -184,7 +193,11 @@ def _values_of(reg: Regulator, pipe: Any, sampling: Sampling, progress: Progress
 
         def read(call: JointCall) -> None:
             if not steps:
-                kept.add(text_values(call).flatten(0, 1).cpu())
+                for number, values in enumerate(text_values(call).cpu(), batch.start):
+                    if number % HELD_OUT < HELD_OUT - 1:
+                        kept.add(values)
+                    elif len(apart) < _ASKED:
+                        apart.append(values.half())
             steps.add(call.forward.step)
 
         yield read
@@ -192,7 +205,7 @@ def _values_of(reg: Regulator, pipe: Any, sampling: Sampling, progress: Progress
     for _ in read_along(reg, pipe, sampling, (reg.taps[0],), reading, progress):
         pass
     assert kept.rows is not None
-    return kept.rows
+    return kept.rows, apart
 
 
 def _fitted(bank: ConceptBank, probe: str, fit: Tokens, held: Tokens, rest: torch.Tensor) -> ConceptBank:
@@ -215,3 +228,18 @@ def _fitted(bank: ConceptBank, probe: str, fit: Tokens, held: Tokens, rest: torc
     tensors |= {f"text/{probe}": vector[None], f"text_offset/{probe}": torch.tensor([offset])}
     how = TextCarriers(probe, threshold, grow=min(GROW, threshold), measured=measured)
     return attrs.evolve(bank, tensors=tensors, text=how)
+
+
+def _asking(bank: ConceptBank, held: Tokens, apart: Sequence[torch.Tensor], budget: float) -> ConceptBank:
+    """The bank with the score from which a prompt asks for the concept: above the benign prompts' best but for a share
+    `budget` of them, and no less than what carries it. Without benign prompts held out it stays unknown."""
+    how = bank.text
+    assert how is not None
+    vector, offset = bank.tensor("text", how.probe)[0], float(bank.tensor("text_offset", how.probe)[0])
+    best = sorted((float((values.float() @ vector).max()) + offset for values in apart), reverse=True)
+    if not best:
+        return bank
+    bar = max(how.threshold, float(np.nextafter(best[int(budget * len(best))], np.inf)))
+    told = [bool((rows @ vector + offset >= bar).any()) for rows in held.carrying]
+    counts = {"asking": [sum(told), len(told)], "benign": [sum(score >= bar for score in best), len(best)]}
+    return attrs.evolve(bank, text=attrs.evolve(how, asks=bar, measured={**how.measured, **counts}))

@@ -145,12 +145,15 @@ class PolicyTraits:
             follow the negative prompt.
         masks: how it wants located patches shaped.
         withholds: it refuses every image in which the concept is located, so nothing is gained by drawing one.
+        by_text: it needs no place: the tokens that carry the concept are enough. Without sources, an image whose prompt
+            asks for the concept (`TextCarriers.asks`) counts as located everywhere from the first step on.
     """
 
     acts: bool = True
     needs_uncond: bool = False
     masks: MaskOptions = MaskOptions()
     withholds: bool = False
+    by_text: bool = False
 
     @classmethod
     def of(cls, policy: object) -> PolicyTraits:
@@ -162,9 +165,8 @@ class PolicyTraits:
         masks = getattr(policy, "masks", cls().masks)
         if not isinstance(masks, MaskOptions):
             raise UVRError(f"{type(policy).__name__}.masks: expected MaskOptions, got {masks!r}")
-        flags = {
-            name: bool(getattr(policy, name, getattr(cls(), name))) for name in ("acts", "needs_uncond", "withholds")
-        }
+        names = ("acts", "needs_uncond", "withholds", "by_text")
+        flags = {name: bool(getattr(policy, name, getattr(cls(), name))) for name in names}
         return cls(masks=masks, **flags)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import attrs
 import torch
@@ -62,6 +63,7 @@ class Selective:
     ring: int = 1
     margin: int = 0
     name: str = "selective"
+    by_text: ClassVar[bool] = True
 
     @property
     def masks(self) -> MaskOptions:

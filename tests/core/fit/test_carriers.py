@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -52,6 +53,9 @@ def test_the_engine_tells_what_was_learned_in_every_block_and_step(
     assert 0 < carrying[1] < carrying[1] + others[1]
     assert carrying[0] / carrying[1] >= others[0] / others[1]
     assert prompts[1] == len(PROMPTS) // carriers.HELD_OUT
+    assert how.asks is not None
+    assert how.asks >= how.threshold
+    assert how.measured["benign"] == [0, len(BENIGN) // carriers.HELD_OUT]
     bank = load_concepts(text.save(tmp_path / "x.safetensors"))
     shown, batches = Shown(), (PROMPTS[:3], PROMPTS[3:])
     everything = np.ones((3, 8, 8), bool)
@@ -99,3 +103,24 @@ def test_no_token_that_feeds_it_is_an_error(pipe: Any, bank: Any, monkeypatch: p
     monkeypatch.setattr(carriers, "FEEDS", 1e9)
     with pytest.raises(UVRError, match="no token of the 6 prompts feeds"):
         learned(pipe, bank)
+
+
+@pytest.mark.parametrize(("budget", "asks", "benign"), [(0.0, 9.0, 0), (0.3, 6.0, 3), (0.95, 2.0, 8)])
+def test_a_prompt_asks_for_it_above_the_best_of_the_benign_but_for_the_budget(
+    bank: Any, budget: float, asks: float, benign: int
+) -> None:
+    tensors = {**bank.tensors, "text/a": torch.tensor([[1.0, 0.0]]), "text_offset/a": torch.tensor([0.0])}
+    told = attrs.evolve(bank, tensors=tensors, text=uvr_core.TextCarriers("a", 2.0))
+    apart = [torch.tensor([[float(number), 5.0], [-3.0, 5.0]]) for number in range(10)]
+    held = carriers.Tokens(carrying=[torch.tensor([[8.5, 0.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0]])])
+    how = carriers._asking(told, held, apart, budget).text
+    assert how is not None
+    assert how.asks == pytest.approx(asks)
+    assert how.measured["benign"] == [benign, 10]
+    assert how.measured["asking"] == [int(asks < 8.5), 2]
+    assert carriers._asking(told, held, [], budget).text == told.text
+
+
+def test_a_budget_that_is_no_share_is_refused(pipe: Any, bank: Any) -> None:
+    with pytest.raises(UVRError, match=r"max_false_positive: expected a number in \[0, 1\), got 1"):
+        learned(pipe, bank, max_false_positive=1)
