@@ -37,9 +37,11 @@ def test_training_starts_from_what_was_written(tmp_path: Path) -> None:
     assert any(not torch.equal(value, first[name]) for name, value in pipe.transformer.state_dict().items())
 
 
-def test_a_sibling_of_another_shape_or_none_is_refused() -> None:
-    with pytest.raises(UVRError, match="no trained free-form pipeline 'sd3'"):
-        blend.blend("sd3", "sd3", 0.4)
+def test_a_sibling_of_another_shape_or_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as nothing_ships:
+        nothing_ships.setattr(blend, "FOLDER", tmp_path)
+        with pytest.raises(UVRError, match="no trained free-form pipeline 'sd3'"):
+            blend.blend("sd3", "sd3", 0.4)
     with pytest.raises(UVRError, match="other classes"):
         blend.blend("sd3", "flux", 0.4)
     with pytest.raises(UVRError, match="no free-form pipeline"):
