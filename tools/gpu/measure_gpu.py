@@ -202,7 +202,7 @@ def measure(
                 contexts[prefix + variant] = functools.partial(regulated, case, policy_name)
             results.setdefault(name, {}).update(measured(case, contexts, turns, device))
         for variant, row in results.get(name, {}).items():
-            row["beyond"] = beyond(row, results[name]["compiled stock" if "compiled" in variant else "stock"])
+            row["beyond"] = beyond(row, results[name]["compiled stock" if variant.startswith("compiled") else "stock"])
         for row in results.get(name, {}).values():
             row.pop("by_kernel", None)
         if case is not None:

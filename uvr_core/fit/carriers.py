@@ -121,6 +121,11 @@ def calibrate_text(
     return _asking(_fitted(bank, reg.taps[0], fit, held, rest), held, apart, max_false_positive)
 
 
+def _held_out(number: int) -> bool:
+    """Whether the prompt of that number chooses thresholds, and is not fitted on."""
+    return number % HELD_OUT == HELD_OUT - 1
+
+
 def _fed(reg: Regulator, pipe: Any, sampling: Sampling, seen: Seen, progress: Progress | None) -> tuple[Tokens, Tokens]:
     """The tokens of the prompts whose pictures show the concept: to fit, and held out.
 
@@ -136,7 +141,7 @@ def _fed(reg: Regulator, pipe: Any, sampling: Sampling, seen: Seen, progress: Pr
         late = _Late(seen.masks[batch], reg.taps[0])
         yield late.read
         for values, carry in late.tokens():
-            (held if number % HELD_OUT == HELD_OUT - 1 else fit).add(values, carry)
+            (held if _held_out(number) else fit).add(values, carry)
             number += 1
 
     for drawn in read_along(reg, pipe, sampling, (reg.taps[0], *spread(reg.taps)), reading, progress):
@@ -194,7 +199,7 @@ def _values_of(
         def read(call: JointCall) -> None:
             if not steps:
                 for number, values in enumerate(text_values(call).cpu(), batch.start):
-                    if number % HELD_OUT < HELD_OUT - 1:
+                    if not _held_out(number):
                         kept.add(values)
                     elif len(apart) < _ASKED:
                         apart.append(values.half())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import attrs
 import torch
@@ -63,7 +62,11 @@ class Selective:
     ring: int = 1
     margin: int = 0
     name: str = "selective"
-    by_text: ClassVar[bool] = True
+
+    @property
+    def by_text(self) -> bool:
+        """Not where it is told to keep to the located patches."""
+        return self.everywhere is not False
 
     @property
     def masks(self) -> MaskOptions:

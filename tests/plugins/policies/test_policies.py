@@ -71,6 +71,10 @@ def test_uvr_released_scales_columns_when_there_is_a_source() -> None:
     assert UvrReleased().edit(located(0.8), info()) is None
 
 
+def test_selective_needs_no_place_unless_it_is_to_keep_to_the_located_patches() -> None:
+    assert [PolicyTraits.of(Selective(everywhere=each)).by_text for each in (None, True, False)] == [True, True, False]
+
+
 def test_selective_everywhere_withholds_the_words_from_every_patch_of_an_image_that_shows_something() -> None:
     contrast = torch.tensor([[9.0, 1.0, 3.0], [9.0, 9.0, 9.0]])
     call = info(contrast, reference=0)
